@@ -1,0 +1,21 @@
+"""Where the tests find notebooks and data, how they leave no figures behind, and why chance decides nothing."""
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # two workers on two cores
+os.environ.setdefault('MPLBACKEND', 'Agg')
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def no_luck():
+    "Every test starts from the same random state, alone or after others: networks with random weights are the same in each run."
+    import numpy as np
+    import torch
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

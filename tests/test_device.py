@@ -1,0 +1,56 @@
+"""What runs on the CPU runs on CUDA, with the same answers. Where there is no GPU the same tests run on the CPU alone."""
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from misas.models.torch import TorchModel
+from misas.phantom import ThresholdModel, short_axis, short_axis_stack
+from misas.sensitivity import sensitivity
+from misas.transforms.catalogue import CATALOGUE
+
+DEVICES = ['cpu'] + ['cuda']*torch.cuda.is_available()
+device = pytest.mark.parametrize('device', DEVICES)
+
+
+def net(dims=2):
+    torch.manual_seed(0)
+    conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+    norm = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[dims]
+    return nn.Sequential(conv(1, 8, 3, padding=1), norm(8), nn.ReLU(), conv(8, 4, 1))
+
+
+@device
+@pytest.mark.parametrize('options', [{}, {'size': 64}, {'multiple_of': 32}, {'batch_size': 3}, {'preprocess': lambda x: (x - x.mean())/x.std()}], ids=lambda o: next(iter(o), 'plain'))
+def test_predictions_agree_with_the_cpu(device, options):
+    s, module = short_axis((70, 90), spacing=3.), net()
+    here, there = (TorchModel(module, device=d, **options).predict(s) for d in ('cpu', device))
+    assert isinstance(there, np.ndarray) and np.abs(here - there).max() < 1e-3
+
+
+@device
+@pytest.mark.parametrize('kind', CATALOGUE, ids=lambda c: c.name)
+@pytest.mark.parametrize('dims', [2, 3])
+def test_sweeps_agree_with_the_cpu(device, kind, dims):
+    s = short_axis((48, 56), spacing=4.) if dims == 2 else short_axis_stack((40, 36, 6), spacing=(5., 5., 9.))
+    s = s.replace(labels=s.labels > 0, classes=None)
+    here, there = (sensitivity(TorchModel(ThresholdModel(600.), device=d), s, kind(), progress=False).frame for d in ('cpu', device))
+    assert here.equals(there)
+
+
+@device
+def test_logits_are_differentiable_on_the_device(device):
+    module = net()
+    model = TorchModel(module, device=device)
+    x = torch.rand(1, 1, 32, 40, device=device, requires_grad=True)
+    g, = torch.autograd.grad(model.logits(x)[:, 1].mean(), x)
+    assert g.device.type == device and g.abs().sum() > 0
+    assert next(module.parameters()).device.type == 'cpu'  # the caller's network was not moved
+
+
+@device
+def test_kept_classes_and_volumes(device):
+    model = TorchModel(net(3), device=device, classes=('background', 'a', 'b', 'c')).keep('c', 'a')
+    v = torch.rand(2, 1, 12, 14, 10)
+    assert model.label(v).shape == (2, 12, 14, 10) and np.allclose(model.predict(v).sum(1), 1, atol=1e-4)
+    assert model.logits(v).shape == (2, 3, 12, 14, 10)

@@ -1,0 +1,426 @@
+"What must hold for any sample, transform, label map and model, checked on many small ones made at random."
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from misas.metrics import OVERLAP, confusion, score
+from misas.models.adapt import as_model
+from misas.phantom import OracleModel, ThresholdModel, disc
+from misas.sample import Sample, take_slice
+from misas.sensitivity import sensitivity
+from misas.transforms.base import from_function, sweep_values
+from misas.transforms.catalogue import CATALOGUE
+from misas.transforms.intensity import Noise
+from misas.transforms.spatial import Crop, Dihedral, Flip, Resize, Rotation, Zoom
+
+
+def some(n): return settings(derandomize=True, deadline=None, max_examples=n, database=None)
+
+
+BY_NAME = {c.__name__: c for c in CATALOGUE}
+IMAGE_TYPES, LABEL_TYPES = ('uint8', 'int16', 'float32', 'float64', 'bool'), ('uint8', 'int32', 'int64', 'bool', 'float32')
+SPATIAL = 'Rotation', 'Zoom', 'Resize', 'Flip', 'Dihedral', 'Crop'
+
+
+@st.composite
+def samples(draw, labelled=None, dims=(2, 3), max_size=9):
+    "A sample with random contents; what matters (shape, types, geometry, valid) is drawn, the numbers come from a seed."
+    n = draw(st.sampled_from(dims))
+    shape = tuple(draw(st.lists(st.integers(1, max_size if n == 2 else 6), min_size=n, max_size=n)))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    spacing = tuple(draw(st.lists(st.sampled_from([.5, 1., 1.7, 8.]), min_size=n, max_size=n)))
+    image = (rng.random((draw(st.integers(1, 3)), *shape))*draw(st.sampled_from([1, 200]))).astype(draw(st.sampled_from(IMAGE_TYPES)))
+    labelled = draw(st.booleans()) if labelled is None else labelled
+    top = draw(st.sampled_from([1, 3, 300]))
+    labels = (rng.integers(0, top + 1, shape) if top < 9 else rng.choice([0, 5, 300], shape)) if labelled else None
+    if labelled: labels = labels.astype(draw(st.sampled_from(LABEL_TYPES if top < 256 else LABEL_TYPES[1:3] + LABEL_TYPES[4:])))
+    valid = draw(st.sampled_from([None, rng.random(shape) > .3, np.zeros(shape, bool)]))
+    affine = None
+    if n == 3 and draw(st.booleans()):
+        affine = np.diag([*spacing, 1.])[:, [1, 0, 2, 3]]*[-1, 1, 1, 1]
+        affine[:3, 3], spacing = (5, -7, 20), (spacing[1], spacing[0], spacing[2])
+    return Sample(image, labels, spacing=spacing, valid=valid, affine=affine, name='any')
+
+
+def value_for(name, ndim):
+    "Values from the domain of a transform."
+    return {'Rotation': st.floats(-400, 400), 'Zoom': st.floats(.1, 8), 'Resize': st.floats(.05, 2.6), 'Crop': st.floats(0, .49),
+            'Flip': st.integers(0, 2**ndim - 1), 'Dihedral': st.integers(0, 7), 'Brightness': st.floats(0, 20),
+            'Contrast': st.floats(0, 20), 'Noise': st.floats(0, 3)}[name]
+
+
+def arrays(s): return {k: getattr(s, k) for k in ('image', 'labels', 'valid', 'affine') if getattr(s, k) is not None}
+def same(a, b): return (a is None and b is None) or np.array_equal(a, b)
+def equal(a, b): return all(same(getattr(a, k), getattr(b, k)) for k in ('image', 'labels', 'valid', 'affine')) and \
+    (a.spacing, a.classes, a.name, a.spacing_known) == (b.spacing, b.classes, b.name, b.spacing_known)
+def centre(s): return s.affine[:3, :3] @ ((np.array(s.shape) - 1)/2) + s.affine[:3, 3]
+
+
+# --- Sample
+
+@some(60)
+@given(samples())
+def test_sample_round_trips(s):
+    for other in (pickle.loads(pickle.dumps(s)), copy.deepcopy(s), s.replace(), s.replace(name='x').replace(name='any')): assert equal(s, other)
+
+
+@some(30)
+@given(samples())
+def test_sample_arrays_are_read_only(s):
+    assert not any(a.flags.writeable for a in arrays(s).values())
+
+
+@some(20)
+@given(samples(labelled=True))
+def test_sample_is_immutable_after_a_journey(s):
+    "Workers of a study get samples by pickle: rule 9 holds there too."
+    for other in (pickle.loads(pickle.dumps(s)), copy.deepcopy(s)): assert not any(a.flags.writeable for a in arrays(other).values())
+
+
+@some(40)
+@given(samples())
+def test_sample_does_not_keep_the_arrays_it_was_given(s):
+    given_ = {k: a.copy() for k, a in arrays(s).items()}
+    made = Sample(**given_, spacing=s.spacing)
+    for a in given_.values(): a[...] = 1 - a if a.dtype != bool else ~a
+    assert all(np.array_equal(getattr(made, k), getattr(s, k)) for k in given_)
+
+
+@pytest.mark.parametrize('top', [255, 256, 65535, 2**31 - 1])
+@pytest.mark.parametrize('dtype', ['int64', 'uint32', 'float64'])
+def test_label_values_survive(top, dtype):
+    assert Sample(np.zeros((1, 1, 2)), np.array([[0, top]], dtype)).labels.tolist() == [[0, top]]
+
+
+def test_spacing_given_later_is_known():
+    assert Sample(np.zeros((4, 4))).replace(spacing=(2, 2)).spacing_known
+
+
+# --- transforms
+
+@pytest.mark.parametrize('name', BY_NAME)
+def test_transform(name):
+    @some(40)
+    @given(st.data(), samples())
+    def check(data, s):
+        t, v = BY_NAME[name](), data.draw(value_for(name, s.ndim))
+        before = {k: a.copy() for k, a in arrays(s).items()}
+        new = t(s, v)
+        assert all(np.array_equal(getattr(s, k), a) for k, a in before.items())  # the input stays as it was
+        assert np.isfinite(new.image).all() and new.image.dtype == np.float32 and new.n_channels == s.n_channels
+        assert (new.labels is None) == (s.labels is None)
+        if s.labels is not None:
+            assert set(np.unique(new.labels)) <= {0, *np.unique(s.labels)} and new.labels.shape == new.shape
+            assert t.moves_labels or np.array_equal(new.labels, s.labels)
+        assert new.valid is None or (new.valid.shape == new.shape and new.valid.dtype == bool)
+        if s.valid is not None and not s.valid.any(): assert new.valid is not None and not new.valid.any()
+        assert (new.classes, new.name, new.spacing_known, new.ndim) == (s.classes, s.name, s.spacing_known, s.ndim)
+        if s.affine is not None:
+            assert np.allclose(np.linalg.norm(new.affine[:3, :3], axis=0), new.spacing) and np.allclose(centre(new), centre(s))
+        assert t(s, t.identity) is s and equal(t(s, v), new)
+    check()
+
+
+@pytest.mark.parametrize('name', BY_NAME)
+def test_many_equals_one_by_one(name):
+    @some(15)
+    @given(st.data(), samples())
+    def check(data, s):
+        t = BY_NAME[name]()
+        values = [*data.draw(st.lists(value_for(name, s.ndim), min_size=1, max_size=4)), t.identity]
+        for v, a in zip(values, t.many(s, values), strict=True):
+            b = t(s, v)
+            assert same(a.labels, b.labels) and same(a.valid, b.valid) and np.allclose(a.image, b.image, rtol=1e-6, atol=1e-6)
+    check()
+
+
+@pytest.mark.parametrize('name', BY_NAME)
+def test_back_is_on_the_grid_of_the_sample(name):
+    @some(25)
+    @given(st.data(), samples(labelled=True))
+    def check(data, s):
+        t, v = BY_NAME[name](), data.draw(value_for(name, s.ndim))
+        labels, known = t.back(t(s, v).labels, s, v)
+        assert labels.shape == s.shape and labels.dtype.kind in 'iu' and set(np.unique(labels)) <= {0, *np.unique(s.labels)}
+        assert known is None or (known.shape == s.shape and known.dtype == bool)
+        if name in ('Flip', 'Dihedral', 'Crop', 'Brightness', 'Contrast', 'Noise'): assert np.array_equal(labels, s.labels)
+        one = s.replace(labels=np.full(s.shape, 3), valid=None)  # one class everywhere: what is known is that class
+        labels, known = t.back(np.where(t(one, v).labels == 0, 3, t(one, v).labels), one, v)
+        assert (labels[slice(None) if known is None else known] == 3).all()
+    check()
+
+
+@some(30)
+@given(samples(labelled=True), st.sampled_from(SPATIAL[:5]), st.data())
+def test_image_and_labels_move_together(s, name, data):
+    "An image that shows the labels still shows them afterwards, when it is interpolated like them."
+    kw = dict(order=0, fill=0) if name in SPATIAL[:3] else {}
+    s = s.replace(image=s.labels[None].astype(float))
+    new = BY_NAME[name](**kw)(s, data.draw(value_for(name, s.ndim)))
+    assert np.array_equal(new.image[0], new.labels)
+
+
+@some(25)
+@given(samples(labelled=True), st.sampled_from(SPATIAL[:3]), st.data())
+def test_what_is_not_valid_is_what_came_from_outside(s, name, data):
+    t, v = BY_NAME[name](order=0, fill=-9), data.draw(value_for(name, s.ndim))
+    new = t(s.replace(valid=None), v)
+    valid = np.ones(new.shape, bool) if new.valid is None else new.valid
+    assert np.array_equal(valid, (new.image != -9).all(0)) and (new.labels[~valid] == 0).all()
+
+
+@some(25)
+@given(samples(), st.integers(-8, 8))
+def test_quarter_turns_lose_nothing(s, k):
+    n = min(s.shape[:2])
+    s = Sample(s.image[:, :n, :n], spacing=1.)
+    assert np.allclose(Rotation()(s, 90.*k).image, np.rot90(s.image, k, (1, 2)), atol=1e-9)
+    assert np.array_equal(Dihedral()(s, 2*(k % 4)).image, np.rot90(s.image, k, (1, 2)))
+
+
+@some(25)
+@given(samples(), st.floats(.05, 2.6))
+def test_resize_keeps_the_field_of_view(s, v):
+    new = Resize()(s, v)
+    assert np.allclose(np.multiply(new.shape, new.spacing), np.multiply(s.shape, s.spacing))
+    assert np.abs(np.array(new.shape) - np.maximum(1, np.multiply(s.shape, v))).max() <= .5 + 1e-9
+
+
+@some(20)
+@given(samples(), st.floats(0, 3), st.integers(0, 99))
+def test_noise_takes_a_seed_and_leaves_random_states_alone(s, v, seed):
+    before = np.random.get_state()[1].copy(), torch.get_rng_state().clone()
+    assert np.array_equal(Noise(seed=seed)(s, v).image, Noise(seed=seed)(s, v).image)
+    assert (np.random.get_state()[1] == before[0]).all() and (torch.get_rng_state() == before[1]).all()
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 8, 10, 48, 51])
+def test_crop_below_one_half_leaves_something(n):
+    s = Crop()(Sample(np.ones((1, n, 60))), .49)
+    assert s.valid is None or s.valid.any()
+
+
+@pytest.mark.parametrize('mode', ['constant', 'minimum'])
+def test_own_spatial_function_tells_what_came_from_outside(mode):
+    "Padding with the minimum (torchio's and misas' own default) must not pass for a known background."
+    from scipy.ndimage import shift
+    def move(image, v): return np.stack([shift(c, (v, 0), order=1, mode='constant', cval=c.min() if mode == 'minimum' else 0.) for c in image])
+    new = from_function(move, 'shift', [0, 5], 0, 'px', spatial=True)(disc((20, 16), radius=4.), 5)
+    assert new.valid is not None and not new.valid[:5].any() and new.valid[5:].all()
+
+
+@some(40)
+@given(st.sampled_from(list(BY_NAME)), st.data())
+def test_sweep_values(name, data):
+    t = BY_NAME[name]()
+    values = sweep_values(t, data.draw(st.lists(value_for(name, 2), min_size=1, max_size=6)))
+    assert t.identity in values and values == sorted(set(values)) and all(isinstance(v, float) for v in values)
+    assert t.identity in t.values and t.identity in sweep_values(t)
+
+
+# --- metrics
+
+@st.composite
+def pairs(draw):
+    k, shape = draw(st.integers(2, 20)), tuple(draw(st.lists(st.integers(1, 7), min_size=2, max_size=3)))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    top = draw(st.integers(1, k))
+    p, t = (rng.integers(0, top, shape).astype(draw(st.sampled_from(['uint8', 'int64', 'float32']))) for _ in range(2))
+    return p, t, k, draw(st.sampled_from([None, rng.random(shape) > .4, np.zeros(shape, bool)]))
+
+
+def numbers(p, t, metric, k, valid=None): return score(p, t, metric, n_classes=k, valid=valid).score.to_numpy()
+
+
+@some(60)
+@given(pairs())
+def test_overlap_metrics(case):
+    p, t, k, valid = case
+    s = {m: numbers(p, t, m, k, valid) for m in OVERLAP}
+    for x in s.values(): assert len(x) == k - 1 and (np.isnan(x) | ((x >= 0) & (x <= 1))).all()
+    assert np.allclose(s['dice'], 2*s['iou']/(1 + s['iou']), equal_nan=True)
+    assert np.array_equal(s['dice'], numbers(t, p, 'dice', k, valid), equal_nan=True)
+    assert np.array_equal(s['precision'], numbers(t, p, 'recall', k, valid), equal_nan=True)
+    keep = np.ones(p.shape, bool) if valid is None else valid
+    for c in range(1, k):
+        a, b = p[keep] == c, t[keep] == c
+        want = 2*(a & b).sum()/(a.sum() + b.sum()) if (a | b).any() else np.nan
+        assert np.isclose(s['dice'][c - 1], want, equal_nan=True)
+        if not (a | b).any(): assert all(np.isnan(s[m][c - 1]) for m in ('dice', 'iou', 'precision', 'recall'))
+
+
+@some(40)
+@given(pairs(), st.randoms(use_true_random=False))
+def test_metrics_do_not_care_where_voxels_are(case, random):
+    p, t, k, valid = case
+    order = list(range(p.size))
+    random.shuffle(order)
+    mix = lambda a: None if a is None else a.ravel()[order].reshape(p.shape)
+    for m in ('dice', 'specificity', lambda a, b: float((a & b).sum())):
+        assert np.array_equal(numbers(p, t, m, k, valid), numbers(mix(p), mix(t), m, k, mix(valid)), equal_nan=True)
+
+
+@some(40)
+@given(pairs())
+def test_a_perfect_prediction_scores_one_where_a_class_exists(case):
+    _, t, k, valid = case
+    here = t if valid is None else t[valid]
+    for m in ('dice', 'iou', 'precision', 'recall'):
+        x = numbers(t, t, m, k, valid)
+        assert all(x[c - 1] == 1 if (here == c).any() else np.isnan(x[c - 1]) for c in range(1, k))
+    assert confusion(t, t, k, valid).sum() == here.size
+
+
+@some(30)
+@given(pairs())
+def test_own_metric_gives_the_same_as_the_built_in_one(case):
+    p, t, k, valid = case
+    def mine(a, b): return 2*(a & b).sum()/(a.sum() + b.sum()) if (a | b).any() else np.nan
+    assert np.allclose(numbers(p, t, mine, k, valid), numbers(p, t, 'dice', k, valid), equal_nan=True)
+
+
+def test_two_functions_are_two_metrics():
+    p = np.eye(4, dtype=int)
+    with pytest.raises(ValueError, match='same name twice'): score(p, p, [lambda a, b: 1., lambda a, b: 2.], n_classes=2)
+    def one(a, b): return 1.
+    def two(a, b): return 2.
+    assert score(p, p, [one, two], n_classes=2).score.tolist() == [1, 2]
+
+
+# --- models
+
+def grey(x): return np.concatenate([1 - x[:, :1], x[:, :1]], 1)  # a pixel-wise model: probability = grey value
+
+
+@st.composite
+def pictures(draw):
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=2, max_size=3)))
+    return Sample(np.random.default_rng(draw(st.integers(0, 999))).random((draw(st.integers(1, 2)), *shape)), spacing=(1.,)*len(shape))
+
+
+@some(60)
+@given(pictures(), st.data())
+def test_predictions_lie_on_the_grid_of_the_sample(s, data):
+    numbers_ = st.lists(st.integers(1, 13), min_size=s.ndim, max_size=s.ndim).map(tuple) | st.integers(1, 13)
+    kw = data.draw(st.sampled_from([{}, dict(multiple_of=data.draw(numbers_)), dict(size=data.draw(numbers_))]))
+    p = as_model(grey, activation='none', **kw).predict(s)
+    assert p.shape == (1, 2, *s.shape) and np.allclose(p.sum(1), 1, atol=1e-5)
+    if 'size' not in kw: assert np.allclose(p[0, 1], s.image[0])
+    assert as_model(grey, activation='none', **kw).label(s).shape == (1, *s.shape)
+
+
+@some(30)
+@given(st.integers(0, 10**6), st.integers(2, 5), st.integers(1, 4), st.sampled_from(['size', 'multiple_of']))
+def test_batches_change_nothing(seed, n, batch, option):
+    x = np.random.default_rng(seed).random((n, 1, 7, 5)).astype(np.float32)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.BatchNorm2d(3))
+    a, b = (as_model(net, batch_size=o, **{option: 8}) for o in (1, batch))
+    assert np.allclose(a.predict(x), b.predict(x), atol=1e-6) and np.array_equal(a.label(x), b.label(x))
+
+
+@pytest.mark.parametrize('size', [(20, 31), (64, 64), (40, 50)])
+@pytest.mark.parametrize('kind', ['size', 'multiple_of'])
+def test_an_object_stays_where_it_is(size, kind):
+    s = disc((37, 45), radius=5., centre=(4, -7), background=0., object=1.)
+    p = as_model(grey, activation='none', **{kind: size}).predict(s)[0, 1]
+    at = lambda a: np.array([(i*a).sum()/a.sum() for i in np.indices(a.shape)])
+    assert np.abs(at(p) - at(s.labels)).max() < .1
+
+
+@some(30)
+@given(st.integers(0, 10**6), st.lists(st.sampled_from('abc'), min_size=1, max_size=3, unique=True))
+def test_kept_classes(seed, names):
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 4, 5, 6)).astype(np.float32)*4)
+    full = as_model(lambda x: logits + 0*torch.as_tensor(x)[:, :1], classes=('background', 'a', 'b', 'c'))
+    kept, x = full.keep(*names), np.zeros((1, 1, 5, 6))
+    p = kept.predict(x)
+    assert kept.classes == ('background', *names) and np.allclose(p.sum(1), 1, atol=1e-5) and p.shape[1] == kept.n_classes
+    assert np.allclose(kept.logits(torch.zeros(1, 1, 5, 6)).softmax(1).numpy(), p, atol=1e-5)
+    for i, c in enumerate(names, 1): assert np.array_equal(kept.label(x) == i, full.label(x) == full.classes.index(c))
+
+
+def test_float_label_maps_are_label_maps_also_when_the_first_is_binary():
+    m, a, b = as_model(lambda x: x[:, 0].round()), np.zeros((1, 1, 2, 2)), np.full((1, 1, 2, 2), 2.)
+    a[0, 0, 0] = 1
+    m.label(a)
+    try: got = m.label(b)
+    except ValueError: return  # refusing is fine, calling label 2 label 1 is not
+    assert (got == 2).all()
+
+
+# --- sensitivity
+
+class Counting:
+    "A threshold model that counts the images it is asked about."
+    def __init__(self): self.n = 0
+    def __call__(self, x):
+        self.n += len(x)
+        return np.stack([0*x[:, 0], x[:, 0] - .5], 1)
+
+
+@some(30)
+@given(st.sampled_from(list(BY_NAME)), st.data(), st.sampled_from(['transformed', 'original']), st.sampled_from(['labels', 'prediction']), st.integers(1, 3))
+def test_a_sweep(name, data, space, reference, batch):
+    s, t, f = disc((12, 9), radius=3., spacing=(1., 1.5)), BY_NAME[name](), Counting()
+    values = data.draw(st.lists(value_for(name, 2), min_size=1, max_size=4))
+    r = sensitivity(as_model(f, activation='softmax', batch_size=batch), s, t, values, metrics=('dice', 'iou', lambda a, b: float(a.sum())),
+                    space=space, reference=reference, progress=False)
+    assert f.n == len(r.values) == len({float(v) for v in values} | {t.identity}) and t.identity in r.values
+    assert list(r.frame) == ['transform', 'value', 'unit', 'class', 'metric', 'score'] and len(r.frame) == 3*len(r.values)
+    assert r.frame.value.drop_duplicates().tolist() == r.values and set(r.frame['transform']) == {t.name}
+    for i, v in enumerate(r.values):
+        assert r.predictions[i].shape == r.labels[i].shape == r.images[i].shape[1:]
+        assert np.array_equal(r.images[i], t(r.sample, v).image) and np.array_equal(r.predictions[i], (r.images[i][0] > .5))
+    same_ = r.frame[(r.frame.value == t.identity) & (r.frame.metric == 'dice')].score.iloc[0]
+    assert same_ == 1 and f.n == len(r.values)
+
+
+@pytest.mark.parametrize('name', SPATIAL)
+@pytest.mark.parametrize('dims', [2, 3])
+def test_a_perfect_model_is_perfect(name, dims):
+    @some(6)
+    @given(st.data())
+    def check(data):
+        rng, t = np.random.default_rng(data.draw(st.integers(0, 99))), BY_NAME[name]()
+        shape = (11, 8) if dims == 2 else (7, 6, 4)
+        s = Sample(rng.random((1, *shape)), rng.integers(0, 3, shape), spacing=(1., 1.7, 4.)[:dims], classes=('background', 'a', 'b'))
+        values = sweep_values(t, data.draw(st.lists(value_for(name, dims), min_size=1, max_size=3)))
+        oracle = as_model(OracleModel(t.many(s, values)), classes=s.classes)
+        scores = sensitivity(oracle, s, t, values, metrics=('dice', 'precision', 'recall'), progress=False).frame.score
+        assert (scores.dropna() == 1).all()
+    check()
+
+
+@some(10)
+@given(samples(labelled=True, dims=(3,)), st.integers(-3, 2), st.sampled_from(SPATIAL), st.data())
+def test_slices_of_volumes(s, axis, name, data):
+    "A slice of anything is a 2D sample whose arrays fit each other."
+    flat = take_slice(BY_NAME[name]()(s, data.draw(value_for(name, 3))), axis=axis)
+    assert flat.ndim == 2 and flat.labels.shape == flat.shape
+
+
+def test_summary_of_a_sweep_of_one_value():
+    r = sensitivity(ThresholdModel(.5), disc((12, 9), radius=3.), Rotation(), [0], progress=False)
+    assert 'breaks already' not in str(r.summary())
+
+
+def test_tolerance_says_nothing_about_undefined_scores():
+    "A class that is nowhere holds nowhere; a range ends at the last value that has a score."
+    s = disc((40, 40), radius=4., centre=(-14, 0))
+    r = sensitivity(ThresholdModel(.5), s, Crop(), progress=False)
+    row, defined = r.tolerance().iloc[0], r.frame[r.frame.score.notna()].value.max()
+    assert defined < r.values[-1] and row.upper <= defined
+    two = as_model(lambda x: np.stack([.5 - x[:, 0], x[:, 0] - .5, x[:, 0]*0 - 9], 1), classes=('background', 'disc', 'nowhere'), activation='softmax')
+    nowhere = sensitivity(two, s.replace(classes=two.classes), Zoom(), progress=False).tolerance().iloc[1]
+    assert np.isnan(nowhere.unchanged) and np.isnan(nowhere.lower) and np.isnan(nowhere.upper)
+
+
+def test_a_result_can_be_kept():
+    r = sensitivity(ThresholdModel(.5), disc((12, 9), radius=3.), Flip(), progress=False)
+    again = pickle.loads(pickle.dumps(r))
+    assert again.frame.equals(r.frame) and np.array_equal(again.predictions[1], r.predictions[1])
