@@ -5,19 +5,23 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api/99_all.ipynb #9f56be1b
+# %% ../nbs/api/99_all.ipynb #10516a31
 from . import datasets, phantom, plot
+from .grid import SensitivityGrid, sensitivity_grid
 from .io import as_sample, load, save
 from .metrics import score
 from .models.adapt import as_model
 from .models.base import Model
 from .sample import Sample
 from .sensitivity import Sensitivity, sensitivity
+from .tolerance import Tolerance, tolerance
 from .transforms.base import Transform
 from .transforms.catalogue import transforms
-from .transforms.intensity import Brightness, Contrast, Noise
-from .transforms.spatial import Crop, Dihedral, Flip, Resize, Rotation, Zoom
+from .transforms.grid import Crop, Dihedral, Flip, Resize, Resolution
+from .transforms.intensity import Blur, Brightness, ChannelScale, Contrast, Gamma, Noise, Rician, WindowLevel, WindowWidth
+from .transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 
-# %% ../nbs/api/99_all.ipynb #b51a05f4
-__all__ = ['Brightness', 'Contrast', 'Crop', 'Dihedral', 'Flip', 'Model', 'Noise', 'Resize', 'Rotation', 'Sample', 'Sensitivity', 'Transform', 'Zoom',
-           'as_model', 'as_sample', 'datasets', 'load', 'phantom', 'plot', 'save', 'score', 'sensitivity', 'transforms']
+# %% ../nbs/api/99_all.ipynb #1753bc4e
+__all__ = ['Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip', 'Gamma', 'Model', 'Noise', 'Resize', 'Resolution', 'Rician',
+           'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Tolerance', 'Transform', 'Translation', 'WindowLevel', 'WindowWidth', 'Zoom',
+           'as_model', 'as_sample', 'datasets', 'load', 'phantom', 'plot', 'save', 'score', 'sensitivity', 'sensitivity_grid', 'tolerance', 'transforms']

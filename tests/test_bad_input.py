@@ -2,6 +2,7 @@
 import importlib
 import random
 import re
+import sys
 import warnings
 
 import numpy as np
@@ -10,16 +11,18 @@ import torch
 from torch import nn
 
 from misas.io import as_sample, load
-from misas.metrics import confusion, score
+from misas.metrics import confusion, loss, score, surface_distance
 from misas.models.adapt import as_model
 from misas.models.torch import TorchModel
 from misas.phantom import ThresholdModel, disc
 from misas.sample import Sample, take_slice
 from misas.sensitivity import sensitivity
+from misas.transforms.artifact import BiasField, Ghosting, Gibbs, Motion, Spike, SpikePosition, Undersampling
 from misas.transforms.base import Transform, from_function
 from misas.transforms.catalogue import CATALOGUE
 from misas.transforms.intensity import Brightness, Contrast, Noise
-from misas.transforms.spatial import Crop, Dihedral, Flip, Resize, Rotation, Zoom
+from misas.transforms.grid import Crop, Dihedral, Flip, Resize
+from misas.transforms.spatial import Rotation, Zoom
 
 IMAGE, MASK = np.random.default_rng(0).random((1, 6, 5)), np.arange(30).reshape(6, 5) % 2
 THRESHOLD, DISC = ThresholdModel(.5), disc((12, 10), radius=3.)
@@ -99,6 +102,26 @@ def test_sample(make, words): refused(make, *words)
     n_classes_fraction=(lambda: score(MASK, MASK, n_classes=2.5), ['n_classes']),
     n_classes_missing=(lambda: score(MASK, MASK), ['n_classes']),
     confusion_sizes=(lambda: confusion(MASK, MASK.T, 2), ['prediction', 'labels']),
+    metric_in_a_list_of_a_list=(lambda: score(MASK, MASK, [['dice']], n_classes=2), ['metrics', 'dice']),
+    unknown_distance=(lambda: score(MASK, MASK, 'hd95', n_classes=2, spacing=1), ['metrics', 'hd95', 'hausdorff95']),
+    spacing_missing=(lambda: score(MASK, MASK, ('dice', 'hausdorff95'), n_classes=2), ['hausdorff95', 'mm', 'spacing']),
+    spacing_missing_for_a_volume=(lambda: score(MASK, MASK, 'volume_difference', n_classes=2), ['volume_difference', 'spacing']),
+    spacing_zero=(lambda: score(MASK, MASK, 'assd', n_classes=2, spacing=0), ['spacing', '0.0']),
+    spacing_zero_for_dice=(lambda: score(MASK, MASK, n_classes=2, spacing=(1, 0)), ['spacing', '0.0']),
+    spacing_negative=(lambda: score(MASK, MASK, 'volume', n_classes=2, spacing=(1, -2)), ['spacing', '-2.0']),
+    spacing_nan=(lambda: score(MASK, MASK, 'assd', n_classes=2, spacing=np.nan), ['spacing', 'nan']),
+    spacing_infinite=(lambda: score(MASK, MASK, 'assd', n_classes=2, spacing=np.inf), ['spacing', 'inf']),
+    spacing_one_too_many=(lambda: score(MASK, MASK, 'assd', n_classes=2, spacing=(1, 1, 1)), ['spacing', '2']),
+    spacing_one_of_two=(lambda: score(MASK, MASK, 'assd', n_classes=2, spacing=[1]), ['spacing', '2']),
+    spacing_text=(lambda: score(MASK, MASK, 'assd', n_classes=2, spacing='1mm'), ['spacing', '1mm']),
+    spacing_ragged=(lambda: score(MASK, MASK, 'assd', n_classes=2, spacing=(1, (2, 3))), ['spacing']),
+    distance_in_1d=(lambda: score(MASK[0], MASK[0], 'assd', n_classes=2, spacing=1), ['assd', '1']),
+    volume_in_4d=(lambda: score(MASK[None, None], MASK[None, None], 'volume', n_classes=2, spacing=1), ['volume', '4']),
+    surface_of_labels=(lambda: surface_distance(MASK, MASK*2, 1), ['truth', '2']),
+    surface_sizes=(lambda: surface_distance(MASK, MASK.T, 1), ['prediction', 'truth']),
+    surface_percentile=(lambda: surface_distance(MASK, MASK, 1, 0), ['percentile', '0']),
+    loss_of_a_volume=(lambda: loss('volume', 3), ['volume', 'volume_difference']),
+    loss_of_an_unknown_metric=(lambda: loss('hd95', 3), ['hd95', 'hausdorff95']),
 )
 def test_metrics(make, words): refused(make, *words)
 
@@ -106,7 +129,9 @@ def test_metrics(make, words): refused(make, *words)
 # --- transforms
 
 OUTSIDE = [(Zoom, 0), (Zoom, -1), (Resize, 0), (Resize, -2), (Flip, 4), (Flip, .5), (Flip, -1), (Dihedral, 8), (Dihedral, 1.5), (Crop, .5),
-           (Crop, -.1), (Brightness, -1), (Contrast, -.1), (Noise, -1)]
+           (Crop, -.1), (Brightness, -1), (Contrast, -.1), (Noise, -1),
+           (BiasField, 9), (Spike, -.1), (SpikePosition, 1.1), (SpikePosition, -.1), (Ghosting, 1.01), (Ghosting, -.1), (Gibbs, -.1), (Gibbs, 1.1),
+           (Undersampling, -.1), (Undersampling, 1.1), (Motion, -1)]
 
 
 @pytest.mark.parametrize('kind, value', OUTSIDE, ids=[f'{k.__name__}_{v}' for k, v in OUTSIDE])
@@ -146,6 +171,49 @@ def test_value_that_is_no_number(kind, value): refused(lambda: kind()(Sample(IMA
     own_no_way_back=(lambda: sweep(transform=from_function(lambda i, v: i, 'there', [0, 1], 0, spatial=True), values=[1], space='original'), ['inverse']),
 )
 def test_transforms(make, words): refused(make, *words)
+
+
+PICTURE = Sample(IMAGE, name='patient 7')
+
+
+@cases(
+    bias_order=(lambda: BiasField(order=0), ['order', '0']),
+    bias_order_text=(lambda: BiasField(order='cubic'), ['order', 'cubic']),
+    bias_seed=(lambda: BiasField(seed=-1), ['seed']),
+    spike_outside=(lambda: Spike(position=(.1, .6)), ['position', '0.6']),
+    spike_in_the_centre=(lambda: Spike(position=(0, 0)), ['position']),
+    spike_one_number=(lambda: Spike(position=.1), ['position', '0.1']),
+    spike_text=(lambda: Spike(position='edge'), ['position', 'edge']),
+    spike_nan=(lambda: Spike(position=(np.nan, .1)), ['position']),
+    spike_for_volumes=(lambda: Spike(position=(.1, .1, .1))(PICTURE, .1), ['position', 'patient 7', '2D']),
+    direction_nowhere=(lambda: SpikePosition(direction=(0, 0, 0)), ['direction']),
+    direction_for_volumes=(lambda: SpikePosition(direction=(1, 0, 0))(PICTURE, .1), ['direction', 'patient 7', '2D']),
+    amplitude=(lambda: SpikePosition(amplitude=-1), ['amplitude', '-1']),
+    n_ghosts=(lambda: Ghosting(n_ghosts=1), ['n_ghosts', '1']),
+    ghosts_centre=(lambda: Ghosting(centre=2), ['centre', '2']),
+    ghosts_axis=(lambda: Ghosting(axis=2)(PICTURE, .1), ['axis', '2', 'patient 7', '2D']),
+    ghosts_axis_text=(lambda: Ghosting(axis='rows'), ['axis', 'rows']),
+    motion_axis=(lambda: Motion(axis=-3)(PICTURE, 1), ['axis', '-3', 'patient 7', '2D']),
+    n_moves=(lambda: Motion(n_moves=0), ['n_moves', '0']),
+    degrees_per_mm=(lambda: Motion(degrees_per_mm=np.nan), ['degrees_per_mm', 'nan']),
+    motion_order=(lambda: Motion(order=6), ['order', '6']),
+    motion_seed=(lambda: Motion(seed=.5), ['seed', '0.5']),
+    gibbs_axes=(lambda: Gibbs(axes=1), ['axes', '1']),
+    gibbs_no_axes=(lambda: Gibbs(axes=()), ['axes']),
+    gibbs_axes_for_volumes=(lambda: Gibbs(axes=(0, 2))(PICTURE, .1), ['axes', '2', 'patient 7', '2D']),
+    pattern=(lambda: Undersampling(pattern='spiral'), ['pattern', 'spiral']),
+    lines_axis=(lambda: Undersampling(axis=5), ['axis', '5']),
+    lines_centre=(lambda: Undersampling(centre=-.1), ['centre', '-0.1']),
+    lines_seed=(lambda: Undersampling(seed=None), ['seed', 'None']),
+    no_such_channel=(lambda: Ghosting(channels=1)(PICTURE, .1), ['channels', 'patient 7']),
+)
+def test_artefacts(make, words): refused(make, *words)
+
+
+def test_without_torchio_only_the_bias_field_is_missing(monkeypatch):
+    for name in ('torchio', 'torchio.transforms'): monkeypatch.setitem(sys.modules, name, None)
+    for kind in (Spike, SpikePosition, Ghosting, Motion, Gibbs, Undersampling): assert kind()(PICTURE, .5).shape == PICTURE.shape
+    with pytest.raises(ImportError, match=r'^BiasField needs torchio: pip install "misas\[mri\]"$'): BiasField(seed=12345)(PICTURE, .5)
 
 
 # --- models
@@ -338,8 +406,9 @@ def test_a_preprocess_that_works_in_place_does_not_reach_the_input(kind):
 
 def test_metrics_leave_their_input_alone():
     p, t, v = MASK.copy(), MASK.copy(), MASK > 0
-    score(p, t, ('dice', lambda a, b: a.fill(0) or 1.), n_classes=2, valid=v)
-    assert (p == MASK).all() and (t == MASK).all() and (v == (MASK > 0)).all()
+    luck = chance()
+    score(p, t, ('dice', lambda a, b: a.fill(0) or 1., 'hausdorff95', 'volume'), n_classes=2, valid=v, spacing=1)
+    assert luck == chance() and (p == MASK).all() and (t == MASK).all() and (v == (MASK > 0)).all()
 
 
 def test_gradients_come_without_warnings():

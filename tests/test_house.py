@@ -15,10 +15,10 @@ from nbrun import NBS, ROOT
 FLOORS = [  # a module imports only from floors below its own; within a floor, only what stands to its left
     'sample',
     'io phantom metrics',
-    'transforms.base transforms.spatial transforms.intensity transforms.catalogue',
-    'models.base models.torch models.fastai models.onnx models.adapt',
+    'transforms.base transforms.resample transforms.spatial transforms.grid transforms.intensity transforms.artifact transforms.catalogue',
+    'models.base models.torch models.fastai models.onnx models.sliding models.adapt',
     'datasets plot',
-    'sensitivity',
+    'sensitivity tolerance grid',
     'demo',
     'all']
 LEVEL = {m: (i, j) for i, floor in enumerate(FLOORS) for j, m in enumerate(floor.split())}

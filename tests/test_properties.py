@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from misas.metrics import OVERLAP, confusion, score
+from misas.metrics import METRICS, OVERLAP, confusion, loss, score
 from misas.models.adapt import as_model
 from misas.phantom import OracleModel, ThresholdModel, disc
 from misas.sample import Sample, take_slice
@@ -16,7 +16,8 @@ from misas.sensitivity import sensitivity
 from misas.transforms.base import from_function, sweep_values
 from misas.transforms.catalogue import CATALOGUE
 from misas.transforms.intensity import Noise
-from misas.transforms.spatial import Crop, Dihedral, Flip, Resize, Rotation, Zoom
+from misas.transforms.grid import Crop, Dihedral, Flip, Resize
+from misas.transforms.spatial import Rotation, Zoom
 
 
 def some(n): return settings(derandomize=True, deadline=None, max_examples=n, database=None)
@@ -234,7 +235,7 @@ def pairs(draw):
     return p, t, k, draw(st.sampled_from([None, rng.random(shape) > .4, np.zeros(shape, bool)]))
 
 
-def numbers(p, t, metric, k, valid=None): return score(p, t, metric, n_classes=k, valid=valid).score.to_numpy()
+def numbers(p, t, metric, k, valid=None, spacing=None): return score(p, t, metric, n_classes=k, valid=valid, spacing=spacing).score.to_numpy()
 
 
 @some(60)
@@ -282,6 +283,57 @@ def test_own_metric_gives_the_same_as_the_built_in_one(case):
     p, t, k, valid = case
     def mine(a, b): return 2*(a & b).sum()/(a.sum() + b.sum()) if (a | b).any() else np.nan
     assert np.allclose(numbers(p, t, mine, k, valid), numbers(p, t, 'dice', k, valid), equal_nan=True)
+
+
+@st.composite
+def measured(draw):
+    "Two label maps of few classes with a spacing."
+    shape = tuple(draw(st.lists(st.integers(1, 6), min_size=2, max_size=3)))
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    share = draw(st.sampled_from([0, .1, .5, .9]))
+    p, t = (rng.integers(1, 4, shape)*(rng.random(shape) < share) for _ in range(2))
+    spacing = tuple(draw(st.lists(st.sampled_from([.25, 1., 1.7, 8.]), min_size=len(shape), max_size=len(shape))))
+    return p, t, spacing, draw(st.sampled_from([None, rng.random(shape) > .4, np.zeros(shape, bool)]))
+
+
+IN_MM = [m for m in METRICS if METRICS[m].unit]
+
+
+@some(50)
+@given(measured())
+def test_metrics_in_mm(case):
+    p, t, mm, valid = case
+    get = lambda a, b, factor=1: {m: numbers(a, b, m, 4, valid, [factor*o for o in mm]) for m in IN_MM}
+    s, back, twice, none = get(p, t), get(t, p), get(p, t, 2), get(t, t)
+    keep = np.ones(p.shape, bool) if valid is None else valid
+    for c in range(1, 4):
+        a, b = (int((o[keep] == c).sum()) for o in (p, t))
+        value = lambda of, m: of[m][c - 1]
+        if not a and not b:
+            assert all(np.isnan(value(s, m)) for m in IN_MM)
+            continue
+        for m in ('hausdorff95', 'assd'):
+            assert value(s, m) >= 0 and np.isclose(value(s, m), value(back, m)) and np.isclose(value(twice, m), 2*value(s, m))
+            assert np.isinf(value(s, m)) == (not a or not b) and (not b or value(none, m) == 0) and loss(m, value(s, m)) == value(s, m)
+        if a and b:  # no distance is longer than the diagonal of the image
+            assert value(s, 'hausdorff95') <= np.linalg.norm((np.array(p.shape) - 1)*mm) + 1e-5
+        voxel = np.prod(mm)/(1000 if p.ndim == 3 else 100)
+        assert np.isclose(value(s, 'volume'), a*voxel) and np.isclose(value(s, 'volume_difference'), (a - b)*voxel)
+        assert np.isclose(value(s, 'volume_difference'), -value(back, 'volume_difference')) and np.isclose(value(twice, 'volume'), 2**p.ndim*a*voxel)
+
+
+@some(40)
+@given(measured(), st.data())
+def test_metrics_in_mm_move_with_the_axes(case, data):
+    "Turning the array and its spacing together changes nothing, nor does room around it, nor what stands where nothing counts."
+    p, t, mm, valid = case
+    axes, pad = data.draw(st.permutations(range(p.ndim))), data.draw(st.integers(0, 2))
+    move = lambda a: np.pad(a.transpose(axes), pad)
+    want = [numbers(p, t, m, 4, valid, mm) for m in IN_MM]
+    keep = None if valid is None else move(valid)
+    got = [numbers(move(p), move(t), m, 4, keep, [mm[i] for i in axes]) for m in IN_MM]
+    assert np.allclose(want, got, equal_nan=True, rtol=1e-5)
+    if valid is not None: assert np.allclose(want, [numbers(np.where(valid, p, 3), np.where(valid, t, 1), m, 4, valid, mm) for m in IN_MM], equal_nan=True)
 
 
 def test_two_functions_are_two_metrics():

@@ -15,7 +15,7 @@ from ..sample import Sample, as_classes, class_names
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'as_size', 'resize_to', 'pad_to', 'output_kind', 'with_class_axis', 'best_class', 'Model', 'as_batch',
-           'FunctionModel', 'KeptModel']
+           'FunctionModel', 'Wrapped', 'KeptModel']
 
 # %% ../../nbs/api/10_models_base.ipynb #271b1d83
 def as_size(n, ndim, what):
@@ -127,7 +127,7 @@ def _check_options(activation, batch_size, size, multiple_of, preprocess):
     if preprocess is not None and not callable(preprocess):
         raise ValueError(f'preprocess must be a function of an image, got {type(preprocess).__name__}')
 
-# %% ../../nbs/api/10_models_base.ipynb #d0765cef
+# %% ../../nbs/api/10_models_base.ipynb #2d7dacdb
 class Model:
     "Anything that segments images. Subclasses give `forward`."
     device = torch.device('cpu')
@@ -173,6 +173,10 @@ class Model:
     def keep(self, *names):  # names of classes, in their new order
         "This model reduced to some of its classes; the others become background."
         return KeptModel(self, names)
+
+    def on(self, sample):  # a Sample
+        "This model for bare arrays and tensors that lie in space as `sample` does; another one only where a model looks at the affine."
+        return self
 
     def __repr__(self):
         k = f'{self.n_classes} classes: {", ".join(class_names(self.classes, self.n_classes))}' if self.n_classes else 'classes not known yet'
@@ -256,14 +260,15 @@ def _all(model, x, logits):
     out = out if logits else [o.cpu() for o in out]
     return torch.cat(out) if len(out) > 1 else out[0]
 
-# %% ../../nbs/api/10_models_base.ipynb #a6486fa8
+# %% ../../nbs/api/10_models_base.ipynb #b1dbd192
 @contextmanager
 def _named(model, image):
     "Turn any exception of a network into one sentence that names the model and the input."
     try: yield
     except Exception as e:
-        what = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise ValueError(f'{model.name} failed on an input of shape {tuple(image.shape)}{model.hint(image)}: {what}') from e
+        what, hint = (str(e).strip() or type(e).__name__).splitlines()[0], model.hint(image)
+        if image.ndim == 4 and not hint: hint = ' (if it is a 2D network, model.slicewise() asks it slice by slice)'
+        raise ValueError(f'{model.name} failed on an input of shape {tuple(image.shape)}{hint}: {what}') from e
 
 # %% ../../nbs/api/10_models_base.ipynb #c8159ed5
 class FunctionModel(Model):
@@ -289,8 +294,14 @@ class FunctionModel(Model):
             raise ValueError(f'{self.name} is not differentiable: it must take and return torch tensors')
         return out
 
-# %% ../../nbs/api/10_models_base.ipynb #b86e5a59
-class KeptModel(Model):
+# %% ../../nbs/api/10_models_base.ipynb #fa35b0db
+class Wrapped(Model):
+    "A model made of another one, `self.model`. Subclasses give `around`, and what they do differently."
+    def around(self, model): "The same, made of `model`."; raise NotImplementedError
+    def on(self, sample): return self.around(self.model.on(sample))
+
+
+class KeptModel(Wrapped):
     "A model of which only some classes are kept; the others become background."
     def __init__(self, model: Model, names):
         if model.classes is None:
@@ -303,6 +314,8 @@ class KeptModel(Model):
         self.model, self.device = model, model.device
         self.index = [model.classes.index(n) for n in names]
         self.rest = [i for i in range(len(model.classes)) if i not in self.index]
+
+    def around(self, model): return KeptModel(model, self.classes[1:])
 
     def predict(self, x):
         p = self.model.predict(x)

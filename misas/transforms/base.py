@@ -223,13 +223,13 @@ def from_function(
 
 Transform.from_function = staticmethod(from_function)
 
-# %% ../../nbs/api/05_transforms_base.ipynb #254afbff
+# %% ../../nbs/api/05_transforms_base.ipynb #0b80bacb
 class Stack(Transform):
     "Transforms one after the other; made by `t1 + t2` and `t.at(value)`."
     def __init__(self, parts):
         "`parts`: (transform, its fixed value, or None where it is left free), in the order in which they are applied"
         self.parts = tuple(parts)
-        free = self._free = [t for t, v in self.parts if v is None]
+        free = self.free = [t for t, v in self.parts if v is None]
         self.name = ' + '.join(t.name if v is None else f'{t.name} at {t.text(v)}' for t, v in self.parts)
         self.moves_labels = any(t.moves_labels for t, _ in self.parts)
         self.dims = tuple(d for d in (2, 3) if all(d in t.dims for t, _ in self.parts))
@@ -246,10 +246,10 @@ class Stack(Transform):
 
     def check(self, value):
         "`value`, or a ValueError when it does not fit the free parts."
-        out = tuple(t.check(v) for t, v in zip(self._free, self._numbers(value)))
+        out = tuple(t.check(v) for t, v in zip(self.free, self._numbers(value)))
         return out[0] if self.n_values == 1 else out
 
-    def text(self, value): return ', '.join(t.text(v) for t, v in zip(self._free, self._numbers(value)))
+    def text(self, value): return ', '.join(t.text(v) for t, v in zip(self.free, self._numbers(value)))
     def __call__(self, sample, value=()): return self.many(sample, [value])[0]
     def __repr__(self): return self.name
 
