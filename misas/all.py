@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api/99_all.ipynb #10516a31
+# %% ../nbs/api/99_all.ipynb #befc6f78
 from . import datasets, phantom, plot
 from .grid import SensitivityGrid, sensitivity_grid
 from .io import as_sample, load, save
@@ -15,13 +15,16 @@ from .models.base import Model
 from .sample import Sample
 from .sensitivity import Sensitivity, sensitivity
 from .tolerance import Tolerance, tolerance
+from .transforms.artifact import BiasField, Ghosting, Gibbs, Motion, Spike, SpikePosition, Undersampling
 from .transforms.base import Transform
 from .transforms.catalogue import transforms
 from .transforms.grid import Crop, Dihedral, Flip, Resize, Resolution
 from .transforms.intensity import Blur, Brightness, ChannelScale, Contrast, Gamma, Noise, Rician, WindowLevel, WindowWidth
 from .transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 
-# %% ../nbs/api/99_all.ipynb #1753bc4e
-__all__ = ['Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip', 'Gamma', 'Model', 'Noise', 'Resize', 'Resolution', 'Rician',
-           'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Tolerance', 'Transform', 'Translation', 'WindowLevel', 'WindowWidth', 'Zoom',
-           'as_model', 'as_sample', 'datasets', 'load', 'phantom', 'plot', 'save', 'score', 'sensitivity', 'sensitivity_grid', 'tolerance', 'transforms']
+# %% ../nbs/api/99_all.ipynb #c72477bb
+__all__ = ['BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'Model',
+           'Motion', 'Noise', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid',
+           'Shear', 'Spike', 'SpikePosition', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel', 'WindowWidth',
+           'Zoom', 'as_model', 'as_sample', 'datasets', 'load', 'phantom', 'plot', 'save', 'score', 'sensitivity', 'sensitivity_grid',
+           'tolerance', 'transforms']

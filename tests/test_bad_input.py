@@ -20,8 +20,8 @@ from misas.sensitivity import sensitivity
 from misas.transforms.artifact import BiasField, Ghosting, Gibbs, Motion, Spike, SpikePosition, Undersampling
 from misas.transforms.base import Transform, from_function
 from misas.transforms.catalogue import CATALOGUE
-from misas.transforms.intensity import Brightness, Contrast, Noise
 from misas.transforms.grid import Crop, Dihedral, Flip, Resize
+from misas.transforms.intensity import Brightness, Contrast, Noise
 from misas.transforms.spatial import Rotation, Zoom
 
 IMAGE, MASK = np.random.default_rng(0).random((1, 6, 5)), np.arange(30).reshape(6, 5) % 2

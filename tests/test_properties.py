@@ -13,11 +13,11 @@ from misas.models.adapt import as_model
 from misas.phantom import OracleModel, ThresholdModel, disc
 from misas.sample import Sample, take_slice
 from misas.sensitivity import sensitivity
-from misas.transforms.base import from_function, sweep_values
+from misas.transforms.base import Transform, from_function, sweep_values
 from misas.transforms.catalogue import CATALOGUE
+from misas.transforms.grid import Crop, Dihedral, Flip, Resize, Resolution
 from misas.transforms.intensity import Noise
-from misas.transforms.grid import Crop, Dihedral, Flip, Resize
-from misas.transforms.spatial import Rotation, Zoom
+from misas.transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 
 
 def some(n): return settings(derandomize=True, deadline=None, max_examples=n, database=None)
@@ -25,7 +25,8 @@ def some(n): return settings(derandomize=True, deadline=None, max_examples=n, da
 
 BY_NAME = {c.__name__: c for c in CATALOGUE}
 IMAGE_TYPES, LABEL_TYPES = ('uint8', 'int16', 'float32', 'float64', 'bool'), ('uint8', 'int32', 'int64', 'bool', 'float32')
-SPATIAL = 'Rotation', 'Zoom', 'Resize', 'Flip', 'Dihedral', 'Crop'
+MATRIX = 'Rotation', 'Zoom', 'Translation', 'Scale', 'Shear'  # given by a matrix; on the grid of the sample
+SPATIAL = *MATRIX, 'Resize', 'Flip', 'Dihedral', 'Crop'
 
 
 @st.composite
@@ -48,11 +49,17 @@ def samples(draw, labelled=None, dims=(2, 3), max_size=9):
     return Sample(image, labels, spacing=spacing, valid=valid, affine=affine, name='any')
 
 
+FACTOR, SHARE = st.floats(.1, 8), st.floats(0, 3)
+VALUES = {'Rotation': st.floats(-400, 400), 'Translation': st.floats(-90, 90), 'Zoom': FACTOR, 'Scale': FACTOR, 'Shear': st.floats(-80, 80),
+          'Resize': st.floats(.05, 2.6), 'Resolution': st.floats(1, 20), 'Crop': st.floats(0, .49), 'Dihedral': st.integers(0, 7),
+          'Brightness': st.floats(0, 20), 'Contrast': st.floats(0, 20), 'Gamma': FACTOR, 'WindowWidth': FACTOR, 'WindowLevel': st.floats(-3, 3),
+          'Noise': SHARE, 'Rician': SHARE, 'Blur': SHARE, 'ChannelScale': SHARE, 'BiasField': st.floats(-8, 8), 'Spike': SHARE, 'Motion': st.floats(0, 20),
+          **dict.fromkeys(('SpikePosition', 'Ghosting', 'Gibbs', 'Undersampling'), st.floats(0, 1))}
+
+
 def value_for(name, ndim):
     "Values from the domain of a transform."
-    return {'Rotation': st.floats(-400, 400), 'Zoom': st.floats(.1, 8), 'Resize': st.floats(.05, 2.6), 'Crop': st.floats(0, .49),
-            'Flip': st.integers(0, 2**ndim - 1), 'Dihedral': st.integers(0, 7), 'Brightness': st.floats(0, 20),
-            'Contrast': st.floats(0, 20), 'Noise': st.floats(0, 3)}[name]
+    return st.integers(0, 2**ndim - 1) if name == 'Flip' else VALUES[name]
 
 
 def arrays(s): return {k: getattr(s, k) for k in ('image', 'labels', 'valid', 'affine') if getattr(s, k) is not None}
@@ -149,7 +156,7 @@ def test_back_is_on_the_grid_of_the_sample(name):
         labels, known = t.back(t(s, v).labels, s, v)
         assert labels.shape == s.shape and labels.dtype.kind in 'iu' and set(np.unique(labels)) <= {0, *np.unique(s.labels)}
         assert known is None or (known.shape == s.shape and known.dtype == bool)
-        if name in ('Flip', 'Dihedral', 'Crop', 'Brightness', 'Contrast', 'Noise'): assert np.array_equal(labels, s.labels)
+        if name in ('Flip', 'Dihedral', 'Crop') or name not in SPATIAL: assert np.array_equal(labels, s.labels)
         one = s.replace(labels=np.full(s.shape, 3), valid=None)  # one class everywhere: what is known is that class
         labels, known = t.back(np.where(t(one, v).labels == 0, 3, t(one, v).labels), one, v)
         assert (labels[slice(None) if known is None else known] == 3).all()
@@ -157,17 +164,17 @@ def test_back_is_on_the_grid_of_the_sample(name):
 
 
 @some(30)
-@given(samples(labelled=True), st.sampled_from(SPATIAL[:5]), st.data())
+@given(samples(labelled=True), st.sampled_from(SPATIAL[:-1]), st.data())
 def test_image_and_labels_move_together(s, name, data):
     "An image that shows the labels still shows them afterwards, when it is interpolated like them."
-    kw = dict(order=0, fill=0) if name in SPATIAL[:3] else {}
+    kw = dict(order=0, fill=0) if name in (*MATRIX, 'Resize') else {}
     s = s.replace(image=s.labels[None].astype(float))
     new = BY_NAME[name](**kw)(s, data.draw(value_for(name, s.ndim)))
     assert np.array_equal(new.image[0], new.labels)
 
 
 @some(25)
-@given(samples(labelled=True), st.sampled_from(SPATIAL[:3]), st.data())
+@given(samples(labelled=True), st.sampled_from((*MATRIX, 'Resize')), st.data())
 def test_what_is_not_valid_is_what_came_from_outside(s, name, data):
     t, v = BY_NAME[name](order=0, fill=-9), data.draw(value_for(name, s.ndim))
     new = t(s.replace(valid=None), v)
@@ -198,6 +205,50 @@ def test_noise_takes_a_seed_and_leaves_random_states_alone(s, v, seed):
     before = np.random.get_state()[1].copy(), torch.get_rng_state().clone()
     assert np.array_equal(Noise(seed=seed)(s, v).image, Noise(seed=seed)(s, v).image)
     assert (np.random.get_state()[1] == before[0]).all() and (torch.get_rng_state() == before[1]).all()
+
+
+@some(80)
+@given(samples(labelled=True, dims=(3,)), st.sampled_from([
+    lambda: Rotation(axis=0), lambda: Rotation(axis=(1, -2, .5)), lambda: Translation(direction='vertical'), lambda: Translation(direction='through-plane'),
+    lambda: Scale(direction='vertical'), lambda: Scale(direction='through-plane'), lambda: Shear(direction='vertical', across='through-plane'),
+    lambda: Shear(direction='through-plane'), lambda: Resolution(direction='through-plane'), lambda: Resolution(direction='all')]), st.data())
+def test_other_directions(s, make, data):
+    "Volumes: what moves comes back, labels keep their values, and the field of view stays where it is."
+    t = make()
+    v = data.draw(VALUES[type(t).__name__])
+    new = t(s, v)
+    assert np.isfinite(new.image).all() and set(np.unique(new.labels)) <= {0, *np.unique(s.labels)} and new.spacing == s.spacing and same(new.affine, s.affine)
+    one = s.replace(labels=np.full(s.shape, 3), valid=None)
+    labels, known = t.back(np.where(t(one, v).labels == 0, 3, t(one, v).labels), one, v)
+    assert (labels[slice(None) if known is None else known] == 3).all()
+
+
+@pytest.mark.parametrize('name', BY_NAME)
+def test_some_channels(name):
+    "Only the channels asked for change; labels, valid voxels and geometry stay."
+    @some(10)
+    @given(st.data(), samples())
+    def check(data, s):
+        s = s.replace(image=np.concatenate([s.image, s.image[:1]]))
+        t, v = BY_NAME[name](channels=s.n_channels - 1), data.draw(value_for(name, s.ndim))
+        try: new = t(s, v)
+        except ValueError as e:
+            assert 'grid' in str(e) and name in ('Resize', 'Dihedral')
+            return
+        assert np.array_equal(new.image[:-1], s.image[:-1]) and equal(new.replace(image=s.image), s)
+        assert np.array_equal(new.image[-1:], BY_NAME[name](channels=0)(s.replace(image=s.image[-1:]), v).image)
+    check()
+
+
+@some(40)
+@given(samples(), st.sampled_from(list(BY_NAME)), st.sampled_from(list(BY_NAME)), st.data())
+def test_a_stack_is_one_after_the_other(s, first, second, data):
+    a, b = BY_NAME[first](), BY_NAME[second]()
+    v, w = (data.draw(value_for(n, s.ndim)) for n in (first, second))
+    for stack, value in ((a + b, (v, w)), (a.at(v) + b, w), (a + b.at(w), v), (a.at(v) + b.at(w), ())):
+        assert equal(stack(s, value), b(a(s, v), w))
+        again = Transform.from_json(stack.to_json())
+        assert again.settings() == stack.settings() and equal(again(s, value), stack(s, value))
 
 
 @pytest.mark.parametrize('n', [1, 2, 3, 8, 10, 48, 51])

@@ -223,7 +223,7 @@ def from_function(
 
 Transform.from_function = staticmethod(from_function)
 
-# %% ../../nbs/api/05_transforms_base.ipynb #0b80bacb
+# %% ../../nbs/api/05_transforms_base.ipynb #e6ead03c
 class Stack(Transform):
     "Transforms one after the other; made by `t1 + t2` and `t.at(value)`."
     def __init__(self, parts):
@@ -249,7 +249,10 @@ class Stack(Transform):
         out = tuple(t.check(v) for t, v in zip(self.free, self._numbers(value)))
         return out[0] if self.n_values == 1 else out
 
-    def text(self, value): return ', '.join(t.text(v) for t, v in zip(self.free, self._numbers(value)))
+    def text(self, value):
+        if self.n_values == 1: return self.free[0].text(value)
+        return ', '.join(f'{t.name} {t.text(v)}' for t, v in zip(self.free, self._numbers(value)))
+
     def __call__(self, sample, value=()): return self.many(sample, [value])[0]
     def __repr__(self): return self.name
 

@@ -93,14 +93,14 @@ def resample(
     pick = lambda a, b: None if a is None else a[b].numpy()
     return [(pick(new, b), pick(labels, b), None if valid[b].all() else pick(valid, b)) for b in range(B)]
 
-# %% ../../nbs/api/04_transforms_resample.ipynb #bea33b13
+# %% ../../nbs/api/04_transforms_resample.ipynb #0ccf66ed
 def grid_affine(
     sample: Sample,
     shape,  # of the new grid
     spacing,  # mm
 ) -> np.ndarray | None:
     "Affine of a new grid over the same field of view: same centre, same directions, other voxels."
-    if sample.affine is None: return None
+    if sample.affine is None or (tuple(shape), tuple(spacing)) == (sample.shape, sample.spacing): return sample.affine
     out = sample.affine.copy()
     n = sample.ndim
     centre = out[:n, :n] @ ((np.array(sample.shape) - 1)/2) + out[:n, n]
