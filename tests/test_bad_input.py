@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from misas.grid import sensitivity_grid
 from misas.io import as_sample, load
 from misas.metrics import confusion, loss, score, surface_distance
 from misas.models.adapt import as_model
@@ -17,15 +18,17 @@ from misas.models.torch import TorchModel
 from misas.phantom import ThresholdModel, disc
 from misas.sample import Sample, take_slice
 from misas.sensitivity import sensitivity
+from misas.tolerance import tolerance
 from misas.transforms.artifact import BiasField, Ghosting, Gibbs, Motion, Spike, SpikePosition, Undersampling
 from misas.transforms.base import Transform, from_function
 from misas.transforms.catalogue import CATALOGUE
-from misas.transforms.grid import Crop, Dihedral, Flip, Resize
-from misas.transforms.intensity import Brightness, Contrast, Noise
-from misas.transforms.spatial import Rotation, Zoom
+from misas.transforms.grid import Crop, Dihedral, Flip, Resize, Resolution
+from misas.transforms.intensity import Blur, Brightness, ChannelScale, Contrast, Gamma, Noise, Rician, WindowWidth
+from misas.transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 
 IMAGE, MASK = np.random.default_rng(0).random((1, 6, 5)), np.arange(30).reshape(6, 5) % 2
 THRESHOLD, DISC = ThresholdModel(.5), disc((12, 10), radius=3.)
+PICTURE = Sample(IMAGE, name='patient 7')
 
 
 def refused(make, name, *also):
@@ -129,22 +132,23 @@ def test_metrics(make, words): refused(make, *words)
 # --- transforms
 
 OUTSIDE = [(Zoom, 0), (Zoom, -1), (Resize, 0), (Resize, -2), (Flip, 4), (Flip, .5), (Flip, -1), (Dihedral, 8), (Dihedral, 1.5), (Crop, .5),
-           (Crop, -.1), (Brightness, -1), (Contrast, -.1), (Noise, -1),
+           (Crop, -.1), (Brightness, -1), (Contrast, -.1), (Noise, -1), (Rician, -.1), (Blur, -2), (Gamma, 0), (WindowWidth, 0), (Scale, 0), (Shear, 90),
+           (Resolution, .5), (ChannelScale, -1),
            (BiasField, 9), (Spike, -.1), (SpikePosition, 1.1), (SpikePosition, -.1), (Ghosting, 1.01), (Ghosting, -.1), (Gibbs, -.1), (Gibbs, 1.1),
            (Undersampling, -.1), (Undersampling, 1.1), (Motion, -1)]
 
 
 @pytest.mark.parametrize('kind, value', OUTSIDE, ids=[f'{k.__name__}_{v}' for k, v in OUTSIDE])
 def test_value_outside_the_domain(kind, value):
-    refused(lambda: kind()(Sample(IMAGE), value), 'value', str(value), kind.name)
+    refused(lambda: kind()(Sample(IMAGE), value), 'value', str(value), kind().name)
     if (kind, value) != (Flip, 4):  # right in 3D
         refused(lambda: kind([value]), 'value', kind.name)
-    refused(lambda: sweep(transform=kind(), values=[value]), 'value', kind.name)
+    refused(lambda: sweep(transform=kind(), values=[value]), 'value', kind().name)
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, None, 'a', [1], (1, 2), 1j], ids=str)
 @pytest.mark.parametrize('kind', CATALOGUE, ids=lambda k: k.__name__)
-def test_value_that_is_no_number(kind, value): refused(lambda: kind()(Sample(IMAGE), value), 'value', kind.name)
+def test_value_that_is_no_number(kind, value): refused(lambda: kind()(Sample(IMAGE), value), 'value', kind().name)
 
 
 @cases(
@@ -168,12 +172,28 @@ def test_value_that_is_no_number(kind, value): refused(lambda: kind()(Sample(IMA
     own_channels=(lambda: from_function(lambda i, v: i[:0], 'none', [0, 1], 0)(Sample(IMAGE), 1), ['none']),
     own_nothing=(lambda: from_function(lambda i, v: None, 'forgot', [0, 1], 0)(Sample(IMAGE), 1), ['forgot']),
     own_identity_changes=(lambda: sweep(transform=from_function(lambda i, v: i*v, 'factor', [1, 2], 0), values=[1]), ['identity']),
+    axis_nowhere=(lambda: Rotation(axis=(0, 0, 0)), ['axis']),
+    axis_for_volumes=(lambda: Rotation(axis=(0, 0, 1))(PICTURE, 3), ['axis', 'patient 7', '2D']),
+    direction=(lambda: Translation(direction='up'), ['direction', 'up']),
+    across=(lambda: Shear(direction='vertical', across='vertical'), ['across', 'vertical']),
+    through_plane_of_a_picture=(lambda: Translation(direction='through-plane')(PICTURE, 3), ['through-plane', 'patient 7', '2D', '3D']),
+    thick_slices_of_a_picture=(lambda: Resolution(direction='through-plane')(PICTURE, 3), ['through-plane', 'patient 7', '2D', '3D']),
+    flip_of_one_channel=(lambda: Dihedral(channels=0)(PICTURE, 2), ['dihedral', 'grid', 'channels']),
+    no_channel=(lambda: Noise(channels=[])(PICTURE, .1), ['channels']),
+    channel_text=(lambda: Noise(channels='T1')(PICTURE, .1), ['channels', 'T1']),
+    channel_outside=(lambda: ChannelScale(channels=3)(PICTURE, .1), ['channels', '3', 'patient 7']),
+    stack_with_a_number=(lambda: Rotation() + 3, ['+']),
+    stack_of_two_swept=(lambda: sweep(transform=Rotation() + Noise()), ['transform', '2']),
+    stack_of_none_swept=(lambda: sweep(transform=Rotation().at(3)), ['transform', '0']),
+    stack_with_one_number=(lambda: (Rotation() + Noise())(PICTURE, 3), ['2']),
+    at_outside=(lambda: Noise().at(-1), ['value', 'noise']),
+    json_of_nothing=(lambda: Transform.from_json('{}'), ['transform', 'None']),
+    json_of_unknown=(lambda: Transform.from_json('{"transform": "Wobble"}'), ['Wobble']),
+    json_argument=(lambda: Transform.from_json('{"transform": "Noise", "strength": 3}'), ['Noise', 'strength']),
+    json_lambda=(lambda: from_function(lambda i, v: i, 'nameless', [0, 1], 0).to_json(), ['nameless', 'def']),
     own_no_way_back=(lambda: sweep(transform=from_function(lambda i, v: i, 'there', [0, 1], 0, spatial=True), values=[1], space='original'), ['inverse']),
 )
 def test_transforms(make, words): refused(make, *words)
-
-
-PICTURE = Sample(IMAGE, name='patient 7')
 
 
 @cases(
@@ -240,6 +260,21 @@ def test_without_torchio_only_the_bias_field_is_missing(monkeypatch):
     keep_nothing=(lambda: as_model(two, classes=('background', 'a')).keep(), ['keep']),
     keep_twice=(lambda: as_model(two, classes=('background', 'a')).keep('a', 'a'), ['a']),
     keep_unnamed=(lambda: as_model(two).keep('b'), ['classes']),
+    window_zero=(lambda: as_model(two, window=0), ['window']),
+    window_text=(lambda: as_model(two, window='a'), ['window']),
+    window_axes=(lambda: as_model(two, window=(4, 4, 4)).label(IMAGE[None]), ['window']),
+    window_and_size=(lambda: as_model(two, window=4, size=4), ['window', 'size']),
+    window_multiple=(lambda: as_model(two, window=6, multiple_of=4), ['window', 'multiple_of']),
+    window_of_label_maps=(lambda: as_model(lambda x: x[:, 0] > .5, window=4, name='net 5').label(IMAGE[None]), ['net 5', 'label']),
+    overlap_one=(lambda: as_model(two, window=4, overlap=1), ['overlap']),
+    overlap_text=(lambda: as_model(two, window=4, overlap='half'), ['overlap']),
+    overlap_alone=(lambda: as_model(two, overlap=.5), ['overlap', 'window']),
+    volume_for_a_2d_network=(lambda: as_model(nn.Conv2d(1, 2, 1)).label(np.zeros((1, 1, 4, 5, 6))), ['slicewise']),
+    slicewise_of_a_picture=(lambda: as_model(two).slicewise().label(IMAGE[None]), ['volume', '(1, 6, 5)']),
+    slicewise_axis=(lambda: as_model(two).slicewise(3), ['axis', '3']),
+    oriented_order=(lambda: as_model(two).oriented('RAX'), ['order', 'RAX']),
+    oriented_spacing=(lambda: as_model(two).oriented('RAS', -1), ['spacing', '-1']),
+    oriented_without_affine=(lambda: as_model(two).oriented('RAS').label(np.zeros((1, 1, 4, 5, 6))), ['affine']),
     missing_onnx=(lambda: as_model('no_such.onnx'), ['no_such.onnx']),
     missing_pkl=(lambda: as_model('no_such.pkl', trusted=True), ['no_such.pkl']),
     missing_pt=(lambda: as_model('no_such.pt'), ['no_such.pt']),
@@ -341,6 +376,29 @@ def test_an_output_that_contradicts_the_first_is_an_error():
     gif_folder=(lambda: sweep().gif('no_such_folder/film.gif'), ['no_such_folder/film.gif']),
 )
 def test_sensitivity(make, words): refused(make, *words)
+
+
+MM = DISC.replace(spacing=2.)
+
+
+@cases(
+    grid_of_equals=(lambda: sensitivity_grid(THRESHOLD, DISC, (Noise(), Noise([0, .2]))), ['transforms', 'noise']),
+    grid_of_one=(lambda: sensitivity_grid(THRESHOLD, DISC, (Noise(),)), ['transforms', 'two']),
+    grid_of_three=(lambda: sensitivity_grid(THRESHOLD, DISC, Noise() + Zoom() + Rotation()), ['transforms', 'two']),
+    grid_values=(lambda: sensitivity_grid(THRESHOLD, DISC, (Noise(), Zoom()), [1, 2]), ['values', 'noise', 'zoom']),
+    grid_value_outside=(lambda: sensitivity_grid(THRESHOLD, DISC, (Noise(), Zoom()), ([-1], None)), ['value', 'noise']),
+    grid_of_text=(lambda: sensitivity_grid(THRESHOLD, DISC, 'noise'), ['transforms']),
+    tolerance_of_cases=(lambda: tolerance(THRESHOLD, DISC, Flip()), ['flip', 'sensitivity']),
+    tolerance_of_nothing=(lambda: tolerance(THRESHOLD, DISC, Noise([0])), ['noise', 'identity']),
+    tolerance_drop=(lambda: tolerance(THRESHOLD, DISC, Noise(), drop=0), ['drop', '0']),
+    tolerance_resolution=(lambda: tolerance(THRESHOLD, DISC, Noise(), resolution=-1), ['resolution', '-1']),
+    tolerance_steps=(lambda: tolerance(THRESHOLD, DISC, Noise(), resolution=5), ['resolution', '5']),
+    tolerance_metrics=(lambda: tolerance(THRESHOLD, DISC, Noise(), metric=['dice', 'iou']), ['metric', 'dice', 'iou']),
+    tolerance_volume=(lambda: tolerance(THRESHOLD, MM, Noise(), metric='volume'), ['volume', 'volume_difference']),
+    mm_without_spacing=(lambda: sweep(sample=Sample(IMAGE, MASK, name='patient 7'), metrics='hausdorff95'), ['hausdorff95', 'spacing', 'patient 7']),
+    volume_without_spacing=(lambda: tolerance(THRESHOLD, Sample(IMAGE, MASK), Noise(), metric='volume_difference'), ['volume_difference', 'spacing']),
+)
+def test_limits_and_maps(make, words): refused(make, *words)
 
 
 def test_a_2d_transform_refuses_a_volume():

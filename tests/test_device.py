@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from misas.models import sliding  # noqa: F401  (gives models their methods for volumes)
 from misas.models.torch import TorchModel
 from misas.phantom import ThresholdModel, short_axis, short_axis_stack
 from misas.sensitivity import sensitivity
@@ -54,3 +55,29 @@ def test_kept_classes_and_volumes(device):
     v = torch.rand(2, 1, 12, 14, 10)
     assert model.label(v).shape == (2, 12, 14, 10) and np.allclose(model.predict(v).sum(1), 1, atol=1e-4)
     assert model.logits(v).shape == (2, 3, 12, 14, 10)
+
+
+@device
+@pytest.mark.parametrize('dims', [2, 3])
+def test_windows_and_slices_agree_with_the_cpu(device, dims):
+    module = net(dims)
+    x = torch.rand(1, 1, *(37, 30, 26)[:dims])
+    here, there = (TorchModel(module, device=d).sliding(16, .5) for d in ('cpu', device))
+    assert np.abs(here.predict(x) - there.predict(x)).max() < 1e-3
+    g = [torch.autograd.grad(m.logits(x.requires_grad_())[:, 1].mean(), x)[0] for m in (here, there)]
+    assert (g[0] - g[1]).abs().max() < 1e-5 and g[0].abs().sum() > 0
+    if dims == 2:
+        v = torch.rand(2, 1, 20, 22, 7)
+        assert np.abs(np.subtract(*(TorchModel(module, device=d).slicewise(1).predict(v) for d in ('cpu', device)))).max() < 1e-3
+    else:
+        s = short_axis_stack((20, 22, 7), spacing=(5., 5., 9.))
+        assert np.abs(np.subtract(*(TorchModel(module, device=d).oriented('LIA', 6.).predict(s) for d in ('cpu', device)))).max() < 1e-3
+
+
+@device
+def test_windows_keep_the_volume_off_the_device(device):
+    model = TorchModel(net(3), device=device).sliding(8)
+    seen = []
+    forward, model.model.forward = model.model.forward, lambda x: (seen.append(x), forward(x))[1]
+    assert model.predict(torch.rand(1, 1, 20, 20, 20)).shape == (1, 4, 20, 20, 20)
+    assert len(seen) > 8 and all(o.device.type == device and o.shape[2:] == (8, 8, 8) for o in seen) and model.device.type == 'cpu'

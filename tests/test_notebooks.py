@@ -5,7 +5,7 @@ import pytest
 
 import nbrun
 
-PUBLIC = 'sunnybrook(', 'cardiac_net(', 'misas_b0('  # data that is downloaded where MISAS_DATA is not set
+PUBLIC = 'sunnybrook(', 'cardiac_net(', 'misas_b0(', 'brain_net('  # data that is downloaded where MISAS_DATA is not set
 
 
 @pytest.mark.parametrize('path', nbrun.notebooks(), ids=lambda o: str(o.relative_to(nbrun.NBS).with_suffix('')))
