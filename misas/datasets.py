@@ -187,13 +187,14 @@ def _net_file(file, sha):
         shutil.move(Path(tmp)/file, cached)
     return cached
 
-# %% ../nbs/api/20_datasets.ipynb #13064d5f
+# %% ../nbs/api/20_datasets.ipynb #0eda1c12
 def published_preprocessing(
     image,  # (1, H, W) tensor
     size=256,  # of the network's input
 ) -> tuple:  # (1, size, size) tensor from 0 to 1; undo(y, empty)
     "What the authors of the cardiac networks do to an image; its percentiles and crop come from pixels above zero only."
-    if image.ndim != 3: raise ValueError(f'the cardiac networks take pictures, not volumes: ask model.slicewise(), got an image of shape {tuple(image.shape)}')
+    if image.ndim != 3:
+        raise ValueError(f'the cardiac networks take pictures: ask model.slicewise() about volumes; got an image of shape {tuple(image.shape)}')
     above = image.detach()[image.detach() > 0].cpu().numpy()
     low, high = np.percentile(above, [.05, 99.05]) if above.size else (0., 1.)
     x = (image.clamp(low, high) - low)/max(high - low, 1e-12)
@@ -248,7 +249,7 @@ def _meshnet(folder):
     net.load_state_dict({k.removeprefix('model.'): w for k, w in load_file(folder/'model.safetensors').items()})
     return net.to(memory_format=torch.channels_last_3d)  # a third faster on a CPU
 
-# %% ../nbs/api/20_datasets.ipynb #a08b2fc5
+# %% ../nbs/api/20_datasets.ipynb #459a2686
 def brain_net(
     name='tissue',  # or 'structures'
     *, preprocess=brain_preprocessing,  # of the volume in LIA order at 1 mm; see `Model`
@@ -259,5 +260,5 @@ def brain_net(
     folder = data_folder('net_brain_meshnet', f'{file}/model.safetensors')
     if folder is None:
         raise FileNotFoundError('brain_net: set MISAS_DATA to a folder that holds net_brain_meshnet; these networks cannot be downloaded')
-    net = as_model(_meshnet(folder/file), classes=('background', *classes.split()), preprocess=preprocess, activation='softmax', name=f'brain net ({name})')
-    return net.oriented('LIA', 1.)
+    classes, name = ('background', *classes.split()), f'brain net ({name})'
+    return as_model(_meshnet(folder/file), classes=classes, preprocess=preprocess, activation='softmax', name=name).oriented('LIA', 1.)

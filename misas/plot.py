@@ -122,7 +122,7 @@ def gallery(
     fig.subplots_adjust(wspace=.04, hspace=.18)
     return fig
 
-# %% ../nbs/api/25_plot.ipynb #79d9fdac
+# %% ../nbs/api/25_plot.ipynb #a13d50b0
 def curves(
     frame,  # tidy: transform, value, unit, class, metric, score
     identity=None,  # the value to mark
@@ -130,6 +130,7 @@ def curves(
     axs=None,  # one matplotlib axes a metric
     log=None,  # logarithmic axis? None: where all values are positive and span more than a factor of 4
     units=None,  # of the metrics, by name; None: those of volumes
+    colours=None,  # class -> label value, whose colour it gets; None: 1, 2, ... in the order of the frame
     size=(4.6, 3.),  # inches of one panel
 ):  # -> the figure
     "Score against value for each class, a panel a metric."
@@ -139,6 +140,7 @@ def curves(
     for ax, m in zip(np.atleast_1d(axs), metrics):
         low, high = _ends(frame.score[frame.metric == m])
         for k, c in enumerate(classes, 1):
+            k = (colours or {}).get(c, k)
             one = frame[(frame.metric == m) & (frame['class'] == c)]
             x = one.value.to_numpy() if not words else np.arange(len(one)) + .12*(k - (len(classes) + 1)/2)
             ax.plot(x, one.score.where(np.isfinite(one.score)), 'o' if words else 'o-', ms=5 if words else 3, lw=1.5, color=colour(k), label=c)
@@ -201,7 +203,7 @@ def confusion_matrices(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/api/25_plot.ipynb #cc6458f5
+# %% ../nbs/api/25_plot.ipynb #af438c1d
 def overlay(
     sample: Sample,  # 2D, or a volume of which a slice is taken
     prediction=None,  # (*S) label map
@@ -209,19 +211,25 @@ def overlay(
     window=None,  # (black, white)
     scale=None,  # whole number of screen pixels a voxel; None: until the picture has 256 rows or columns
     alpha=.45,  # of the filling
+    filled=True,  # fill the prediction; else draw its outline, and that of the truth in white
+    classes=None,  # label values to show; None: all
+    channel=0,  # of the image; ignored for pictures with three, which are taken for colours, unless it is not 0
 ) -> np.ndarray:  # (H, W, 3) uint8
     "An overlay without matplotlib, with square screen pixels."
     s, p = flat(sample, prediction, index, axis)
+    if not 0 <= channel < s.n_channels: raise ValueError(f'channel {channel} is not one of the {s.n_channels} (0 to {s.n_channels - 1}) of sample {s.name!r}')
+    shown = lambda a: a if classes is None else np.where(np.isin(a, list(classes)), a, 0)
     lo, hi = window or grey_window(s.image)
     scale = scale or max(1, round(256/max(s.shape)))
     rows, cols = (np.repeat(np.arange(n), r) for n, r in zip(s.shape, [max(1, round(scale*o/min(s.spacing))) for o in s.spacing]))
     big = lambda a: a if (len(rows), len(cols)) == s.shape else a[rows][:, cols]
-    grey = s.image[0] if s.n_channels != 3 else np.moveaxis(s.image, 0, -1)
+    grey = np.moveaxis(s.image, 0, -1) if s.n_channels == 3 and channel == 0 else s.image[channel]
     out = (np.clip((grey - lo)/(hi - lo), 0, 1)*255).astype(np.uint8)
     out = big(out if out.ndim == 3 else np.repeat(out[..., None], 3, -1))
-    if p is not None: _tint(out, big(np.asarray(p)), alpha)
+    if p is not None and filled: _tint(out, big(shown(np.asarray(p))), alpha)
     if s.valid is not None: out[~big(s.valid) & ((rows[:, None] + cols[None]) % 8 == 0)] = 90
-    if s.labels is not None: _edges(out, big(s.labels))
+    if s.labels is not None: _edges(out, big(shown(s.labels)), None if filled or p is None else 255)
+    if p is not None and not filled: _edges(out, big(shown(np.asarray(p))))
     return out
 
 
@@ -236,14 +244,14 @@ def _tint(out, labels, alpha):
         out[m] = ((1 - alpha)*out[m] + alpha*_rgb(k)).astype(np.uint8)
 
 
-def _edges(out, labels):
-    "Draw the inner border of every label."
+def _edges(out, labels, grey=None):
+    "Draw the inner border of every label, in its colour or in grey."
     inner = np.pad(labels, 1)
     edge = np.zeros(labels.shape, bool)
     for d in ((0, 1), (2, 1), (1, 0), (1, 2)): edge |= inner[d[0]:d[0] + labels.shape[0], d[1]:d[1] + labels.shape[1]] != labels
     edge &= labels > 0
     table = np.stack([_rgb(max(k, 1)) for k in range(int(labels.max()) + 1)])
-    out[edge] = table[labels[edge]]
+    out[edge] = table[labels[edge]] if grey is None else grey
 
 # %% ../nbs/api/25_plot.ipynb #ea080570
 def save_gif(

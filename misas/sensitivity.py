@@ -137,16 +137,30 @@ def sensitivity(
     probe = Probe(model, sample, transform, metrics, reference, space)
     return Sensitivity(probe, {v: (packed, score) for v, packed, score in probe.at(values, progress)})
 
-# %% ../nbs/api/30_sensitivity.ipynb #769b2498
+# %% ../nbs/api/30_sensitivity.ipynb #76ea19fb
 class Sensitivity:
     "The result of a sweep; see `sensitivity`."
     def __init__(self, probe, found):
         "`found`: value -> (packed label map, scores), the identity among them"
         for k in ('sample', 'transform', 'classes', 'reference', 'space'): setattr(self, k, getattr(probe, k))
         self.model, self._metrics, self.metrics = probe.model.name, probe.metrics, list(probe.metrics)
+        self._probe = probe  # to ask at more values; not saved
         self.values = sorted(found)
         self._packed = [found[v][0] for v in self.values]
         self._table = np.stack([found[v][1] for v in self.values])  # (values, classes without background, metrics)
+
+    def __getstate__(self): return {**self.__dict__, '_probe': None}
+
+    def with_values(
+        self, values,  # more values of the transform
+        progress=False,  # show a progress bar?
+    ):  # -> Sensitivity
+        "This result and the answers at more values; asks the model. ValueError where the result was loaded without its model."
+        if self._probe is None: raise ValueError('this result was saved without its model: make it again with sensitivity to ask at other values')
+        found = {v: (p, score) for v, p, score in zip(self.values, self._packed, self._table)}
+        new = [v for v in sweep_values(self.transform, values) if v not in found]
+        found.update({v: (p, score) for v, p, score in self._probe.at(new, progress)})
+        return Sensitivity(self._probe, found)
 
     def _series(self, make): return Series(len(self.values), make)
     @property

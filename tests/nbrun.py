@@ -50,7 +50,9 @@ def clean_outputs(outputs):
         if 'data' in o:
             o['data'] = {k: v for k, v in o['data'].items() if 'jupyter.widget' not in k}
             if not o['data'] or o['data'].keys() == {'text/plain'} and 'jupyter.widget' in str(outputs): continue
-            if 'image/png' in o['data']: o['data']['image/png'] = small_png(o['data']['image/png'])
+            if 'image/png' in o['data']:
+                o['data'].pop('image/jpeg', None)
+                o['data']['image/png'] = small_png(o['data']['image/png'])
             o['metadata'] = {k: v for k, v in o.get('metadata', {}).items() if k in o['data']}
             if 'text/plain' in o['data']: o['data']['text/plain'] = [re.sub(r' at 0x[0-9a-f]+', '', l) for l in o['data']['text/plain']]
         res.append(o)

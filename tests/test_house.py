@@ -19,6 +19,7 @@ FLOORS = [  # a module imports only from floors below its own; within a floor, o
     'models.base models.torch models.fastai models.onnx models.sliding models.adapt',
     'datasets plot',
     'sensitivity tolerance grid',
+    'widgets.base widgets.sweep widgets.live widgets.gallery widgets.volume widgets.html widgets.explore',
     'demo',
     'all']
 LEVEL = {m: (i, j) for i, floor in enumerate(FLOORS) for j, m in enumerate(floor.split())}

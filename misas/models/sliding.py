@@ -31,7 +31,7 @@ def _is_label_map(out, ndim):
     "Is a raw output (N, K, *S) or (N, *S) whole numbers other than a mask of 0 and 1?"
     return not out.is_floating_point() or (out.ndim == ndim + 1 and bool(out.min() >= 0 and out.max() > 1 and (out == out.round()).all()))
 
-# %% ../../nbs/api/15_models_sliding.ipynb #7a165f8b
+# %% ../../nbs/api/15_models_sliding.ipynb #52e28264
 class SlidingModel(Model):
     "A model that is asked about an image window by window."
     def __init__(
@@ -52,13 +52,14 @@ class SlidingModel(Model):
         if model.activation == 'labels': raise self._no_blend()
 
     def _no_blend(self):
-        return ValueError(f'{self.model.name} returns label maps, which cannot be averaged where windows overlap; it must return probabilities or logits')
+        return ValueError(f'{self.model.name} returns label maps, which cannot be averaged where windows overlap: probabilities or logits are needed')
 
     def _one(self, x):
         "The network's output (N, K, *window) for some windows; a copy, as it is scaled in place."
         out = self.model.forward(x.clone())
-        if not isinstance(out, torch.Tensor) or tuple(out.shape[2 if out.ndim == x.ndim else 1:]) != tuple(x.shape[2:]): raise ValueError(
-            f'it returned {f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__} for a window of shape {tuple(x.shape)}')
+        if not isinstance(out, torch.Tensor): raise ValueError(f'it returned {type(out).__name__}, not an array or tensor')
+        if tuple(out.shape[2 if out.ndim == x.ndim else 1:]) != tuple(x.shape[2:]):
+            raise ValueError(f'it returned shape {tuple(out.shape)} for a window of shape {tuple(x.shape)}')
         if _is_label_map(out, x.ndim - 2): raise self._no_blend()
         return (out if out.ndim == x.ndim else out[:, None]).clone()
 
@@ -69,7 +70,8 @@ class SlidingModel(Model):
                                         padding_mode='replicate', sw_device=self.model.device, device=self.device)
 
     def logits(self, x):
-        if hasattr(self.model, 'to_torch'): return SlidingModel(self.model.to_torch(), self.window, self.overlap, mode=self.mode, device=self.device).logits(x)
+        if hasattr(self.model, 'to_torch'):
+            return SlidingModel(self.model.to_torch(), self.window, self.overlap, mode=self.mode, device=self.device).logits(x)
         out = super().logits(x)
         if isinstance(x, torch.Tensor) and x.requires_grad and not out.requires_grad:
             raise ValueError(f'{self.name} is not differentiable: it must take and return torch tensors')
@@ -92,7 +94,7 @@ def sliding(
     "This model, asked window by window."
     return self.around(self.model.sliding(window, overlap, **kw)) if isinstance(self, Wrapped) else SlidingModel(self, window, overlap, **kw)
 
-# %% ../../nbs/api/15_models_sliding.ipynb #25eb1958
+# %% ../../nbs/api/15_models_sliding.ipynb #a82bdad0
 def _volumes(x, affine):
     "Volumes (C, X, Y, Z) one by one, each with its affine; `affine` is that of bare arrays."
     if isinstance(x, Sample): x = [x]
@@ -118,7 +120,7 @@ class SlicewiseModel(Wrapped):
 
     def _volume(self, volume, affine, f):
         "`f`, which takes pictures (n, C, H, W) and returns (n, ..., H, W), for all slices of a volume: (..., X, Y, Z)."
-        if volume.ndim != 4: raise ValueError(f'{self.name} is asked slice by slice: x must be a volume (C, X, Y, Z), got shape {tuple(volume.shape)}')
+        if volume.ndim != 4: raise ValueError(f'{self.name} is asked slice by slice: it needs a volume (C, X, Y, Z), got shape {tuple(volume.shape)}')
         row, flip_r, col, flip_c = slice_axes(affine, self.axis)
         flips = [d for d, flip in ((-2, flip_r), (-1, flip_c)) if flip]
         pictures, n = volume.permute(1 + self.axis, 0, 1 + row, 1 + col), self.model.portion(2)
@@ -141,7 +143,7 @@ def slicewise(
     "This model of pictures, asked about volumes slice by slice."
     return SlicewiseModel(self, axis)
 
-# %% ../../nbs/api/15_models_sliding.ipynb #155211ad
+# %% ../../nbs/api/15_models_sliding.ipynb #4d3cbbea
 class OrientedModel(Wrapped):
     "A model that gets its volumes with axes in its own order, and voxels of its own size."
     def __init__(
@@ -150,11 +152,13 @@ class OrientedModel(Wrapped):
         spacing=None,  # mm, one number or one an axis of that order; None: as it is
         affine=None,  # (4, 4) of bare arrays; Samples have their own
     ):
-        if not isinstance(order, str) or sorted('LR' if c in 'LR' else 'AP' if c in 'AP' else c for c in order.replace('I', 'S')) != ['AP', 'LR', 'S']:
+        if not isinstance(order, str) or sorted({'L': 'R', 'P': 'A', 'I': 'S'}.get(c, c) for c in order) != ['A', 'R', 'S']:
             raise ValueError(f"order must name three directions such as 'RAS' or 'LIA', got {order!r}")
-        if spacing is not None and not np.all(np.asarray(spacing, float) > 0): raise ValueError(f'spacing must be positive mm values, got {spacing!r}')
+        if spacing is not None and not np.all(np.asarray(spacing, float) > 0):
+            raise ValueError(f'spacing must be positive mm values, got {spacing!r}')
         super().__init__(classes=model.classes, activation=model.activation, name=model.name)
-        self.model, self.order, self.spacing, self.affine, self.device, self.n_classes = model, order, spacing, affine, model.device, model.n_classes
+        self.model, self.order, self.spacing, self.affine = model, order, spacing, affine
+        self.device, self.n_classes = model.device, model.n_classes
 
     def around(self, model): return OrientedModel(model, self.order, self.spacing, self.affine)
     def on(self, sample): return OrientedModel(self.model, self.order, self.spacing, sample.affine)
@@ -165,7 +169,7 @@ class OrientedModel(Wrapped):
         new = ornt_transform(io_orientation(affine), axcodes2ornt(self.order)).astype(int)  # for each old axis: new axis, flip
         old = np.argsort(new[:, 0]).tolist()
         mm = np.sqrt((np.asarray(affine)[:3, :3]**2).sum(0))[old]
-        size = [round(shape[o]*(1 if self.spacing is None else m/w)) for o, m, w in zip(old, mm, np.broadcast_to(1. if self.spacing is None else self.spacing, 3))]
+        size = [round(shape[o]*f) for o, f in zip(old, np.ones(3) if self.spacing is None else mm/np.broadcast_to(self.spacing, 3))]
         return old, [int(new[o, 0]) - 3 for o in old if new[o, 1] < 0], [max(1, n) for n in size]
 
     def _all(self, x, kind):
