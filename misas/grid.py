@@ -16,7 +16,7 @@ from .transforms.base import Stack, Transform, sweep_values
 # %% auto #0
 __all__ = ['sensitivity_grid', 'SensitivityGrid']
 
-# %% ../nbs/api/32_grid.ipynb #d57adc2f
+# %% ../nbs/api/32_grid.ipynb #000df8cd
 def _thinned(transform, n=7):
     "About `n` of a transform's own values, both ends and the identity among them."
     values = sweep_values(transform)
@@ -33,7 +33,8 @@ def _pair(transforms) -> Stack:
     except TypeError: transforms = [transforms]
     if not all(isinstance(t, Transform) for t in transforms): raise TypeError(f'transforms must be two Transforms, e.g. (Rotation(), Noise()), got {transforms!r}')
     stack = Stack([part for t in transforms for part in (t.parts if isinstance(t, Stack) else [(t, None)])])
-    if stack.n_values != 2: raise ValueError(f'transforms must have two values to vary, {stack.name} has {stack.n_values}; fix others with .at(value)')
+    if stack.n_values != 2: raise ValueError(
+        f'transforms must be a pair with two values to vary, e.g. (Rotation(), Noise()), but {stack.name} has {stack.n_values}; fix others with .at(value)')
     a, b = stack.free
     if a.name == b.name: raise ValueError(f'transforms are both {a.name}: choose two different ones, or vary it alone with sensitivity')
     return stack
@@ -59,7 +60,7 @@ def sensitivity_grid(
     pairs = [(a, b) for a in values[0] for b in values[1]]
     return SensitivityGrid(probe, values, {v: (packed, score) for v, packed, score in probe.at(pairs, progress)})
 
-# %% ../nbs/api/32_grid.ipynb #9c5c7325
+# %% ../nbs/api/32_grid.ipynb #75d9597d
 class SensitivityGrid:
     "The result of `sensitivity_grid`."
     def __init__(self, probe, values, found):
@@ -88,13 +89,14 @@ class SensitivityGrid:
         what = f'{self.model} on {self.sample.name or "sample"} to {self.transform.name}'
         return f'SensitivityGrid of {what}: {len(self.values[0])} x {len(self.values[1])} values, {", ".join(self.metrics)}'
 
-    def holds(self, drop=.1, metric=None, cls=None):
-        "(values of the first, values of the second) bool: is the score within `drop` of that at both identities?"
-        bad = loss(self._metrics[metric or self.metrics[0]], self.scores(metric, cls))
+    def holds(self, drop=None, metric=None, cls=None):
+        "(values of the first, values of the second) bool: is the score within `drop` (None: 0.1 for ratios) of that at both identities?"
+        score, metric = self.scores(metric, cls), metric or self.metrics[0]
+        bad = loss(self._metrics[metric], score)
         at = tuple(v.index(t.identity) for v, t in zip(self.values, self.transform.free))
-        return bad <= bad[at] + check_drop(drop) + 1e-9
+        return (bad <= bad[at] + check_drop(drop, metric) + 1e-9) & np.isfinite(bad[at])
 
-# %% ../nbs/api/32_grid.ipynb #ffdbc08a
+# %% ../nbs/api/32_grid.ipynb #ce716bbb
 def _cell_borders(mask):
     "Line segments ((x, x), (y, y)) around the true cells of a mask, in the coordinates of imshow."
     m = np.pad(mask, 1)
@@ -102,35 +104,50 @@ def _cell_borders(mask):
     for i, j in zip(*np.nonzero(m[:, 1:] != m[:, :-1])): yield (j - .5, j - .5), (i - 1.5, i - .5)
 
 
+def _badness(grid, metric, cls):
+    "How bad each score is, for the colour: the lower the better; the score itself where neither way is better."
+    score = grid.scores(metric, cls)
+    try: return loss(grid._metrics[metric], score)
+    except ValueError: return -score
+
+
+def _write(ax, score, bad):
+    "The scores as a coloured picture with numbers."
+    ends = np.array([x for x in bad[np.isfinite(bad)]] or [0.])
+    lo, hi = (-1, 0) if ends.min() >= -1 and ends.max() <= 0 else (min(ends.min(), 0), ends.max())
+    shown = ax.imshow(np.where(np.isfinite(bad), bad, np.nan), cmap='viridis_r', vmin=lo, vmax=max(hi, lo + 1e-9), aspect='auto')
+    for (i, j), x in np.ndenumerate(score):
+        light = not np.isfinite(x) or np.dot(shown.cmap(shown.norm(bad[i, j]))[:3], (.3, .59, .11)) > .5
+        text = '×' if np.isnan(x) else '∞' if np.isinf(x) else f'{x:.2f}' if abs(x) < 10 else f'{x:.1f}'
+        ax.text(j, i, text, ha='center', va='center', fontsize=7, color='k' if light else 'w')
+
+
 @patch
 def plot(
     self: SensitivityGrid,
     metric=None,  # name; None: the first one
     cls=None,  # a class; None: a panel for each
-    drop=.1,  # how much worse than unchanged still holds, in the metric's unit
+    drop=None,  # how much worse than at both identities still holds, in the metric's unit; None: 0.1 for ratios, else no line
     ax=None,  # a matplotlib axes, for one class
 ):  # -> the figure
-    "Scores of one class (None: a panel for each) over both values; the line surrounds what stays within `drop` of the unchanged image."
+    "Scores of each class over both values; bright is better, and the line surrounds what holds."
     import matplotlib.pyplot as plt
-    metric, classes = metric or self.metrics[0], [cls] if cls else self.classes[1:]
-    panels = [(c, self.scores(metric, c), self.holds(drop, metric, c)) for c in classes]
-    (a, b), size = self.transform.free, [len(v) for v in self.values]
+    metric, classes, (a, b), size = metric or self.metrics[0], [cls] if cls else self.classes[1:], self.transform.free, [len(v) for v in self.values]
+    unit = metric_unit(metric, self.sample.ndim)
+    line = bool(drop or not unit)
+    panels = [(c, self.scores(metric, c), self.holds(drop, metric, c) if line else None) for c in classes]
     if ax is None: _, ax = plt.subplots(1, len(classes), figsize=((1.6 + .55*size[1])*len(classes), 1.4 + .42*size[0]), squeeze=False)
     elif len(classes) > 1: raise ValueError('ax has room for one class: pass cls, too')
-    unit = metric_unit(metric, self.sample.ndim)
     for one, (c, score, holds) in zip(np.ravel(ax), panels):
-        top = max(1., np.nanmax(score, where=np.isfinite(score), initial=0))
-        one.imshow(score, cmap='viridis_r' if unit else 'viridis', vmin=0 if not unit else None, vmax=top, aspect='auto')
-        for (i, j), x in np.ndenumerate(score):
-            dark = (x < .6*top) != bool(unit)
-            one.text(j, i, '×' if np.isnan(x) else f'{x:.2f}', ha='center', va='center', fontsize=7, color='k' if np.isnan(x) or not dark else 'w')
-        for x, y in _cell_borders(holds): one.plot(x, y, color='#D55E00', lw=2.5)
+        _write(one, score, _badness(self, metric, c))
+        for x, y in _cell_borders(holds) if line else (): one.plot(x, y, color='#D55E00', lw=2.5)
         at = [v.index(t.identity) for v, t in zip(self.values, (a, b))]
-        one.add_patch(plt.Rectangle((at[1] - .42, at[0] - .42), .84, .84, fill=False, ec='w', ls=':', lw=1.5))
+        one.add_patch(plt.Rectangle((at[1] - .42, at[0] - .42), .84, .84, fill=False, ec='#CC79A7', ls=':', lw=2))
         one.set_xticks(range(size[1]), [b.text(v) for v in self.values[1]], rotation=35, ha='right', fontsize=7)
         one.set_yticks(range(size[0]), [a.text(v) for v in self.values[0]], fontsize=7)
         one.set(xlabel=b.name, ylabel=a.name)
-        one.set_title(f'{c}: {metric}{f" ({unit})" if unit else ""}\nline: within {drop:g} of the unchanged image', fontsize=8)
+        what = f'line: within {check_drop(drop, metric):g}{f" {unit}" if unit else ""} of the dotted cell' if line else 'dotted: both at their identity'
+        one.set_title(f'{c}: {metric}{f" ({unit})" if unit else ""}\n{what}', fontsize=8)
     np.ravel(ax)[0].figure.tight_layout()
     return np.ravel(ax)[0].figure
 
@@ -143,13 +160,11 @@ def gallery(
     **kw,  # see `misas.plot.gallery`
 ):  # -> the figure
     "Transformed image, prediction (filled) and truth (line) for some pairs: a row a value of the first transform."
+    if not isinstance(n, int) or n < 1: raise ValueError(f'n must be a whole number of at least 1, got {n!r}')
     picks = [[v[round(k)] for k in np.linspace(0, len(v) - 1, min(n, len(v)))] for v in self.values]
     shown = []
     for pair in ((a, b) for a in picks[0] for b in picks[1]):
-        sample, prediction = self.transform(self.sample, pair), unpack_labels(self._found[pair][0])
-        if sample.ndim == 3:
-            at = pictures.best_slice(self.sample.labels, axis) if index is None else index
-            sample, prediction = pictures.flat(sample, prediction, int((at + .5)*sample.shape[axis]/self.sample.shape[axis]), axis)
+        sample, prediction = pictures.flat(self.transform(self.sample, pair), unpack_labels(self._found[pair][0]), index, axis, like=self.sample)
         score = ', '.join('–' if np.isnan(x) else f'{x:.2f}' for x in self._found[pair][1][:, 0])
         shown.append((sample, prediction, f'{self.transform.text(pair)}\n{self.metrics[0]} {score}'))
     samples, predictions, titles = zip(*shown)

@@ -13,9 +13,10 @@ from .metrics import metric_unit
 from .sample import Sample, best_slice, class_names, slice_array, take_slice
 
 # %% auto #0
-__all__ = ['COLOURS', 'colour', 'grey_window', 'flat', 'show', 'gallery', 'curves', 'confusion_matrices', 'overlay', 'save_gif']
+__all__ = ['COLOURS', 'colour', 'grey_window', 'same_place', 'flat', 'show', 'gallery', 'curves', 'confusion_matrices', 'overlay',
+           'save_gif']
 
-# %% ../nbs/api/25_plot.ipynb #057e8751
+# %% ../nbs/api/25_plot.ipynb #f1070cbf
 COLOURS = '#56B4E9', '#E69F00', '#009E73', '#CC79A7', '#F0E442', '#D55E00', '#0072B2'
 
 
@@ -32,10 +33,26 @@ def grey_window(
     return lo, hi if hi > lo else lo + 1
 
 
-def flat(sample: Sample, prediction=None, index=None, axis=-1):
-    "A 2D sample and prediction: a volume's slice, turned for display; a picture as it is."
+def same_place(
+    index,  # of a slice; negative ones count from the last
+    old, new,  # number of slices that it counts, and of the same field of view cut otherwise
+) -> int:
+    "The slice at the same place where there are more or fewer of them."
+    if not -old <= index < old: raise ValueError(f'index {index} is not one of {old} slices')
+    return int((index % old + .5)*new/old)
+
+
+def flat(
+    sample: Sample,
+    prediction=None,  # (*S) label map
+    index=None, axis=-1,  # of a volume: which slice across which axis; None: the one with most labels
+    like=None,  # a Sample of the same field of view to whose slices `index` belongs; None: this one
+) -> tuple:  # 2D sample, 2D prediction
+    "A volume's slice, turned for display; a picture as it is."
     if sample.ndim == 2: return sample, prediction
-    if index is None: index = best_slice(sample.labels if sample.labels is not None and sample.labels.any() else sample.image[0], axis)
+    like = sample if like is None else like
+    if index is None: index = best_slice(like.labels if like.labels is not None and like.labels.any() else like.image[0], axis)
+    index = same_place(index, like.shape[axis], sample.shape[axis])
     return take_slice(sample, index, axis), None if prediction is None else slice_array(np.asarray(prediction), index, axis, sample.affine)
 
 # %% ../nbs/api/25_plot.ipynb #01f63c66
@@ -122,7 +139,7 @@ def gallery(
     fig.subplots_adjust(wspace=.04, hspace=.18)
     return fig
 
-# %% ../nbs/api/25_plot.ipynb #a13d50b0
+# %% ../nbs/api/25_plot.ipynb #ec7c2491
 def curves(
     frame,  # tidy: transform, value, unit, class, metric, score
     identity=None,  # the value to mark
@@ -130,6 +147,7 @@ def curves(
     axs=None,  # one matplotlib axes a metric
     log=None,  # logarithmic axis? None: where all values are positive and span more than a factor of 4
     units=None,  # of the metrics, by name; None: those of volumes
+    zero='unchanged',  # what the image is at the identity
     colours=None,  # class -> label value, whose colour it gets; None: 1, 2, ... in the order of the frame
     size=(4.6, 3.),  # inches of one panel
 ):  # -> the figure
@@ -148,7 +166,7 @@ def curves(
             if gone.any(): ax.plot(x[gone], np.full(gone.sum(), low - .05*k*(high - low)), 'x', ms=5, color=colour(k), label=f'{c}: undefined')
             far = np.isinf(one.score).to_numpy()
             if far.any(): ax.plot(x[far], np.full(far.sum(), high + .05*k*(high - low)), '^', ms=5, color=colour(k), label=f'{c}: infinite')
-        _finish(ax, frame, m, identity, words, log, (units or {}).get(m, metric_unit(m)))
+        _finish(ax, frame, m, identity, words, log, (units or {}).get(m, metric_unit(m)), zero)
     return np.atleast_1d(axs)[0].figure
 
 
@@ -158,7 +176,7 @@ def _ends(score):
     return min(0., score.min() if len(score) else 0.), score.max() if len(score) and score.max() > 1 else 1.
 
 
-def _finish(ax, frame, metric, identity, words, log, measure):
+def _finish(ax, frame, metric, identity, words, log, measure, zero):
     "Axes, identity and legend of one panel of `curves`."
     values, unit = np.unique(frame.value), frame.unit.iloc[0]
     name = frame['transform'].iloc[0]
@@ -166,7 +184,7 @@ def _finish(ax, frame, metric, identity, words, log, measure):
     elif log or (log is None and values.min() > 0 and values.max() > 4*values.min()):
         ax.set_xscale('log', base=2)
         ax.xaxis.set_major_formatter(lambda v, _: f'{v:g}')
-    if identity is not None: ax.axvline(list(values).index(identity) if words else identity, color='k', ls='--', lw=1, label='unchanged')
+    if identity is not None: ax.axvline(list(values).index(identity) if words else identity, color='k', ls='--', lw=1, label=zero)
     ax.set(xlabel='' if words else f'{name} ({unit})' if unit else name, ylabel=f'{metric} ({measure})' if measure else metric, title=name if words else '')
     score, n = frame.score[frame.metric == metric], frame['class'].nunique()
     low, high = _ends(score)

@@ -14,7 +14,7 @@ from .transforms.base import Transform, sweep_values
 # %% auto #0
 __all__ = ['PROBES', 'tolerance_values', 'tolerance', 'Tolerance']
 
-# %% ../nbs/api/31_tolerance.ipynb #2cf25fe7
+# %% ../nbs/api/31_tolerance.ipynb #c3e97fe4
 def tolerance_values(
     transform: Transform,
     resolution=None,  # width of a step in the transform's unit, for factors a ratio (.05: steps of 5 %); None: 32 steps on the longer side
@@ -32,21 +32,26 @@ def tolerance_values(
     if step >= high - low: raise ValueError(f'resolution {resolution} is wider than the range of {transform.name}, '
                                             f'{transform.text(ends[0])} to {transform.text(ends[-1])}')
     k = np.arange(np.floor(low/step + 1e-9), np.ceil(high/step - 1e-9) + 1)
-    inner = [float(np.round(back(i*step), 9)) for i in k if low + 1e-9*step < i*step < high - 1e-9*step and i]
+    inner = [float(f'{back(i*step):.12g}') for i in k if low + 1e-9*step < i*step < high - 1e-9*step and i]
     return sorted({ends[0], *inner, float(zero), ends[-1]})
 
-# %% ../nbs/api/31_tolerance.ipynb #12f4027e
+# %% ../nbs/api/31_tolerance.ipynb #4be145b6
 PROBES = 4  # values a side that are looked at in any case: they find the interval to halve, and show curves that come back
 
 
 def _search(side, found, ask, bad, limit):
     "Ask along `side`, indices from the identity outwards, until it is known between which neighbours one class breaks."
     while True:
-        last, broken = reach(bad(), limit, [i for i in side if i in found])
-        if broken is None: return
-        gap = [i for i in side[side.index(last) + 1:side.index(broken)] if i not in found]
+        known = [i for i in side if i in found]
+        last, broken = reach(bad(), limit, known)
+        beyond = known[known.index(last) + 1:][:1]  # first the last that holds is pinned down, then, past undefined scores, the first that breaks
+        gap = _between(side, last, *beyond) if beyond else []
+        if not gap and broken is not None: gap = _between(side, known[known.index(broken) - 1], broken)
         if not gap: return
         ask([gap[(len(gap) - 1)//2]])
+
+
+def _between(side, a, b): return side[side.index(a) + 1:side.index(b)]
 
 
 def tolerance(
@@ -54,18 +59,19 @@ def tolerance(
     sample,  # a Sample, or anything `as_sample` takes
     transform: Transform,  # what to change
     *, metric='dice',  # a name or a function f(prediction == k, truth == k)
-    drop=.1,  # how much worse than at the identity the score may get, in the metric's unit
+    drop=None,  # how much worse than at the identity the score may get, in the metric's unit; None: 0.1 for ratios
     resolution=None,  # width of a step; see `tolerance_values`
     reference='labels',  # or 'prediction'; see `sensitivity`
     space='transformed',  # or 'original'; see `sensitivity`
 ):  # -> Tolerance
     "How far one can go in both directions before a class gets worse by more than `drop`; few predictions, by bisection."
     transform = as_transform(transform)
-    values, drop = tolerance_values(transform, resolution), check_drop(drop)
+    values = tolerance_values(transform, resolution)
     probe = Probe(model, sample, transform, metric, reference, space)
     if len(probe.metrics) > 1: raise ValueError(f'metric must be one metric, got {", ".join(probe.metrics)}')
     [f], at, found = probe.metrics.values(), values.index(transform.identity), {}
     loss(f, [])  # refuses a metric in which nothing is better or worse
+    drop = check_drop(drop, *probe.metrics)
     def ask(indices):
         todo = [i for i in sorted(indices) if i not in found]
         found.update(zip(todo, ((packed, score) for _, packed, score in probe.at([values[i] for i in todo]))))
@@ -76,18 +82,16 @@ def tolerance(
         for k in range(len(probe.classes) - 1):
             bad = lambda: {i: float(loss(f, score[k, 0])) for i, (_, score) in found.items()}
             _search(side, found, ask, bad, bad()[at] + drop)
-    return Tolerance(Sensitivity(probe, {values[i]: found[i] for i in found}), drop, values)
+    return Tolerance(Sensitivity(probe, {values[i]: found[i] for i in found}), drop, values, probe.predictions)
 
-# %% ../nbs/api/31_tolerance.ipynb #927ff997
+# %% ../nbs/api/31_tolerance.ipynb #f5a1d567
 class Tolerance:
     "A range in which a model holds; see `tolerance`."
-    def __init__(self, sweep: Sensitivity, drop, values):
-        self.sweep, self.drop, self.values = sweep, drop, values
+    def __init__(self, sweep: Sensitivity, drop, values, evaluations):
+        self.sweep, self.drop, self.values, self.evaluations = sweep, drop, values, evaluations  # evaluations: how many predictions it took
         self.frame = sweep.tolerance(drop)
         self.frame['monotone'] = [not self._returns(k) for k in range(len(self.frame))]
 
-    @property
-    def evaluations(self): "How many predictions it took."; return len(self.sweep.values)
     @property
     def lower(self): "Lowest value at which every class holds; NaN where no class has a score."; return self.frame.lower.max()
     @property
@@ -103,15 +107,17 @@ class Tolerance:
     def __repr__(self):
         t, unit = self.sweep.transform, metric_unit(self.sweep.metrics[0], self.sweep.sample.ndim)
         head = f'{self.sweep.model} on {self.sweep.sample.name or "sample"}: {self.sweep.metrics[0]} within {self.drop:g} {unit}'.rstrip()
-        return '\n'.join([f'{head} of the unchanged image ({self.evaluations} predictions, {len(self.values)} in a dense sweep)',
+        of = 'the unchanged image' if t.zero == 'unchanged' else f'the score {t.zero}'
+        return '\n'.join([f'{head} of {of} ({self.evaluations} predictions, {len(self.values)} in a dense sweep)',
                           *(self._line(k, row) for k, row in enumerate(self.frame.to_dict('records')))])
 
     def _line(self, k, row):
         "One class in words."
         t = self.sweep.transform
-        if np.isnan(row['lower']): return f'- {row["class"]}: has no score on the unchanged image'
-        ends = [f'{t.text(row[a])}' + (f' (breaks at {t.text(row[b])})' if not np.isnan(row[b]) else ' (end of the range)')
-                for a, b in (('lower', 'breaks below'), ('upper', 'breaks above')) if len({row[a], t.identity, self.values[0 if a == 'lower' else -1]}) > 1]
+        if np.isnan(row['lower']): return f'- {row["class"]}: has no score {t.zero}'
+        why = lambda a, b, end: f' (breaks at {t.text(row[b])})' if not np.isnan(row[b]) else ' (end of the range)' if row[a] == end else ' (undefined beyond)'
+        ends = [t.text(row[a]) + why(a, b, end) for a, b, end in (('lower', 'breaks below', self.values[0]), ('upper', 'breaks above', self.values[-1]))
+                if len({row[a], t.identity, end}) > 1]
         back = self._returns(k)
         note = '' if not back else f'; holds again at {", ".join(t.text(v) for v in back)}: look at the dense sweep, sensitivity(..., values=result.values)'
         return f'- {row["class"]}: {t.name} ' + ' to '.join(ends if len(ends) == 2 else ['up' + ' to ' + ends[0]]) + note

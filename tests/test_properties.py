@@ -13,6 +13,7 @@ from misas.models.adapt import as_model
 from misas.phantom import OracleModel, ThresholdModel, disc
 from misas.sample import Sample, take_slice
 from misas.sensitivity import sensitivity
+from misas.tolerance import tolerance
 from misas.transforms.base import Transform, from_function, sweep_values
 from misas.transforms.catalogue import CATALOGUE
 from misas.transforms.grid import Crop, Dihedral, Flip, Resize, Resolution
@@ -527,3 +528,47 @@ def test_a_result_can_be_kept():
     r = sensitivity(ThresholdModel(.5), disc((12, 9), radius=3.), Flip(), progress=False)
     again = pickle.loads(pickle.dumps(r))
     assert again.frame.equals(r.frame) and np.array_equal(again.predictions[1], r.predictions[1])
+
+
+class Curves(torch.nn.Module):
+    "A model whose Dice is a curve of the grey value it is shown: of a strip of 100 labelled pixels it finds a part, or nothing exists at all."
+    def __init__(self, curve): super().__init__(); self.curve = curve
+
+    def forward(self, x):
+        out = torch.zeros(len(x), 2, *x.shape[2:])
+        for o, image in zip(out, x):
+            found = self.curve(float(image.mean()))
+            o[1, 0, :0 if np.isnan(found) else int(round(100*found))] = 9
+        return out
+
+
+class Level(Transform):
+    "The image takes the value as its grey; where the curve is undefined, the labels vanish, too."
+    name = 'level'
+    def __init__(self, values, curve): self.curve = curve; super().__init__(values)
+    def apply(self, sample, value):
+        return sample.replace(image=np.full_like(sample.image, value), labels=sample.labels*(not np.isnan(self.curve(value))))
+
+
+@some(60)
+@given(st.lists(st.floats(.5, 30), min_size=2, max_size=2), st.lists(st.sampled_from([np.inf, 3., 9., 14.]), min_size=2, max_size=2), st.integers(3, 40), st.integers(0, 40))
+def test_tolerance_is_that_of_the_dense_sweep(limits, undefined, below, above):
+    "Curves that fall once on each side and may be undefined further out: whatever the range, the bounds are those of the dense sweep."
+    def curve(v):
+        side = int(v > 0)
+        return np.nan if abs(v) > undefined[side] else 1. if abs(v) <= limits[side] else .5
+    s = Sample(np.zeros((1, 1, 100)), np.ones((1, 100)))
+    level = Level([-below, 0, above], curve)
+    found = tolerance(as_model(Curves(curve), activation='softmax'), s, level, resolution=.7)
+    dense = sensitivity(as_model(Curves(curve), activation='softmax'), s, level, found.values, progress=False).tolerance()
+    for k in ('lower', 'upper', 'breaks below', 'breaks above'): assert found.frame[k].item() == dense[k].item() or np.isnan([found.frame[k].item(), dense[k].item()]).all()
+    assert found.evaluations == len(found.sweep.values)
+
+
+@pytest.mark.parametrize('name', SPATIAL)
+def test_a_perfect_model_in_the_original_space_when_one_channel_moves(name):
+    two = disc((12, 10), radius=3.).replace(image=np.random.default_rng(0).random((2, 12, 10)))
+    t = BY_NAME[name](channels=0)
+    values = [v for v in t.values if name not in ('Resize', 'Dihedral') or v == t.identity]
+    oracle = as_model(OracleModel([t(two, v) for v in values]), classes=('background', 'disc'))
+    assert (sensitivity(oracle, two, t, values, space='original', progress=False).frame.score == 1).all()

@@ -31,7 +31,7 @@ class Resize(Spatial):
         sigma = [0] + [max(0, (n/m - 1)/2) for n, m in zip(sample.shape, self.grid(sample, value)[0])]
         return sample.replace(image=gaussian_filter(sample.image, sigma, mode='nearest')) if any(sigma) and self.order > 0 else sample
 
-# %% ../../nbs/api/16_transforms_grid.ipynb #9e69d62c
+# %% ../../nbs/api/16_transforms_grid.ipynb #ae43e61f
 def coarsen(
     n: int,  # voxels along an axis
     value,  # voxels of the old grid in a coarse one, at least 1
@@ -48,6 +48,7 @@ def coarsen(
 class Resolution(Transform):
     "Voxels some times as large, on the old grid."
     name, identity, domain, values = 'resolution', 1., (1, 1e3), (1., 1.5, 2., 3., 4., 6., 8.)
+    in_name = ('values', 'channels', 'direction')
 
     def __init__(
         self, values=None,  # size of the coarse voxels in old ones
@@ -67,7 +68,7 @@ class Resolution(Transform):
             image = np.moveaxis(np.moveaxis(image, axis + 1, -1) @ coarsen(n, value).T, -1, axis + 1)
         return sample.replace(image=image)
 
-# %% ../../nbs/api/16_transforms_grid.ipynb #34007621
+# %% ../../nbs/api/16_transforms_grid.ipynb #a55ae4ea
 class _Exact(Transform):
     "A transform that only reorders voxels."
     moves_labels = True
@@ -84,7 +85,9 @@ class _Exact(Transform):
                               spacing_known=sample.spacing_known, **new)
 
     def spacing(self, sample, value, axes): return sample.spacing
-    def back(self, labels, sample, value): return np.ascontiguousarray(self.undo(np.asarray(labels), value, picture_axes(sample))), None
+    def back(self, labels, sample, value):
+        if not self.moves_labels: return np.asarray(labels), None
+        return np.ascontiguousarray(self.undo(np.asarray(labels), value, picture_axes(sample))), None
 
 
 class Flip(_Exact):
@@ -94,7 +97,7 @@ class Flip(_Exact):
              5: 'horizontal and through-plane flip', 6: 'vertical and through-plane flip', 7: 'flip of all axes'}
 
     def order(self, a, value, axes):
-        first = (1, 0) if a.ndim == 2 else (0, 1, 2)  # horizontal is along the columns of a picture and along X of a volume
+        first = (axes[1], axes[0], 2)[:a.ndim]  # horizontal, vertical, through-plane, in the pictures misas shows
         if value >= 2**a.ndim:
             raise ValueError(f'value {value!r} is outside the domain of {self.name} in 2D: 0 to 3')
         return np.flip(a, [ax for i, ax in enumerate(first) if int(value) >> i & 1])

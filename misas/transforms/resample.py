@@ -55,7 +55,7 @@ def _linear(image, at):
     grid = torch.stack([2*c/max(n - 1, 1) - 1 for c, n in zip(at[::-1], image.shape[:0:-1])], -1)
     return F.grid_sample(image.expand(len(grid), *image.shape), grid, padding_mode='border', align_corners=True)
 
-# %% ../../nbs/api/04_transforms_resample.ipynb #6986a895
+# %% ../../nbs/api/04_transforms_resample.ipynb #9eb4c50c
 def _spline(image, at, order):
     "`image` (C, *S), already filtered, at the coordinates, by a spline."
     from scipy.ndimage import map_coordinates
@@ -80,7 +80,7 @@ def resample(
     labels = None if sample.labels is None else torch.empty(B, *shape, dtype=torch.from_numpy(np.zeros((), sample.labels.dtype)).dtype)
     valid = torch.empty(B, *shape, dtype=torch.bool)
     whole = all(np.abs(m - np.round(m)).max() < 1e-9 for pair in maps for m in pair)  # voxel centres meet: nothing to interpolate
-    step = max(1, 2**21//max(1, B*int(np.prod(shape[1:]))))  # rows at a time, so that coordinates stay below 100 MB
+    step = max(1, 2**19//max(1, B*int(np.prod(shape[1:]))))  # rows at a time, so that coordinates stay below 25 MB, and in reach
     for i in range(0, shape[0], step):
         part = slice(i, min(i + step, shape[0]))
         at = _coordinates(maps, shape, part.start, part.stop)

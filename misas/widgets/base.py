@@ -13,7 +13,8 @@ import numpy as np
 from .. import plot
 
 # %% auto #0
-__all__ = ['CLICK', 'PANELS', 'as_bytes', 'beside', 'enlarged', 'Picture', 'png64', 'Panel', 'open_widgets', 'CurvePicture']
+__all__ = ['CLICK', 'PANELS', 'as_bytes', 'beside', 'enlarged', 'Picture', 'png64', 'Panel', 'close_tree', 'open_widgets',
+           'CurvePicture']
 
 # %% ../../nbs/api/50_widgets_base.ipynb #15bc86dc
 def as_bytes(
@@ -83,7 +84,7 @@ class Picture(W.GridBox):
         "What a click does; `place` is 'x y time'."
         if self.on_click is not None and place: self.on_click(*map(float, place.split()[:2]))
 
-# %% ../../nbs/api/50_widgets_base.ipynb #f31556a0
+# %% ../../nbs/api/50_widgets_base.ipynb #de8591e3
 def png64(rgb) -> str:
     "A picture as text, for notebooks and pages."
     from base64 import b64encode
@@ -143,11 +144,7 @@ class Panel(W.VBox):
         "Close the panel and all that is in it."
         for end in self._watched: end()
         self._watched = []
-        for w in [*_inside(self), self]:
-            w.unobserve_all()
-            for part in (w.layout, getattr(w, 'style', None)):
-                if part is not None: part.close()
-            W.Widget.close(w)
+        close_tree(self)
 
     def snapshot(self) -> np.ndarray:
         "What is seen now, as a picture (H, W, 3)."
@@ -165,6 +162,15 @@ def _inside(box):
     for w in box.children:
         if isinstance(w, W.Box): yield from _inside(w)
         yield w
+
+
+def close_tree(box):
+    "Close a box and all that is in it, with layouts and styles."
+    for w in [*_inside(box), box]:
+        w.unobserve_all()
+        for part in (w.layout, getattr(w, 'style', None)):
+            if part is not None: part.close()
+        W.Widget.close(w)
 
 
 def open_widgets() -> int:

@@ -1,0 +1,279 @@
+"""The widgets in a real JupyterLab: every widget notebook is opened in Chromium, run, and used with mouse and keyboard.
+
+What is seen is compared with the frames rendered directly. Times from a key press to the painted picture are shown at the end of the run.
+"""
+import io
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import nbrun
+import numpy as np
+import pytest
+from browser import ARGS, browser
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from misas import plot
+
+DONE = 'ALL CELLS ARE DONE'
+SHOTS = Path(os.environ.get('MISAS_SHOTS') or tempfile.mkdtemp())  # screenshots, to be looked at
+TIMES = {}  # what -> milliseconds from key press to painted picture; conftest.py shows them
+pytestmark = pytest.mark.xdist_group('browser')  # one JupyterLab for all of them
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def settings(root):
+    "Settings of a JupyterLab of our own: every cell stays in the page, no news, no updates."
+    for plugin, text in (('notebook-extension/tracker', '{"windowingMode": "none"}'),
+                         ('apputils-extension/notification', '{"fetchNews": "false", "checkForUpdates": false}')):
+        file = root/f'.settings/@jupyterlab/{plugin}.jupyterlab-settings'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return dict(os.environ, JUPYTERLAB_SETTINGS_DIR=str(root/'.settings'), JUPYTER_CONFIG_DIR=str(root/'.config'), JUPYTER_RUNTIME_DIR=str(root/'.runtime'),
+                IPYTHONDIR=str(root/'.ipython'), OMP_NUM_THREADS='1')
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "The address of a JupyterLab, its folder, and a browser."
+    root, port = tmp_path_factory.mktemp('lab'), free_port()
+    cmd = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ip=127.0.0.1', f'--ServerApp.root_dir={root}',
+           '--IdentityProvider.token=', '--ServerApp.disable_check_xsrf=True', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    with open(root/'lab.log', 'w') as log: server = subprocess.Popen(cmd, env=settings(root), stdout=log, stderr=subprocess.STDOUT)
+    try:
+        for _ in range(400):
+            try:
+                urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=1)
+                break
+            except OSError: time.sleep(.25)
+        else: raise RuntimeError(f'JupyterLab did not start:\n{(root/"lab.log").read_text()[-2000:]}')
+        with sync_playwright() as p:
+            chromium = p.chromium.launch(executable_path=browser(), args=ARGS)
+            yield f'http://127.0.0.1:{port}', root, chromium
+            chromium.close()
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def opened(lab, name, extra=''):
+    "A page with a notebook of which all cells have run. `extra`: a cell more, in front of the last."
+    url, root, chromium = lab
+    nb = nbrun.read(nbrun.NBS/f'{name}.ipynb')
+    more = [dict(cell_type='code', id=f'last{i}', metadata={}, outputs=[], execution_count=None, source=s) for i, s in enumerate([extra, f'print("{DONE}")']) if s]
+    file = root/(Path(name).name + '.ipynb')
+    file.write_text(json.dumps({**nb, 'cells': nb['cells'] + more}))
+    page = chromium.new_page(viewport={'width': 1300, 'height': 1300})
+    page.errors = []
+    page.on('pageerror', lambda e: page.errors.append(str(e)[:300]))
+    page.goto(f'{url}/lab/tree/{file.name}?reset', timeout=120_000)
+    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=120_000)
+    page.wait_for_selector('#jp-main-statusbar >> text=/\\| Idle/', timeout=120_000)
+    page.wait_for_timeout(1000)
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.locator('[data-command="runmenu:run-all"]').click()
+    try: page.wait_for_selector(f'.jp-OutputArea-output:has-text("{DONE}")', timeout=180_000, state='attached')
+    except Exception as e:
+        wrong = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()
+        raise AssertionError(f'{name} did not run to its end in JupyterLab: {wrong[-1:] or e}') from None
+    page.wait_for_timeout(1500)
+    return page
+
+
+class View:
+    "One widget on a page: the first, second ... element of a class."
+    def __init__(self, page, n=0): self.page, self.n = page, n
+    def __getitem__(self, cls): return self.page.locator(f'.{cls}').nth(self.n)
+
+    def seen(self, cls):
+        "A picture as it is on the screen."
+        image = self[cls].locator('img').first
+        image.scroll_into_view_if_needed()
+        return np.asarray(Image.open(io.BytesIO(image.screenshot())).convert('RGB')).astype(float)
+
+    def settled(self, cls):
+        "The picture when it has stopped changing."
+        old = self.seen(cls)
+        for _ in range(40):
+            self.page.wait_for_timeout(150)
+            new = self.seen(cls)
+            if new.shape == old.shape and np.abs(new - old).max() < 1: return new
+            old = new
+        return old
+
+    def drag(self, cls, dx):
+        "Take the handle of a slider and move it."
+        handle = self[cls].locator('.noUi-handle').first
+        handle.scroll_into_view_if_needed()
+        b = handle.bounding_box()
+        x, y = b['x'] + b['width']/2, b['y'] + b['height']/2
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        for k in range(1, 11): self.page.mouse.move(x + dx*k/10, y)
+        self.page.mouse.up()
+
+    def press(self, cls, key, times=1):
+        handle = self[cls].locator('.noUi-handle').first
+        handle.focus()
+        for _ in range(times):
+            handle.press(key)
+            self.page.wait_for_timeout(40)
+
+    def click(self, cls, x, y):
+        "Click a picture at a place, given as fractions."
+        self[cls].scroll_into_view_if_needed()
+        b = self[cls].locator('img').first.bounding_box()
+        self.page.mouse.click(b['x'] + x*b['width'], b['y'] + y*b['height'])
+
+
+def nearest(seen, pictures):
+    "Which of some pictures is on the screen, and how far (mean grey values) it and the next one are from it."
+    size = seen.shape[1::-1]
+    far = [np.abs(np.asarray(Image.fromarray(p).resize(size, Image.BILINEAR)).astype(float) - seen).mean() for p in pictures]
+    order = np.argsort(far)
+    return int(order[0]), far[order[0]], far[order[1]] if len(far) > 1 else np.inf
+
+
+WATCH = """([cls, n, slider]) => {
+  const out = document.querySelectorAll('.' + cls)[n], handle = document.querySelectorAll('.' + slider)[n];
+  const t = window.__times = {start: null, ms: []};
+  handle.addEventListener('keydown', () => { t.start = performance.now() }, true);
+  const painted = () => requestAnimationFrame(() => requestAnimationFrame(() => {
+    if (t.start !== null) { t.ms.push(performance.now() - t.start); t.start = null } }));
+  for (const img of out.querySelectorAll('img')) img.addEventListener('load', painted);
+}"""
+
+
+def measure(view, slider, picture, what, keys):
+    "Milliseconds from each key press on a slider to the painted picture."
+    page = view.page
+    page.evaluate(WATCH, [picture, view.n, slider])
+    handle = view[slider].locator('.noUi-handle').first
+    handle.focus()
+    for i, key in enumerate(keys):
+        handle.press(key)
+        for _ in range(200):
+            if page.evaluate('window.__times.ms.length') > i: break
+            page.wait_for_timeout(10)
+        page.wait_for_timeout(60)
+    ms = page.evaluate('window.__times.ms')
+    assert len(ms) >= .8*len(keys), f'{what}: {len(keys)} key presses painted {len(ms)} pictures'
+    TIMES[what] = ms
+    return statistics.median(ms)
+
+
+# --- the sweep
+
+def phantom_sweep():
+    "The result of api/51, made in the same way."
+    from misas.models.adapt import as_model
+    from misas.phantom import ThresholdModel, short_axis
+    from misas.sample import Sample
+    from misas.sensitivity import sensitivity
+    from misas.transforms.intensity import Brightness
+    heart = short_axis((128, 128), spacing=2.4, seed=2)
+    heart = Sample(heart.image, heart.image[0] > 500, spacing=2.4, classes=('background', 'bright'), name='phantom')
+    return sensitivity(as_model(ThresholdModel(500.), classes=heart.classes), heart, Brightness(), [*Brightness.values, .8],
+                       metrics=('dice', 'hausdorff95'), progress=False)
+
+
+def frames(result, **kw):
+    window = plot.grey_window(result.sample.image)
+    return [plot.overlay(s, p, window=window, **kw) for s, p in zip(result.samples, result.predictions)]
+
+
+def test_sweep(lab):
+    from misas.widgets.base import CurvePicture
+    page, result = opened(lab, 'api/51_widgets_sweep'), phantom_sweep()
+    view, pictures, values = View(page), frames(result), result.values
+
+    def check(value, metric='hausdorff95'):
+        "Picture, label and numbers are those of a value."
+        seen = view.settled('O-value')
+        at, far, next_far = nearest(seen, pictures)
+        assert values[at] == value and far < 4 and next_far > 2*far, (values[at], value, far, next_far)
+        assert view['S-value'].locator('.widget-readout').inner_text() == result.transform.text(value)
+        number = result.frame[(result.frame.value == value) & (result.frame.metric == metric)].score.item()
+        assert f'{number:.3f}' in view['N-value'].inner_text()
+
+    check(.8)                                                          # where the notebook left it
+    view.press('S-value', 'ArrowRight', 2)
+    check(values[values.index(.8) + 2])
+    view.drag('S-value', -60)
+    label = view['S-value'].locator('.widget-readout').inner_text()
+    dragged = [v for v in values if result.transform.text(v) == label][0]
+    assert dragged < values[values.index(.8) + 2]
+    check(dragged)
+
+    curve = CurvePicture()
+    curve.draw(result.frame[result.frame.metric == 'hausdorff95'], 1.)
+    view.click('O-curve', curve.x[1]/curve.size[0], .5)                # click on the curve
+    check(values[1])
+    marker = np.abs(view.seen('O-curve') - (213, 94, 0)).max(-1) < 40  # the marker stands where the value is
+    assert abs(np.nonzero(marker)[1].mean()/marker.shape[1] - curve.x[1]/curve.size[0]) < .02
+
+    view['M-metric'].locator('select').select_option('dice')
+    page.wait_for_timeout(500)
+    check(values[1], 'dice')
+    view['C-class'].locator('input').uncheck()                         # without its only class the picture is grey
+    grey = view.settled('O-value')
+    assert np.abs(grey[..., 0] - grey[..., 2]).mean() < 1
+    view['C-class'].locator('input').check()
+    view['M-filled'].get_by_text('outline').click()
+    assert nearest(view.settled('O-value'), [pictures[1], frames(result, filled=False)[1]])[0] == 1
+    view['M-filled'].get_by_text('fill').click()
+
+    view['T-value'].locator('input').fill('0.6')                       # a value that was not in the sweep
+    view['T-value'].locator('input').press('Enter')
+    view['B-predict'].click()
+    page.wait_for_timeout(1500)
+    assert view['S-value'].locator('.widget-readout').inner_text() == '0.6'
+    more = result.with_values([.6])
+    assert more.values[nearest(view.settled('O-value'), frames(more))[0]] == .6
+    view['T-value'].locator('input').fill('-1')
+    view['T-value'].locator('input').press('Enter')
+    view['B-predict'].click()
+    page.wait_for_timeout(700)
+    assert 'domain of brightness' in page.locator('.misas-message').first.inner_text()
+    page.screenshot(path=str(SHOTS/'sweep.png'))
+    assert not page.errors, page.errors
+    page.close()
+
+
+def test_sweep_of_a_volume(lab):
+    from misas.models.adapt import as_model
+    from misas.phantom import ThresholdModel, short_axis_stack
+    from misas.sensitivity import sensitivity
+    from misas.transforms.spatial import Rotation
+    page = opened(lab, 'api/51_widgets_sweep')
+    volume = short_axis_stack((64, 60, 9))
+    volume = volume.replace(labels=(volume.image[0] > 500).astype(np.uint8), classes=('background', 'bright'), name='stack')
+    result = sensitivity(as_model(ThresholdModel(500.), classes=volume.classes), volume, Rotation([-30, 0, 30]), progress=False)
+    view, window = View(page, 1), plot.grey_window(volume.image)
+    cut = lambda i, index, axis: plot.overlay(result.samples[i], result.predictions[i], index=index, axis=axis, window=window)
+    slices = lambda i, axis: [cut(i, k, axis) for k in range(volume.shape[axis])]
+    assert nearest(view.settled('O-value'), slices(2, 0))[0] == 40        # sagittal, where the notebook left it
+    view.press('S-slice', 'ArrowLeft', 3)
+    assert nearest(view.settled('O-value'), slices(2, 0))[0] == 37
+    view['M-axis'].locator('select').select_option('axial')
+    page.wait_for_timeout(700)
+    at = int(view['S-slice'].locator('.widget-readout').inner_text())
+    assert nearest(view.settled('O-value'), slices(2, 2))[0] == at
+    view.press('S-value', 'ArrowLeft')
+    assert nearest(view.settled('O-value'), [cut(i, at, 2) for i in range(3)])[0] == 1
+    page.screenshot(path=str(SHOTS/'sweep_volume.png'))
+    assert not page.errors, page.errors
+    page.close()
