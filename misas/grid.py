@@ -16,7 +16,7 @@ from .transforms.base import Stack, Transform, sweep_values
 # %% auto #0
 __all__ = ['sensitivity_grid', 'SensitivityGrid']
 
-# %% ../nbs/api/32_grid.ipynb #000df8cd
+# %% ../nbs/api/32_grid.ipynb #15598065
 def _thinned(transform, n=7):
     "About `n` of a transform's own values, both ends and the identity among them."
     values = sweep_values(transform)
@@ -31,10 +31,12 @@ def _pair(transforms) -> Stack:
     if isinstance(transforms, Stack): transforms = [transforms]
     try: transforms = [t() if isinstance(t, type) and issubclass(t, Transform) else t for t in transforms]
     except TypeError: transforms = [transforms]
-    if not all(isinstance(t, Transform) for t in transforms): raise TypeError(f'transforms must be two Transforms, e.g. (Rotation(), Noise()), got {transforms!r}')
+    if not all(isinstance(t, Transform) for t in transforms):
+        raise TypeError(f'transforms must be two Transforms, e.g. (Rotation(), Noise()), got {transforms!r}')
     stack = Stack([part for t in transforms for part in (t.parts if isinstance(t, Stack) else [(t, None)])])
     if stack.n_values != 2: raise ValueError(
-        f'transforms must be a pair with two values to vary, e.g. (Rotation(), Noise()), but {stack.name} has {stack.n_values}; fix others with .at(value)')
+        f'transforms must be a pair with two values to vary, e.g. (Rotation(), Noise()), but {stack.name} has {stack.n_values}; '
+        f'fix others with .at(value)')
     a, b = stack.free
     if a.name == b.name: raise ValueError(f'transforms are both {a.name}: choose two different ones, or vary it alone with sensitivity')
     return stack
@@ -96,7 +98,7 @@ class SensitivityGrid:
         at = tuple(v.index(t.identity) for v, t in zip(self.values, self.transform.free))
         return (bad <= bad[at] + check_drop(drop, metric) + 1e-9) & np.isfinite(bad[at])
 
-# %% ../nbs/api/32_grid.ipynb #ce716bbb
+# %% ../nbs/api/32_grid.ipynb #d447b974
 def _cell_borders(mask):
     "Line segments ((x, x), (y, y)) around the true cells of a mask, in the coordinates of imshow."
     m = np.pad(mask, 1)
@@ -121,7 +123,7 @@ def _write(ax, score, bad):
         text = '×' if np.isnan(x) else '∞' if np.isinf(x) else f'{x:.2f}' if abs(x) < 10 else f'{x:.1f}'
         ax.text(j, i, text, ha='center', va='center', fontsize=7, color='k' if light else 'w')
 
-
+# %% ../nbs/api/32_grid.ipynb #d87c0f01
 @patch
 def plot(
     self: SensitivityGrid,
@@ -146,12 +148,13 @@ def plot(
         one.set_xticks(range(size[1]), [b.text(v) for v in self.values[1]], rotation=35, ha='right', fontsize=7)
         one.set_yticks(range(size[0]), [a.text(v) for v in self.values[0]], fontsize=7)
         one.set(xlabel=b.name, ylabel=a.name)
-        what = f'line: within {check_drop(drop, metric):g}{f" {unit}" if unit else ""} of the dotted cell' if line else 'dotted: both at their identity'
+        within = f'{check_drop(drop, metric):g} {unit}'.strip() if line else ''
+        what = f'line: within {within} of the dotted cell' if line else 'dotted: both at their identity'
         one.set_title(f'{c}: {metric}{f" ({unit})" if unit else ""}\n{what}', fontsize=8)
     np.ravel(ax)[0].figure.tight_layout()
     return np.ravel(ax)[0].figure
 
-
+# %% ../nbs/api/32_grid.ipynb #f2cbdcd2
 @patch
 def gallery(
     self: SensitivityGrid,

@@ -139,7 +139,7 @@ def gallery(
     fig.subplots_adjust(wspace=.04, hspace=.18)
     return fig
 
-# %% ../nbs/api/25_plot.ipynb #ec7c2491
+# %% ../nbs/api/25_plot.ipynb #7a3cd45d
 def curves(
     frame,  # tidy: transform, value, unit, class, metric, score
     identity=None,  # the value to mark
@@ -185,7 +185,8 @@ def _finish(ax, frame, metric, identity, words, log, measure, zero):
         ax.set_xscale('log', base=2)
         ax.xaxis.set_major_formatter(lambda v, _: f'{v:g}')
     if identity is not None: ax.axvline(list(values).index(identity) if words else identity, color='k', ls='--', lw=1, label=zero)
-    ax.set(xlabel='' if words else f'{name} ({unit})' if unit else name, ylabel=f'{metric} ({measure})' if measure else metric, title=name if words else '')
+    with_unit = lambda text, unit: f'{text} ({unit})' if unit else text
+    ax.set(xlabel='' if words else with_unit(name, unit), ylabel=with_unit(metric, measure), title=name if words else '')
     score, n = frame.score[frame.metric == metric], frame['class'].nunique()
     low, high = _ends(score)
     ax.set_ylim(low - .05*(high - low)*(n + 1 if score.isna().any() else 1), high + (high - low)*(.05*(n + 1) if np.isinf(score).any() else .04))
@@ -221,7 +222,7 @@ def confusion_matrices(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/api/25_plot.ipynb #af438c1d
+# %% ../nbs/api/25_plot.ipynb #556af05d
 def overlay(
     sample: Sample,  # 2D, or a volume of which a slice is taken
     prediction=None,  # (*S) label map
@@ -235,7 +236,8 @@ def overlay(
 ) -> np.ndarray:  # (H, W, 3) uint8
     "An overlay without matplotlib, with square screen pixels."
     s, p = flat(sample, prediction, index, axis)
-    if not 0 <= channel < s.n_channels: raise ValueError(f'channel {channel} is not one of the {s.n_channels} (0 to {s.n_channels - 1}) of sample {s.name!r}')
+    if not 0 <= channel < s.n_channels:
+        raise ValueError(f'channel {channel} is not one of the {s.n_channels} (0 to {s.n_channels - 1}) of {s.name!r}')
     shown = lambda a: a if classes is None else np.where(np.isin(a, list(classes)), a, 0)
     lo, hi = window or grey_window(s.image)
     scale = scale or max(1, round(256/max(s.shape)))

@@ -39,7 +39,7 @@ def pack_labels(labels):
     return labels.shape, labels.dtype.str, zlib.compress(np.ascontiguousarray(labels), 1)
 def unpack_labels(packed): return np.frombuffer(zlib.decompress(packed[2]), packed[1]).reshape(packed[0])
 
-# %% ../nbs/api/30_sensitivity.ipynb #a96d8679
+# %% ../nbs/api/30_sensitivity.ipynb #fa35d7bf
 def match_classes(model, sample):
     "Class names that model and sample agree on, or a ValueError that says how to make them agree."
     a, b = model.classes, sample.classes
@@ -63,7 +63,7 @@ def as_transform(transform) -> Transform:
 
 def _groups(values, model, ndim, moved):
     "Neighbouring values whose images have one shape, at most a batch at a time."
-    size = max(model.portion(ndim), 8 if ndim == 2 else 1)  # what a transform does for all values is then done once for eight
+    size = model.portion(ndim)
     for i in range(0, len(values), size):
         part = values[i:i + size]
         samples = moved(part)
@@ -76,7 +76,7 @@ def _progress(values, on, what):
     from tqdm.auto import tqdm
     return tqdm(total=len(values), desc=what, leave=False)
 
-# %% ../nbs/api/30_sensitivity.ipynb #15e39900
+# %% ../nbs/api/30_sensitivity.ipynb #0e339145
 class Probe:
     "A model, a sample and a transform, checked against each other: what a sweep asks at every value."
     def __init__(self, model, sample, transform, metrics=('dice',), reference='labels', space='transformed'):  # see `sensitivity`
@@ -87,7 +87,7 @@ class Probe:
         if reference == 'labels' and sample.labels is None: raise ValueError(
             f"sample {sample.name!r} has no labels; pass reference='prediction' to compare with the model's own prediction on the unchanged image")
         if in_mm(self.metrics) and not sample.spacing_known: raise ValueError(
-            f'{in_mm(self.metrics)[0]} is measured in mm, but the spacing of sample {sample.name!r} is not known; give the sample one, e.g. spacing=1.5')
+            f'{in_mm(self.metrics)[0]} is measured in mm, but the spacing of sample {sample.name!r} is not known; give it one, e.g. spacing=1.5')
         if reference == 'prediction': sample = sample.replace(labels=None)
         classes = match_classes(self.model, sample)
         zero = transform(sample, transform.identity)  # the sample itself, unless a stack has fixed parts
@@ -141,7 +141,7 @@ def sensitivity(
     probe = Probe(model, sample, transform, metrics, reference, space)
     return Sensitivity(probe, {v: (packed, score) for v, packed, score in probe.at(values, progress)})
 
-# %% ../nbs/api/30_sensitivity.ipynb #76ea19fb
+# %% ../nbs/api/30_sensitivity.ipynb #55de8fe3
 class Sensitivity:
     "The result of a sweep; see `sensitivity`."
     def __init__(self, probe, found):
@@ -201,7 +201,8 @@ class Sensitivity:
     def _titles(self, picked, metric=0):
         "Value and scores of some of the results."
         m = self.metrics[metric]
-        score = lambda i: f'{", ".join("–" if np.isnan(x) else f"{x:.2f}" for x in self._table[i, :, metric])} {metric_unit(m, self.sample.ndim)}'.strip()
+        numbers = lambda i: ', '.join('–' if np.isnan(x) else f'{x:.2f}' for x in self._table[i, :, metric])
+        score = lambda i: f'{numbers(i)} {metric_unit(m, self.sample.ndim)}'.strip()
         return [f'{self.transform.text(self.values[i])}\n{m} {score(i)}' for i in picked]
 
 # %% ../nbs/api/30_sensitivity.ipynb #4045fad4
@@ -331,7 +332,7 @@ class Summary:
     __repr__ = __str__
     def _repr_markdown_(self): return self.text.replace('\n', '\n\n')
 
-# %% ../nbs/api/30_sensitivity.ipynb #f5f55532
+# %% ../nbs/api/30_sensitivity.ipynb #743a7f01
 def _distance(transform, value):
     "How far a value is from the identity; factors are compared by ratio."
     if transform.identity != 1: return abs(value - transform.identity)
@@ -357,7 +358,8 @@ def _sentence(result, row, drop):
     if row['lower'] < row['upper']: hold = f'stays within {drop:g}{unit} of that from {ends[0]} to {ends[1]}'
     elif any(breaks.values()): hold = f'breaks already at the next value, {" and ".join(b for b in breaks.values() if b)}'
     else: return head + 'nothing else was scored.' + gone
-    return head + hold + f'; {"lowest" if row["worst"] <= row["unchanged"] else "worst"} {row["worst"]:.2f}{unit} at {t.text(row["worst at"])}.' + gone
+    worst = 'lowest' if row['worst'] <= row['unchanged'] else 'worst'
+    return head + hold + f'; {worst} {row["worst"]:.2f}{unit} at {t.text(row["worst at"])}.' + gone
 
 # %% ../nbs/api/30_sensitivity.ipynb #494ee03e
 @patch

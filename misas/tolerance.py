@@ -84,7 +84,7 @@ def tolerance(
             _search(side, found, ask, bad, bad()[at] + drop)
     return Tolerance(Sensitivity(probe, {values[i]: found[i] for i in found}), drop, values, probe.predictions)
 
-# %% ../nbs/api/31_tolerance.ipynb #f5a1d567
+# %% ../nbs/api/31_tolerance.ipynb #9adf023f
 class Tolerance:
     "A range in which a model holds; see `tolerance`."
     def __init__(self, sweep: Sensitivity, drop, values, evaluations):
@@ -115,11 +115,13 @@ class Tolerance:
         "One class in words."
         t = self.sweep.transform
         if np.isnan(row['lower']): return f'- {row["class"]}: has no score {t.zero}'
-        why = lambda a, b, end: f' (breaks at {t.text(row[b])})' if not np.isnan(row[b]) else ' (end of the range)' if row[a] == end else ' (undefined beyond)'
-        ends = [t.text(row[a]) + why(a, b, end) for a, b, end in (('lower', 'breaks below', self.values[0]), ('upper', 'breaks above', self.values[-1]))
-                if len({row[a], t.identity, end}) > 1]
+        breaks = lambda b: f' (breaks at {t.text(row[b])})'
+        why = lambda a, b, end: breaks(b) if not np.isnan(row[b]) else ' (end of the range)' if row[a] == end else ' (undefined beyond)'
+        sides = ('lower', 'breaks below', self.values[0]), ('upper', 'breaks above', self.values[-1])
+        ends = [t.text(row[a]) + why(a, b, end) for a, b, end in sides if len({row[a], t.identity, end}) > 1]
         back = self._returns(k)
-        note = '' if not back else f'; holds again at {", ".join(t.text(v) for v in back)}: look at the dense sweep, sensitivity(..., values=result.values)'
+        where = ', '.join(t.text(v) for v in back)
+        note = f'; holds again at {where}: look at the dense sweep, sensitivity(..., values=result.values)' if back else ''
         return f'- {row["class"]}: {t.name} ' + ' to '.join(ends if len(ends) == 2 else ['up' + ' to ' + ends[0]]) + note
 
     def plot(self, ax=None):

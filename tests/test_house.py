@@ -89,7 +89,7 @@ def test_readme_is_made_from_the_index():
 def test_notebook_is_clean(path):
     nb, size = nbrun.read(path), path.stat().st_size
     assert nb['metadata'] == {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
-    limit = 1_000_000 if path.parent.name in ('cases', 'tutorials', 'benchmarks') else 300_000
+    limit = 1_000_000 if path.parent.name in ('cases', 'tutorials', 'guides', 'benchmarks') else 300_000
     assert size < limit, f'{size/1e3:.0f} KB'
     first = nbrun.source(nb['cells'][0])
     assert first.startswith('# ') and '\n> ' in first, 'starts with a title and a one-line summary'

@@ -14,13 +14,13 @@ import time
 import urllib.request
 from pathlib import Path
 
-import nbrun
 import numpy as np
 import pytest
 from browser import ARGS, browser
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+import nbrun
 from misas import plot
 
 DONE = 'ALL CELLS ARE DONE'

@@ -45,7 +45,7 @@ class Contrast(Transform):
         middle = sum(robust_range(sample.image))/2
         return sample.replace(image=middle + np.float32(value)*(sample.image - middle))
 
-# %% ../../nbs/api/07_transforms_intensity.ipynb #5805f73e
+# %% ../../nbs/api/07_transforms_intensity.ipynb #06bf2934
 class Gamma(Transform):
     "Grey values raised to a power, on a scale from 0 to 1 over the robust range; what lies below the range stays as it is."
     name, identity, domain, values = 'gamma', 1., (.05, 20), tuple(round(2**(k/4), 4) for k in range(-4, 5))
@@ -73,17 +73,18 @@ class WindowWidth(Transform):
 
 
 class WindowLevel(Transform):
-    "A grey window at another level: the value is how much higher, as a fraction of the robust range; the image grows darker and what is below is clipped."
+    "A grey window at another level: the value is how much higher, as a fraction of the robust range; what lies below is clipped."
     name, domain, values = 'window level', (-1e3, 1e3), tuple(round(.1*k, 1) for k in range(-5, 6))
 
     def apply(self, sample, value):
         lo, hi = robust_range(sample.image)
         return _clipped(sample, sample.image - np.float32(value)*(hi - lo))
 
-# %% ../../nbs/api/07_transforms_intensity.ipynb #6c93aba0
+# %% ../../nbs/api/07_transforms_intensity.ipynb #7a32c4ee
 def check_seed(seed) -> int:
     "`seed`, if it is one."
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0: raise ValueError(f'seed must be a whole number of at least 0, got {seed!r}')
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f'seed must be a whole number of at least 0, got {seed!r}')
     return int(seed)
 
 

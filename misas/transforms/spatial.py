@@ -17,11 +17,12 @@ from .resample import grid_affine, resample, voxel_map
 __all__ = ['DIRECTIONS', 'check_fill', 'Spatial', 'picture_axes', 'Rotation', 'Zoom', 'check_direction', 'direction_axis',
            'Translation', 'Scale', 'Shear']
 
-# %% ../../nbs/api/06_transforms_spatial.ipynb #b8432471
+# %% ../../nbs/api/06_transforms_spatial.ipynb #3bdf9628
 def check_fill(fill):
     "`fill`, if it is 'minimum' or a number."
     if fill == 'minimum' and isinstance(fill, str): return fill
-    if not isinstance(fill, Real) or isinstance(fill, bool) or not np.isfinite(fill): raise ValueError(f"fill must be 'minimum' or a number, got {fill!r}")
+    if not isinstance(fill, Real) or isinstance(fill, bool) or not np.isfinite(fill):
+        raise ValueError(f"fill must be 'minimum' or a number, got {fill!r}")
     return float(fill)
 
 
@@ -171,7 +172,7 @@ class Translation(_Directed):
         shift[axis] = -sign*value  # new -> old
         return np.eye(sample.ndim), shift
 
-# %% ../../nbs/api/06_transforms_spatial.ipynb #c266a411
+# %% ../../nbs/api/06_transforms_spatial.ipynb #44d4009f
 class Scale(_Directed):
     "Stretched by a factor in one direction."
     name, identity, domain = 'scale', 1., (1e-3, 1e3)
@@ -193,7 +194,8 @@ class Shear(_Directed):
         **kw,  # order, fill, channels: see `Spatial`
     ):
         self.across = across
-        if across is not None and check_direction(across, 'across') == direction: raise ValueError(f'across must differ from direction, {direction!r}')
+        if across is not None and check_direction(across, 'across') == direction:
+            raise ValueError(f'across must differ from direction, {direction!r}')
         super().__init__(values, direction=direction, **kw)
         if across == 'through-plane': self.dims = (3,)
 

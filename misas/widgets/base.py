@@ -49,7 +49,7 @@ def enlarged(
     k = max(1, round(width/rgb.shape[1]))
     return rgb if k == 1 else np.repeat(np.repeat(rgb, k, 0), k, 1)
 
-# %% ../../nbs/api/50_widgets_base.ipynb #3548c43e
+# %% ../../nbs/api/50_widgets_base.ipynb #74af6a52
 CLICK = ("const r=this.getBoundingClientRect(),f=this.closest('.misas-picture').querySelector('.misas-place input');"
          "f.value=[(event.clientX-r.left)/r.width,(event.clientY-r.top)/r.height,Date.now()].join(' ');"
          "for(const e of ['input','change'])f.dispatchEvent(new Event(e,{bubbles:true}))")
@@ -63,7 +63,7 @@ class Picture(W.GridBox):
         name='picture',  # what it shows, for those who cannot see it
     ):
         self.rgb, self.width, self.name, self.on_click, self._height = None, width, name, on_click, None
-        self.image = W.Image(format='jpeg', layout=W.Layout(grid_area='1/1', width=f'{width}px'), tooltip=name)
+        self.image = W.Image(format='jpeg', layout=W.Layout(grid_area='1/1', width=f'{width}px'))
         self.place, self.layer = W.Text(layout=W.Layout(display='none')), W.HTML(layout=W.Layout(grid_area='1/1', margin='0'))
         self.place.add_class('misas-place')
         super().__init__([self.image, self.layer, self.place], layout=W.Layout(width=f'{width}px', flex='0 0 auto'))
@@ -84,7 +84,7 @@ class Picture(W.GridBox):
         "What a click does; `place` is 'x y time'."
         if self.on_click is not None and place: self.on_click(*map(float, place.split()[:2]))
 
-# %% ../../nbs/api/50_widgets_base.ipynb #de8591e3
+# %% ../../nbs/api/50_widgets_base.ipynb #92da94cb
 def png64(rgb) -> str:
     "A picture as text, for notebooks and pages."
     from base64 import b64encode
@@ -96,7 +96,7 @@ PANELS = {}  # cell -> (its execution count, panels made in it)
 
 def _register(panel):
     "Remember in which cell a panel was made; panels of an earlier run of that cell are closed."
-    try: shell = get_ipython()  # noqa: F821
+    try: shell = get_ipython()
     except NameError: return
     cell = ((getattr(shell, 'get_parent', dict)() or {}).get('metadata') or {}).get('cellId')
     if cell is None: return
@@ -106,7 +106,7 @@ def _register(panel):
         panels = []
     PANELS[cell] = shell.execution_count, [*panels, panel]
 
-
+# %% ../../nbs/api/50_widgets_base.ipynb #24adbbfc
 class Panel(W.VBox):
     "A widget made of others. Subclasses build their children, and give `snapshot`."
     def __init__(self):

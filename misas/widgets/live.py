@@ -26,7 +26,7 @@ from .sweep import Look, SweepExplorer, as_frame, class_boxes
 __all__ = ['slider_range', 'is_factor', 'value_slider', 'Part', 'in_words', 'difference', 'difference_rows', 'difference_table',
            'with_text', 'LiveExplorer']
 
-# %% ../../nbs/api/52_widgets_live.ipynb #d4e5a130
+# %% ../../nbs/api/52_widgets_live.ipynb #b5a2a0c2
 def slider_range(
     t: Transform,
     also=(),  # values that must be within reach, besides those of a sweep
@@ -44,7 +44,9 @@ def slider_range(
     return float(identity - below*step), float(identity + above*step), float(step)
 
 
-def is_factor(t: Transform) -> bool: "Is its value a positive factor, which is compared by ratio?"; return t.identity == 1 and min(sweep_values(t)) > 0 and not t.words
+def is_factor(t: Transform) -> bool:
+    "Is its value a positive factor, which is compared by ratio?"
+    return t.identity == 1 and min(sweep_values(t)) > 0 and not t.words
 
 
 def _round_down(x):
@@ -53,14 +55,14 @@ def _round_down(x):
     return float(f'{max(k for k in (1, 2, 5) if k*power <= x*(1 + 1e-9))*power:.1g}')
 
 
-def value_slider(t: Transform, width=280):
+def value_slider(t: Transform, width=260):
     "A slider over the values of a transform, at the identity."
     kw = dict(readout=False, continuous_update=True, layout=W.Layout(width=f'{width}px'))
     if t.words: return W.SelectionSlider(options=[(t.text(v), v) for v in sweep_values(t)], value=t.identity, **kw)
-    lo, hi, step = slider_range(t)
-    return W.FloatLogSlider(1., base=2, min=lo, max=hi, step=step, **kw) if is_factor(t) else W.FloatSlider(t.identity, min=lo, max=hi, step=step, **kw)
+    kw |= dict(zip(('min', 'max', 'step'), slider_range(t)))
+    return W.FloatLogSlider(1., base=2, **kw) if is_factor(t) else W.FloatSlider(t.identity, **kw)
 
-# %% ../../nbs/api/52_widgets_live.ipynb #5e138ca8
+# %% ../../nbs/api/52_widgets_live.ipynb #d4f5789a
 class Part(W.HBox):
     "A transform of the stack with its slider."
     def __init__(
@@ -69,10 +71,10 @@ class Part(W.HBox):
         sweep=True,  # is there a model, so that it can be swept over?
     ):
         self.transform, self.number, self.slider = transform, number, value_slider(transform)
-        self.label = W.Label(transform.name, layout=W.Layout(width='150px'), tooltip=repr(transform))
-        self.text = W.Label(layout=W.Layout(width='120px'))
+        self.label = W.Label(transform.name, layout=W.Layout(width='150px'), tooltip=transform.name)
+        self.text = W.Label(layout=W.Layout(width='110px'))
         button = lambda what, tip, shown=True: W.Button(description=what, tooltip=f'{transform.name}: {tip}', layout=W.Layout(
-            width='64px', display='' if shown else 'none'))
+            width='76px' if what == 'remove' else '64px', display='' if shown else 'none'))
         self.reset, self.up = button('reset', 'back to unchanged'), button('up', 'apply it one step earlier')
         self.sweep, self.remove = button('sweep', 'ask the model at all of its values, the others fixed', sweep), button('remove', 'out of the stack')
         for w, name in ((self.slider, 'S-part'), (self.text, 'N-part'), *((getattr(self, k), f'B-{k}') for k in ('reset', 'up', 'sweep', 'remove'))):
@@ -149,7 +151,7 @@ def with_text(
     for y, o in ((2, above), *((len(rgb) + top + 3 + 20*i, o) for i, o in enumerate(lines))): draw.text((2, y), o, fill='black', font=font)
     return np.asarray(out)
 
-# %% ../../nbs/api/52_widgets_live.ipynb #34f6d081
+# %% ../../nbs/api/52_widgets_live.ipynb #ffff6e22
 class LiveExplorer(Panel):
     "A stack of transforms with sliders, the sample before and after; see `explore`."
     def __init__(
@@ -162,18 +164,10 @@ class LiveExplorer(Panel):
         except TypeError as e: raise TypeError(f'sample: {e}') from None
         self.sample, self.model, begin = sample, None if model is None else as_model(model), _parts_of(transforms)
         super().__init__()
-        self.window, self.parts, self._count, self.probe, self.known, self._scored, self.view = plot.grey_window(sample.image), [], 0, None, {}, {}, None
-        self.choice = W.Dropdown(options=[(t.name, type(t)) for t in (c() for c in CATALOGUE) if sample.ndim in t.dims],
-                                 description='transform', layout=W.Layout(width='300px'))
-        self.more = W.Button(description='add', tooltip='put this transform at the end of the stack', layout=W.Layout(width='64px'))
+        self.parts, self._count, self.window, self.view = [], 0, plot.grey_window(sample.image), None  # rows, rows so far, black and white, the sweep
+        self.probe, self.known, self._scored = None, {}, {}  # what is known of the unchanged sample; predictions; scores
         self.before, self.after = Picture(width, name='unchanged'), Picture(width, name='changed')
-        self.said = [W.HTML(), W.HTML()]  # above the pictures
-        self.look = Look(sample, self._names())
-        self.predict_button = W.Button(description='predict', button_style='primary', tooltip='ask the model about what is shown', layout=W.Layout(width='110px'))
-        self.moving = W.Checkbox(False, description='predict while moving', indent=False, layout=W.Layout(width='170px'))
-        distances = ['hausdorff95', 'assd'] if sample.spacing_known else []
-        self.metric = W.Dropdown(options=['dice', 'iou', 'precision', 'recall', *distances], description='metric', layout=W.Layout(width='210px'))
-        self.title, self.rows, self.numbers, self.below = W.HTML(), W.VBox(), W.HTML(), W.VBox()
+        self._controls()
         self._build()
         for t, v in begin: self._row(t, v)
         self.rows.children = self.parts
@@ -181,37 +175,9 @@ class LiveExplorer(Panel):
         self.guarded(self.refresh)
         if self.model is not None and not self.message.value: self.guarded(match_classes, self.model, sample)
 
-    def _build(self):
-        "Where things stand."
-        named = (self.before, 'O-before'), (self.after, 'O-after'), (self.numbers, 'N-scores'), (self.choice, 'D-transform'), (self.more, 'B-add'), (
-            self.predict_button, 'B-predict'), (self.moving, 'C-moving'), (self.metric, 'D-metric')
-        for w, name in named: w.add_class(name)
-        pictures = [W.VBox([text, picture]) for text, picture in zip(self.said, (self.before, self.after))]
-        ask = W.VBox([W.HBox([self.predict_button, self.moving]), self.metric, self.numbers],
-                     layout=W.Layout(display='none' if self.model is None else '', margin='0 0 0 12px'))
-        wrap = lambda *w: W.Box(w, layout=W.Layout(flex_flow='row wrap'))
-        self.children = [self.title, W.HBox([self.choice, self.more]), self.rows, self.message, wrap(*pictures), wrap(self.look, ask), self.below]
-
-    def _observe(self):
-        self.watch(self.more, lambda: self.add(self.choice.value))
-        self.watch(self.predict_button, self.predict)
-        self.watch(self.moving, lambda on: self.predict() if on else None)
-        self.watch(self.metric, lambda _: self._say())
-        self.watch(self.look.axis, lambda axis: (self.look.to_axis(axis), self.redraw()))
-        for w in self.look.controls: self.watch(w, lambda _: self.redraw())
-
-    def _names(self):
-        "Names of the classes without the background, as far as they are known before the first prediction."
-        s, m = self.sample, self.model
-        if self.probe is not None: return self.probe.classes[1:]
-        ours, theirs = s.classes or (), (m.classes if m is not None else None) or ()
-        named = ours or theirs if s.labels is not None else theirs or ours
-        n = max(1, len(named), 0 if s.labels is None else int(s.labels.max()) + 1)
-        return class_names(named, n)[1:]
-
     def close_sweep(self):
         "Close the sweep below."
-        self.below.children = []
+        self.about.value, self.below.children = '', []
         if self.view is not None: self.view.close()
         self.view = None
 
@@ -219,11 +185,63 @@ class LiveExplorer(Panel):
         self.close_sweep()
         super().close()
 
+# %% ../../nbs/api/52_widgets_live.ipynb #a0de4e48
+@patch
+def _controls(self: LiveExplorer):
+    "The widgets beside rows and pictures."
+    s, button = self.sample, lambda what, tip, **kw: W.Button(description=what, tooltip=tip, layout=W.Layout(width='110px'), **kw)
+    known = [(t.name, type(t)) for t in (c() for c in CATALOGUE) if s.ndim in t.dims]
+    self.choice = W.Dropdown(options=known, description='transform', layout=W.Layout(width='300px'))
+    self.more = button('add', 'to the end of the stack')
+    self.look = Look(s, self._names())
+    self.predict_button = button('predict', 'ask the model about what is shown', button_style='primary')
+    self.moving = W.Checkbox(False, description='predict while moving', indent=False, layout=W.Layout(width='170px'))
+    distances = ['hausdorff95', 'assd'] if s.spacing_known else []
+    self.metric = W.Dropdown(options=['dice', 'iou', 'precision', 'recall', *distances], description='metric', layout=W.Layout(width='210px'))
+    self.said = [W.HTML(), W.HTML()]  # above the pictures
+    self.title, self.legend, self.numbers, self.about = (W.HTML() for _ in range(4))
+    self.rows, self.below = W.VBox(), W.VBox()
+
+
+@patch
+def _build(self: LiveExplorer):
+    "Where things stand."
+    named = (self.before, 'O-before'), (self.after, 'O-after'), (self.numbers, 'N-scores'), (self.choice, 'D-transform'), (self.more, 'B-add'), (
+        self.predict_button, 'B-predict'), (self.moving, 'C-moving'), (self.metric, 'D-metric')
+    for w, name in named: w.add_class(name)
+    pictures = [W.VBox([text, picture]) for text, picture in zip(self.said, (self.before, self.after))]
+    ask = W.VBox([W.HBox([self.predict_button, self.moving]), self.metric, self.numbers],
+                 layout=W.Layout(display='none' if self.model is None else '', margin='0 0 0 12px'))
+    wrap = lambda *w: W.Box(w, layout=W.Layout(flex_flow='row wrap'))
+    self.children = [self.title, W.HBox([self.choice, self.more]), self.rows, self.message, wrap(*pictures), self.legend,
+                     wrap(self.look, ask), self.about, self.below]
+
+
+@patch
+def _observe(self: LiveExplorer):
+    self.watch(self.more, lambda: self.add(self.choice.value))
+    self.watch(self.predict_button, self.predict)
+    self.watch(self.moving, lambda on: self.predict() if on else None)
+    self.watch(self.metric, lambda _: self._say())
+    self.watch(self.look.axis, lambda axis: (self.look.to_axis(axis), self.redraw()))
+    for w in self.look.controls: self.watch(w, lambda _: self.redraw())
+
+
+@patch
+def _names(self: LiveExplorer):
+    "Names of the classes without the background, as far as they are known before the first prediction."
+    s, m = self.sample, self.model
+    if self.probe is not None: return self.probe.classes[1:]
+    ours, theirs = s.classes or (), (m.classes if m is not None else None) or ()
+    named = ours or theirs if s.labels is not None else theirs or ours
+    n = max(1, len(named), 0 if s.labels is None else 1 + int(s.labels.max(initial=0, where=True if s.valid is None else s.valid)))
+    return class_names(named, n)[1:]
+
 
 def _parts_of(transforms):
     "(transform, value) of everything in `transforms`."
     if transforms is None: return []
-    if isinstance(transforms, (Transform, type)): transforms = [transforms]
+    if not isinstance(transforms, (list, tuple)): transforms = [transforms]
     stacks = [t if isinstance(t, Stack) else Stack([(as_transform(t), None)]) for t in transforms]
     return [(t, t.identity if v is None else v) for stack in stacks for t, v in stack.parts]
 
@@ -296,7 +314,7 @@ def reset(self: LiveExplorer, i):  # number of the row, from 0
     "Back to unchanged."
     self.go(i, self.parts[i].transform.identity)
 
-# %% ../../nbs/api/52_widgets_live.ipynb #afcc5a83
+# %% ../../nbs/api/52_widgets_live.ipynb #94c88068
 @patch(as_prop=True)
 def key(self: LiveExplorer):
     "What the sliders do: equal keys, equal images."
@@ -333,15 +351,24 @@ def redraw(self: LiveExplorer):
     "Both pictures, of a volume at the same place."
     for picture, frame in zip((self.before, self.after), self.frames):
         if frame is not None: picture.show(enlarged(self.look.picture(frame), picture.width))
+    self.legend.value = self._legend()
     if self.problem is None: return
     self.after.show(np.full_like(self.before.rgb, 200))
     raise self.problem.with_traceback(None)
 
-# %% ../../nbs/api/52_widgets_live.ipynb #0ec52b1b
+# %% ../../nbs/api/52_widgets_live.ipynb #ad0330e1
 def _change_text(parts) -> str:
     "What a stack does, in words."
     one = lambda p: p.transform.text(p.value) if p.transform.words else f'{p.transform.name} {p.transform.text(p.value)}'
     return ', '.join(one(p) for p in parts if p.changes) or 'unchanged'
+
+
+@patch
+def _legend(self: LiveExplorer) -> str:
+    "What is filled and what is a line."
+    lines = 'labels' if self.sample.labels is not None else 'its own prediction on the unchanged image' if self.probe is not None else ''
+    ways = ('filled: prediction', f'line: {lines}') if self.look.filled.value else ('coloured line: prediction', f'white line: {lines}')
+    return ', '.join(ways if self.known and lines else [f'line: {lines}'] if lines else [])
 
 
 @patch
@@ -421,7 +448,7 @@ class _busy:
     def __enter__(self): self.button.disabled, self.button.description = True, self.text
     def __exit__(self, *_): self.button.disabled, self.button.description = False, self.old
 
-# %% ../../nbs/api/52_widgets_live.ipynb #4968afa9
+# %% ../../nbs/api/52_widgets_live.ipynb #0e6400b9
 @patch
 def sweep(
     self: LiveExplorer,
@@ -439,12 +466,13 @@ def sweep(
 @patch
 def show_sweep(self: LiveExplorer, i):  # number of the row, from 0
     "Sweep over a row and show the result below."
-    value = self.parts[i].value
-    with _busy(self.parts[i].sweep, 'wait ...'): view = SweepExplorer(self.sweep(i))
+    part, others = self.parts[i], _change_text([p for p in self.parts if p is not self.parts[i]])
+    with _busy(part.sweep, 'wait ...'): view = SweepExplorer(self.sweep(i))
     self.close_sweep()
-    self.view = view
+    self.view, view.slider.description = view, part.transform.name
+    self.about.value = f'<hr>sweep over {escape(part.transform.name)}' + (f'; as they are: {escape(others)}' if others != 'unchanged' else '')
     self.below.children = [view]
-    view.go(value)
+    view.go(part.value)
 
 
 @patch
@@ -456,4 +484,4 @@ def snapshot(self: LiveExplorer) -> np.ndarray:
         words = [('not predicted yet',)*3]*len(self._names()) if before is None else difference_rows(before, after)
         lines = [f'{m} {c}: before {b}, after {a}, difference {d}' for c, (b, a, d) in zip(self._names(), words)]
     pair = beside(*(with_text(p.rgb, c) for p, c in zip((self.before, self.after), self.captions)))
-    return with_text(pair, below=lines)
+    return with_text(pair, below=[o for o in (self._legend(), *lines) if o])
