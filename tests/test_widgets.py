@@ -24,9 +24,9 @@ import nbrun
 from misas import plot
 
 DONE = 'ALL CELLS ARE DONE'
+KERNEL = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
 SHOTS = Path(os.environ.get('MISAS_SHOTS') or tempfile.mkdtemp())  # screenshots, to be looked at
 TIMES = {}  # what -> milliseconds from key press to painted picture; conftest.py shows them
-pytestmark = pytest.mark.xdist_group('browser')  # one JupyterLab for all of them
 
 
 def free_port():
@@ -69,12 +69,27 @@ def lab(tmp_path_factory):
         server.wait(20)
 
 
+def run_all(page):
+    "Run all cells, and wait until the last has run (again)."
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.locator('[data-command="runmenu:run-all"]').click()
+    last = page.locator('.jp-Notebook .jp-CodeCell').last
+    try:
+        page.wait_for_function("done => { const c = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].pop(); "
+                               "return c.innerText.includes(done) && window.__ran !== c.querySelector('.jp-InputPrompt').innerText }", arg=DONE, timeout=180_000)
+    except Exception as e:
+        wrong = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()
+        raise AssertionError(f'the notebook did not run to its end in JupyterLab: {wrong[-1:] or e}') from None
+    page.evaluate("text => { window.__ran = text }", last.locator('.jp-InputPrompt').inner_text())
+    page.wait_for_timeout(1500)
+
+
 def opened(lab, name, extra=''):
-    "A page with a notebook of which all cells have run. `extra`: a cell more, in front of the last."
+    "A page with a notebook (None: an empty one) of which all cells have run. `extra`: a cell more at its end."
     url, root, chromium = lab
-    nb = nbrun.read(nbrun.NBS/f'{name}.ipynb')
-    more = [dict(cell_type='code', id=f'last{i}', metadata={}, outputs=[], execution_count=None, source=s) for i, s in enumerate([extra, f'print("{DONE}")']) if s]
-    file = root/(Path(name).name + '.ipynb')
+    nb = nbrun.read(nbrun.NBS/f'{name}.ipynb') if name else dict(cells=[], metadata=KERNEL, nbformat=4, nbformat_minor=5)
+    more = [dict(cell_type='code', id=f'last{i}', metadata={}, outputs=[], execution_count=None, source=s) for i, s in enumerate([extra, 'print("ALL CELLS", "ARE DONE")']) if s]
+    file = root/f'{Path(name).name if name else "empty"}.ipynb'
     file.write_text(json.dumps({**nb, 'cells': nb['cells'] + more}))
     page = chromium.new_page(viewport={'width': 1300, 'height': 1300})
     page.errors = []
@@ -83,13 +98,7 @@ def opened(lab, name, extra=''):
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=120_000)
     page.wait_for_selector('#jp-main-statusbar >> text=/\\| Idle/', timeout=120_000)
     page.wait_for_timeout(1000)
-    page.get_by_role('menuitem', name='Run', exact=True).click()
-    page.locator('[data-command="runmenu:run-all"]').click()
-    try: page.wait_for_selector(f'.jp-OutputArea-output:has-text("{DONE}")', timeout=180_000, state='attached')
-    except Exception as e:
-        wrong = page.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()
-        raise AssertionError(f'{name} did not run to its end in JupyterLab: {wrong[-1:] or e}') from None
-    page.wait_for_timeout(1500)
+    run_all(page)
     return page
 
 
@@ -204,7 +213,7 @@ def test_sweep(lab):
         "Picture, label and numbers are those of a value."
         seen = view.settled('O-value')
         at, far, next_far = nearest(seen, pictures)
-        assert values[at] == value and far < 4 and next_far > 2*far, (values[at], value, far, next_far)
+        assert values[at] == value and far < 5 and next_far > 1.3*far, (values[at], value, far, next_far)
         assert view['S-value'].locator('.widget-readout').inner_text() == result.transform.text(value)
         number = result.frame[(result.frame.value == value) & (result.frame.metric == metric)].score.item()
         assert f'{number:.3f}' in view['N-value'].inner_text()
@@ -276,4 +285,110 @@ def test_sweep_of_a_volume(lab):
     assert nearest(view.settled('O-value'), [cut(i, at, 2) for i in range(3)])[0] == 1
     page.screenshot(path=str(SHOTS/'sweep_volume.png'))
     assert not page.errors, page.errors
+    page.close()
+
+
+# --- how fast
+
+LARGE = """
+from IPython.display import display
+from misas.all import *
+from misas.widgets.sweep import SweepExplorer
+model = as_model(phantom.ThresholdModel(500.), classes=('background', 'bright'))
+image = phantom.short_axis((256, 256)).image
+display(SweepExplorer(sensitivity(model, Sample(image, image[0] > 500, classes=model.classes), Rotation(), range(-100, 100), progress=False)))
+volume = phantom.disc((128, 128, 128), radius=45., object=800., background=200.)
+turned = sensitivity(model, volume.replace(classes=model.classes), Rotation([0, 10, 20, 30]), progress=False)
+display(SweepExplorer(turned))
+"""
+
+
+def test_key_press_to_painted_picture(lab):
+    "Shown, not asserted: times belong to the machine. What must hold is that every key press paints a picture."
+    page = opened(lab, None, LARGE)
+    flat, deep = View(page, 0), View(page, 1)
+    measure(flat, 'S-value', 'O-value', 'next value, 256 x 256, of 200', ['ArrowRight']*30)
+    measure(deep, 'S-slice', 'O-value', 'next slice of a volume of 128^3', ['ArrowLeft']*30)
+    measure(deep, 'S-value', 'O-value', 'next value of a volume of 128^3, first visit', ['ArrowRight']*3)
+    measure(deep, 'S-value', 'O-value', 'next value of a volume of 128^3, seen before', ['ArrowLeft', 'ArrowRight']*8)
+    assert not page.errors, page.errors
+    page.close()
+
+
+# --- the live explorer
+
+LIVE = """
+from IPython.display import display
+from misas.all import *
+from misas.widgets.live import LiveExplorer
+model = as_model(phantom.ThresholdModel(500.), classes=('background', 'bright'))
+image = phantom.short_axis((128, 128), spacing=2.4, seed=2).image
+heart = Sample(image, image[0] > 500, spacing=2.4, classes=model.classes, name='phantom')
+display(LiveExplorer(heart, model, transforms=[Brightness(), Rotation()]))
+"""
+
+
+def test_live(lab):
+    from misas.models.adapt import as_model
+    from misas.phantom import ThresholdModel, short_axis
+    from misas.sample import Sample
+    from misas.transforms.intensity import Brightness
+    from misas.transforms.spatial import Rotation
+    page = opened(lab, None, LIVE)
+    view, model = View(page), as_model(ThresholdModel(500.), classes=('background', 'bright'))
+    image = short_axis((128, 128), spacing=2.4, seed=2).image
+    heart = Sample(image, image[0] > 500, spacing=2.4, classes=model.classes, name='phantom')
+    window = plot.grey_window(image)
+    number = lambda k: float(view[f'N-part{k}'].inner_text().rstrip('°'))
+
+    def after(predicted):
+        s = (Brightness() + Rotation())(heart, (number(1), number(2)))
+        return plot.overlay(s, model.label(s)[0] if predicted else None, window=window)
+
+    plain = plot.overlay(heart, window=window)
+    assert nearest(view.settled('O-before'), [plain])[1] < 5 and number(1) == 1 and number(2) == 0
+    view.press('S-part2', 'ArrowRight', 4)
+    view.press('S-part1', 'ArrowLeft', 3)
+    assert number(2) > 0 and number(1) < 1
+    assert nearest(view.settled('O-after'), [after(False), after(True), plain])[0] == 0      # moved, and not predicted unasked
+    assert 'not predicted' in view['N-scores'].inner_text()
+    view['B-predict'].click()
+    page.wait_for_timeout(1000)
+    assert nearest(view.settled('O-after'), [after(False), after(True), plain])[0] == 1
+    s = (Brightness() + Rotation())(heart, (number(1), number(2)))
+    from misas.metrics import score
+    got = score(model.label(s)[0], s.labels, n_classes=2, valid=s.valid).score.item()
+    assert f'{got:.3f}' in view['N-scores'].inner_text() and f'{got - 1:+.3f}'.replace('-', '') in view['N-scores'].inner_text().replace('−', '').replace('-', '')
+    view['B-reset1'].click()
+    page.wait_for_timeout(700)
+    assert number(1) == 1 and 'not predicted' in view['N-scores'].inner_text()
+    view['B-remove2'].click()
+    page.wait_for_timeout(700)
+    known = plot.overlay(heart, model.label(heart)[0], window=window)                         # nothing is changed any more, and that was predicted
+    assert page.locator('.S-part2').count() == 0 and nearest(view.settled('O-after'), [plain, known])[0] == 1
+    page.screenshot(path=str(SHOTS/'live.png'))
+    assert not page.errors, page.errors
+    page.close()
+
+
+# --- kernels and observers
+
+@pytest.mark.parametrize('name', [p.stem for p in sorted((nbrun.NBS/'api').glob('5*_widgets_*.ipynb'))])
+def test_real_kernel(name):
+    "Widget notebooks run in a kernel of their own, where display, comms and the event loop are real."
+    import nbformat
+    from nbclient import NotebookClient
+    nb = nbformat.read(nbrun.NBS/f'api/{name}.ipynb', 4)
+    NotebookClient(nb, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(nbrun.NBS/'api')}}).execute()
+    assert 'application/vnd.jupyter.widget-view+json' in json.dumps(nb) or name in ('50_widgets_base', '56_widgets_html')
+
+
+def test_running_a_cell_again_leaves_nothing_behind(lab):
+    page = opened(lab, None, LIVE + """
+from misas.widgets.base import open_widgets
+print('widgets kept:', open_widgets())""")
+    kept = lambda: int(page.locator('.jp-OutputArea-output:has-text("widgets kept:")').last.inner_text().split(':')[-1])
+    first = kept()
+    run_all(page)
+    assert kept() == first and first > 20
     page.close()

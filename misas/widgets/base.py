@@ -106,7 +106,7 @@ def _register(panel):
         panels = []
     PANELS[cell] = shell.execution_count, [*panels, panel]
 
-# %% ../../nbs/api/50_widgets_base.ipynb #24adbbfc
+# %% ../../nbs/api/50_widgets_base.ipynb #7d8f5041
 class Panel(W.VBox):
     "A widget made of others. Subclasses build their children, and give `snapshot`."
     def __init__(self):
@@ -142,6 +142,7 @@ class Panel(W.VBox):
 
     def close(self):
         "Close the panel and all that is in it."
+        if '_watched' not in vars(self): return  # refused before it was made
         for end in self._watched: end()
         self._watched = []
         close_tree(self)
@@ -178,12 +179,12 @@ def open_widgets() -> int:
     from ipywidgets.widgets import widget
     return len(widget._instances)
 
-# %% ../../nbs/api/50_widgets_base.ipynb #0659cb7c
+# %% ../../nbs/api/50_widgets_base.ipynb #9500fad3
 class CurvePicture(Picture):
     "The curves of a tidy frame, with a marker at one of its values."
     def __init__(
         self, on_pick=None,  # f(index of the value), called when the curve is clicked
-        width=420, height=270,  # pixels on the screen
+        width=400, height=260,  # pixels on the screen
     ):
         self.size, self.on_pick = (width, height), on_pick
         super().__init__(width, self._pick, 'score against value; click to choose a value')

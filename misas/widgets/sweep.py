@@ -80,7 +80,7 @@ class Frames:
         while len(self.kept) > 1 and sum(f.size for f in self.kept.values()) > self.limit: self.kept.popitem(last=False)
         return self.kept[i]
 
-# %% ../../nbs/api/51_widgets_sweep.ipynb #6d8a292f
+# %% ../../nbs/api/51_widgets_sweep.ipynb #ec2178fb
 def axis_letters(
     affine,  # (4, 4) voxel index -> RAS mm
 ) -> tuple:  # a letter for each voxel axis
@@ -93,9 +93,10 @@ def axis_letters(
 def cuts(affine) -> list:  # of (name, voxel axis to cut across)
     "The three ways to cut a volume: axial, coronal and sagittal where the affine is known."
     if affine is None: return [(f'across axis {a}', a) for a in (2, 1, 0)]
-    return sorted((dict(R='sagittal', L='sagittal', A='coronal', P='coronal', S='axial', I='axial')[o], a) for a, o in enumerate(axis_letters(affine)))
+    names = dict(R='sagittal', L='sagittal', A='coronal', P='coronal', S='axial', I='axial')
+    return sorted((names[o], a) for a, o in enumerate(axis_letters(affine)))
 
-# %% ../../nbs/api/51_widgets_sweep.ipynb #3448f60b
+# %% ../../nbs/api/51_widgets_sweep.ipynb #87317ccc
 def class_boxes(classes):
     "A checkbox for each class but the background, with its colour."
     boxes = [W.Checkbox(True, description=c, indent=False, layout=W.Layout(width='auto', margin='0 14px 0 0')) for c in classes]
@@ -112,7 +113,8 @@ class Look(W.VBox):
         self.opacity = W.FloatSlider(.45, min=0, max=1, step=.05, description='opacity', continuous_update=True, layout=W.Layout(width='230px'))
         self.channel, self.axis = (W.Dropdown(layout=W.Layout(width='130px')) for _ in range(2))
         self.slice = W.IntSlider(0, min=0, max=0, description='slice', layout=W.Layout(width='300px'))
-        self.slice.add_class('S-slice')
+        for w, name in ((self.slice, 'S-slice'), (self.opacity, 'S-opacity'), (self.filled, 'M-filled'), (self.axis, 'M-axis'),
+                        (self.channel, 'M-channel'), *((box, 'C-class') for box in self.boxes)): w.add_class(name)
         super().__init__([row, W.HBox([self.filled, self.opacity]), W.HBox([self.axis, self.slice, self.channel])])
         self.fit(sample)
 
@@ -168,7 +170,7 @@ def score_table(classes, rows, unit=''):
     change = lambda x, y: f'{x - y:+.3f}' if np.isfinite(x) and np.isfinite(y) else '–'
     return class_table(classes, {'score': [score_text(x, unit) for x, _ in rows], 'change': [change(x, y) for x, y in rows]})
 
-# %% ../../nbs/api/51_widgets_sweep.ipynb #c708c8be
+# %% ../../nbs/api/51_widgets_sweep.ipynb #487b1d57
 class SweepExplorer(Panel):
     "A slider over a finished sweep; see `explore`."
     def __init__(
@@ -179,7 +181,7 @@ class SweepExplorer(Panel):
         self.result, self.classes = result, result.classes[1:]
         t = result.transform
         self.slider = W.SelectionSlider(options=self._options(), description=t.name, continuous_update=True, style={'description_width': 'initial'},
-                                        layout=W.Layout(width=f'{width + 90}px'))
+                                        layout=W.Layout(width=f'{width + 80}px'))
         self.play = W.Play(min=0, max=len(result.values) - 1, interval=250, show_repeat=True, description='play')
         self.metric = W.Dropdown(options=result.metrics, description='metric', layout=W.Layout(width='210px'))
         self.look, self.picture = Look(result.sample, self.classes), Picture(width, name=f'{result.sample.name}: prediction and truth')
@@ -207,7 +209,7 @@ class SweepExplorer(Panel):
         against = '' if self.result.reference == 'labels' else ' (lines: its prediction on the unchanged image, not the truth)'
         self.title.value = f'<b>{self.result.model}</b> on <b>{self.result.sample.name or "sample"}</b>{against}'
         ask = W.HBox([self.value, self.predict], layout=W.Layout(display='none' if self.result.transform.words else ''))
-        left = W.VBox([W.HBox([self.play, self.slider]), self.picture, self.look])
+        left = W.VBox([self.slider, self.picture, self.play, self.look])
         right = W.VBox([self.metric, self.curve, self.numbers, ask])
         self.children = [self.title, W.Box([left, right], layout=W.Layout(flex_flow='row wrap')), self.message]
 
@@ -215,7 +217,7 @@ class SweepExplorer(Panel):
         self.watch(self.slider, lambda _: self.redraw())
         for w in self.look.controls: self.watch(w, lambda _: self.redraw())
         for w in self.look.boxes: self.watch(w, lambda _: self._curve())
-        self.watch(self.look.axis, self.look.to_axis)
+        self.watch(self.look.axis, lambda axis: (self.look.to_axis(axis), self.redraw()))
         self.watch(self.metric, lambda _: self._curve())
         self.watch(self.predict, self.predict_here)
 
