@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api/99_all.ipynb #befc6f78
+# %% ../nbs/api/99_all.ipynb #3f3a41a4
 from . import datasets, phantom, plot
 from .grid import SensitivityGrid, sensitivity_grid
 from .io import as_sample, load, save
@@ -21,10 +21,12 @@ from .transforms.catalogue import transforms
 from .transforms.grid import Crop, Dihedral, Flip, Resize, Resolution
 from .transforms.intensity import Blur, Brightness, ChannelScale, Contrast, Gamma, Noise, Rician, WindowLevel, WindowWidth
 from .transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
+from .widgets.explore import explore
+from .widgets.html import to_html
 
-# %% ../nbs/api/99_all.ipynb #c72477bb
+# %% ../nbs/api/99_all.ipynb #97dbd4ed
 __all__ = ['BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'Model',
            'Motion', 'Noise', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid',
            'Shear', 'Spike', 'SpikePosition', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel', 'WindowWidth',
-           'Zoom', 'as_model', 'as_sample', 'datasets', 'load', 'phantom', 'plot', 'save', 'score', 'sensitivity', 'sensitivity_grid',
-           'tolerance', 'transforms']
+           'Zoom', 'as_model', 'as_sample', 'datasets', 'explore', 'load', 'phantom', 'plot', 'save', 'score', 'sensitivity',
+           'sensitivity_grid', 'to_html', 'tolerance', 'transforms']

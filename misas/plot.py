@@ -222,7 +222,7 @@ def confusion_matrices(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/api/25_plot.ipynb #556af05d
+# %% ../nbs/api/25_plot.ipynb #571998b2
 def overlay(
     sample: Sample,  # 2D, or a volume of which a slice is taken
     prediction=None,  # (*S) label map
@@ -241,7 +241,8 @@ def overlay(
     shown = lambda a: a if classes is None else np.where(np.isin(a, list(classes)), a, 0)
     lo, hi = window or grey_window(s.image)
     scale = scale or max(1, round(256/max(s.shape)))
-    rows, cols = (np.repeat(np.arange(n), r) for n, r in zip(s.shape, [max(1, round(scale*o/min(s.spacing))) for o in s.spacing]))
+    pixels = [max(1, round(scale*n*mm/min(s.spacing))) for n, mm in zip(s.shape, s.spacing)]
+    rows, cols = (((np.arange(p) + .5)*n/p).astype(int) for n, p in zip(s.shape, pixels))
     big = lambda a: a if (len(rows), len(cols)) == s.shape else a[rows][:, cols]
     grey = np.moveaxis(s.image, 0, -1) if s.n_channels == 3 and channel == 0 else s.image[channel]
     out = (np.clip((grey - lo)/(hi - lo), 0, 1)*255).astype(np.uint8)

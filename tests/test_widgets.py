@@ -5,6 +5,7 @@ What is seen is compared with the frames rendered directly. Times from a key pre
 import io
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -391,4 +392,108 @@ print('widgets kept:', open_widgets())""")
     first = kept()
     run_all(page)
     assert kept() == first and first > 20
+    page.close()
+
+
+# --- the gallery
+
+CASES = """
+from misas.all import *
+model = as_model(phantom.ThresholdModel(500.), classes=('background', 'bright'))
+def case(k):
+    s = phantom.short_axis((96, 96), spacing=3., seed=k)
+    return Noise(seed=k)(Sample(s.image, s.image[0] > 500, spacing=3., classes=model.classes, name=f'phantom {k}'), .02*(k % 15))
+"""
+
+
+def test_gallery(lab):
+    from misas.metrics import score
+    page = opened(lab, None, CASES + 'from misas.widgets.gallery import GalleryExplorer\n'
+                  "GalleryExplorer.from_cases(map(case, range(30)), model, metrics=('dice', 'precision'), progress=False)")
+    view, here = View(page), {}
+    exec(CASES, here)
+    cases = [here['case'](k) for k in range(30)]
+    found = [here['model'].label(s)[0] for s in cases]
+    got = {m: np.array([score(p, s.labels, m, n_classes=2).score.item() for p, s in zip(found, cases)]) for m in ('dice', 'precision')}
+    pictures = [plot.overlay(s, p) for s, p in zip(cases, found)]
+    title = lambda i: view[f'B-tile{i}'].inner_text().strip()
+
+    def check(order):
+        "The tiles stand in an order, with their scores, and the right one is enlarged when it is clicked."
+        for i in (0, 1, 7, 23): assert title(i) == cases[order[i]].name, (i, title(i), cases[order[i]].name)
+        for i in (3, 11):
+            view.click(f'O-tile{i}', .5, .5)
+            page.wait_for_timeout(600)
+            assert nearest(view.settled('O-chosen'), pictures)[0] == order[i] and cases[order[i]].name in view['N-title'].inner_text()
+            assert f'{got["dice"][order[i]]:.3f}' in view['N-chosen'].inner_text()
+
+    worst = np.argsort(got['dice'], kind='stable')
+    check(worst)
+    view['D-score'].locator('select').select_option('precision of bright')
+    page.wait_for_timeout(700)
+    check(np.argsort(got['precision'], kind='stable'))
+    view['D-order'].locator('select').select_option('as given')
+    page.wait_for_timeout(700)
+    check(np.arange(30))
+    view['B-next'].click()
+    page.wait_for_timeout(700)
+    assert title(0) == 'phantom 24' and 'page 2 of 2' in view['N-page'].inner_text()
+    view['B-tile2'].focus()                                                   # with the keyboard
+    page.keyboard.press('Enter')
+    page.wait_for_timeout(600)
+    assert 'phantom 26' in view['N-title'].inner_text() and nearest(view.settled('O-chosen'), pictures)[0] == 26
+    page.screenshot(path=str(SHOTS/'gallery.png'))
+    assert not page.errors, page.errors
+    page.close()
+
+
+# --- the volume
+
+VOLUME = """
+from misas.all import *
+from misas.widgets.volume import VolumeExplorer
+volume = phantom.short_axis_stack((80, 70, 20), spacing=(2., 2., 4.))
+VolumeExplorer(volume)
+"""
+
+
+def test_volume(lab):
+    "Three views in the proportions of the patient; a click in one moves the others."
+    from misas.phantom import short_axis_stack
+    from misas.widgets.volume import VolumeExplorer
+    page = opened(lab, None, VOLUME)
+    view, here = View(page), VolumeExplorer(short_axis_stack((80, 70, 20), spacing=(2., 2., 4.)))
+    names = 'axial', 'coronal', 'sagittal'
+    of = {v.name: v.axis for v in here.views}
+
+    def check():
+        "All three pictures are those of the crosshair's place, and not those next to it."
+        seen, at = {n: view.settled(f'O-{n}') for n in names}, here.voxel
+        for n in names:
+            away = [here.pictures[of[n]].rgb]
+            for step in (-3, 3):
+                moved = list(at)
+                moved[of[n]] = min(max(moved[of[n]] + step, 0), here.sample.shape[of[n]] - 1)
+                here.go(moved)
+                away.append(here.pictures[of[n]].rgb)
+            here.go(at)
+            assert nearest(seen[n], away)[0] == 0, n
+
+    check()
+    for name, x, y in (('axial', .4, .6), ('coronal', .55, .4), ('sagittal', .5, .55)):
+        view.click(f'O-{name}', x, y)
+        page.wait_for_timeout(600)
+        here.pick(of[name], x, y)
+        told = tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+), (\d+)', view['N-voxel'].inner_text())[0]))
+        assert np.abs(np.subtract(told, here.voxel)).max() <= 1, (told, here.voxel)      # a click is on whole screen pixels
+        here.go(told)
+        check()
+    view.press('S-axial', 'ArrowRight', 2)
+    page.wait_for_timeout(500)
+    at = list(here.voxel)
+    at[of['axial']] += 2
+    here.go(at)
+    check()
+    page.screenshot(path=str(SHOTS/'volume.png'))
+    assert not page.errors, page.errors
     page.close()

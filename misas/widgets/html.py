@@ -53,7 +53,7 @@ def layers(
     return Layers(grey[..., 0] if (grey == grey[..., :1]).all() else grey, {k: np.asarray(prediction) == k for k in here(prediction)},
                   hatched, lines, plot.overlay(dark.replace(labels=None)).shape[:2], tuple(n*mm for n, mm in zip(sample.shape, sample.spacing)))
 
-# %% ../../nbs/api/56_widgets_html.ipynb #37e13965
+# %% ../../nbs/api/56_widgets_html.ipynb #18396db0
 def rgb_of(k):  # label value
     "Colour of a class as three bytes."
     return np.array([int(plot.colour(k)[i:i + 2], 16) for i in (1, 3, 5)], np.uint8)
@@ -66,7 +66,8 @@ def compose(
     classes=None,  # label values to show; None: all
 ) -> np.ndarray:  # (H, W, 3) uint8
     "The picture of some layers; what the page does in the browser."
-    big = lambda a: np.repeat(np.repeat(a, parts.size[0]//a.shape[0], 0), parts.size[1]//a.shape[1], 1)
+    rows, cols = (((np.arange(p) + .5)*n/p).astype(int) for n, p in zip(parts.grey.shape, parts.size))
+    big = lambda a: a[rows][:, cols]
     shown = lambda masks, on: [(k, m) for k, m in masks.items() if on and (classes is None or k in classes)]
     grey = parts.grey if parts.grey.ndim == 3 else np.repeat(parts.grey[..., None], 3, -1)
     out = big(grey).copy()
