@@ -21,11 +21,22 @@ def no_luck():
     torch.manual_seed(0)
 
 
+TIMES = {}  # what a widget test measured -> milliseconds, from all workers
+
+
+def pytest_sessionfinish(session):
+    measured = getattr(sys.modules.get('test_widgets'), 'TIMES', {})
+    if hasattr(session.config, 'workeroutput'): session.config.workeroutput['times'] = measured
+    else: TIMES.update(measured)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error): TIMES.update(getattr(node, 'workeroutput', {}).get('times', {}))
+
+
 def pytest_terminal_summary(terminalreporter):
     "How fast the widgets answered, from key press to painted picture."
-    times = getattr(sys.modules.get('test_widgets'), 'TIMES', {})
-    if times:
-        terminalreporter.section('from key press to painted picture, ms')
-        for what, ms in times.items():
-            ms = sorted(ms)
-            terminalreporter.write_line(f'{what:60} median {ms[len(ms)//2]:5.0f}   90 % {ms[int(.9*(len(ms) - 1))]:5.0f}   ({len(ms)} presses)')
+    if TIMES: terminalreporter.section('from key press to painted picture, ms')
+    for what, ms in TIMES.items():
+        ms = sorted(ms)
+        terminalreporter.write_line(f'{what:60} median {ms[len(ms)//2]:5.0f}   90 % {ms[int(.9*(len(ms) - 1))]:5.0f}   ({len(ms)} presses)')
