@@ -14,9 +14,9 @@ from .sample import Sample, best_slice, class_names, slice_array, take_slice
 
 # %% auto #0
 __all__ = ['COLOURS', 'colour', 'grey_window', 'same_place', 'flat', 'show', 'gallery', 'curves', 'confusion_matrices', 'overlay',
-           'save_gif']
+           'rgb', 'save_gif']
 
-# %% ../nbs/api/25_plot.ipynb #f1070cbf
+# %% ../nbs/api/25_plot.ipynb #f69ab8c5
 COLOURS = '#56B4E9', '#E69F00', '#009E73', '#CC79A7', '#F0E442', '#D55E00', '#0072B2'
 
 
@@ -51,11 +51,11 @@ def flat(
     "A volume's slice, turned for display; a picture as it is."
     if sample.ndim == 2: return sample, prediction
     like = sample if like is None else like
-    if index is None: index = best_slice(like.labels if like.labels is not None and like.labels.any() else like.image[0], axis)
+    if index is None: index = best_slice(like.image[0] if like.labels is None else like.labels, axis, like.valid)
     index = same_place(index, like.shape[axis], sample.shape[axis])
     return take_slice(sample, index, axis), None if prediction is None else slice_array(np.asarray(prediction), index, axis, sample.affine)
 
-# %% ../nbs/api/25_plot.ipynb #01f63c66
+# %% ../nbs/api/25_plot.ipynb #6b5a630d
 def show(
     sample: Sample,
     prediction=None,  # (*S) label map, drawn filled
@@ -64,7 +64,7 @@ def show(
     title=None,  # None: the sample's name
     window=None,  # (black, white) grey values; None: from the image
     legend=True,  # name the classes?
-    lines='true',  # what the lines are, in the legend
+    lines='true',  # what the lines are, in the legend; None: none are drawn
     alpha=.45,  # of the filling
 ):  # -> the axes
     "A sample with its labels (lines) and a prediction (filled). What is not valid is hatched."
@@ -78,10 +78,11 @@ def show(
     aspect = s.spacing[0]/s.spacing[1]
     ax.imshow(np.clip((grey - lo)/(hi - lo), 0, 1), cmap='gray', vmin=0, vmax=1, aspect=aspect)
     for k in _classes_in(p): ax.imshow(np.where(np.asarray(p)[..., None] == k, _rgba(k, alpha), 0), aspect=aspect, interpolation='nearest')
-    for k in _classes_in(s.labels): _outline(ax, s.labels == k, colour(k))
+    known = _classes_in(s.labels) if lines else []
+    for k in known: _outline(ax, s.labels == k, colour(k))
     if s.valid is not None: ax.contourf(s.valid.astype(float), [-.5, .5], hatches=['////'], colors='none').set(edgecolor='#999999', linewidth=0)
     ax.set(xticks=[], yticks=[], title=s.name if title is None else title)
-    if legend: _legend(ax, s.classes, _classes_in(p), _classes_in(s.labels), s.valid is not None, lines)
+    if legend: _legend(ax, s.classes, _classes_in(p), known, s.valid is not None, lines)
     return ax
 
 
@@ -108,7 +109,7 @@ def _legend(ax, classes, filled, lined, hatched=False, lines='true'):
     if hatched: handles.append(Patch(facecolor='none', edgecolor='#999999', hatch='////', label='not valid'))
     if handles: ax.legend(handles=handles, fontsize=7, loc='upper left', bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
 
-# %% ../nbs/api/25_plot.ipynb #08f28325
+# %% ../nbs/api/25_plot.ipynb #b98244ce
 def gallery(
     samples,  # Samples
     predictions=None,  # as many label maps, or None
@@ -116,7 +117,7 @@ def gallery(
     *, n_cols=6, size=1.7,  # columns; inches of one picture
     index=None, axis=-1,  # of volumes: which slice across which axis
     window=None,  # (black, white); None: from the first sample
-    lines='true',  # what the lines are, in the legend
+    lines='true',  # what the lines are, in the legend; None: none are drawn
 ):  # -> the figure
     "Pictures in a grid, with one legend."
     import matplotlib.pyplot as plt
@@ -131,15 +132,15 @@ def gallery(
     window, seen, true = window or grey_window(samples[0].image), set(), set()
     for ax in axs.flat[len(samples):]: ax.axis('off')
     for ax, s, p, t in zip(axs.flat, samples, predictions, titles):
-        show(s, p, ax=ax, index=index, axis=axis, title='', window=window, legend=False)
+        show(s, p, ax=ax, index=index, axis=axis, title='', window=window, legend=False, lines=lines)
         ax.set_title(t, fontsize=7, pad=2)
         seen |= set(_classes_in(p))
-        true |= set(_classes_in(s.labels))
+        true |= set(_classes_in(s.labels) if lines else [])
     _legend(axs[0, -1], samples[0].classes, sorted(seen), sorted(true), any(s.valid is not None for s in samples), lines)
     fig.subplots_adjust(wspace=.04, hspace=.18)
     return fig
 
-# %% ../nbs/api/25_plot.ipynb #7a3cd45d
+# %% ../nbs/api/25_plot.ipynb #fbcd65f4
 def curves(
     frame,  # tidy: transform, value, unit, class, metric, score
     identity=None,  # the value to mark
@@ -161,13 +162,18 @@ def curves(
             k = (colours or {}).get(c, k)
             one = frame[(frame.metric == m) & (frame['class'] == c)]
             x = one.value.to_numpy() if not words else np.arange(len(one)) + .12*(k - (len(classes) + 1)/2)
-            ax.plot(x, one.score.where(np.isfinite(one.score)), 'o' if words else 'o-', ms=5 if words else 3, lw=1.5, color=colour(k), label=c)
+            ax.plot(x, one.score.where(np.isfinite(one.score)), 'o' if words else 'o-', ms=5 if words else 3, lw=1.5, color=colour(k), label=_plain(c))
             gone = one.score.isna().to_numpy()
-            if gone.any(): ax.plot(x[gone], np.full(gone.sum(), low - .05*k*(high - low)), 'x', ms=5, color=colour(k), label=f'{c}: undefined')
+            if gone.any(): ax.plot(x[gone], np.full(gone.sum(), low - .05*k*(high - low)), 'x', ms=5, color=colour(k), label=f'{_plain(c)}: undefined')
             far = np.isinf(one.score).to_numpy()
-            if far.any(): ax.plot(x[far], np.full(far.sum(), high + .05*k*(high - low)), '^', ms=5, color=colour(k), label=f'{c}: infinite')
+            if far.any(): ax.plot(x[far], np.full(far.sum(), high + .05*k*(high - low)), '^', ms=5, color=colour(k), label=f'{_plain(c)}: infinite')
         _finish(ax, frame, m, identity, words, log, (units or {}).get(m, metric_unit(m)), zero)
     return np.atleast_1d(axs)[0].figure
+
+
+def _plain(name):
+    "A name as it is: matplotlib takes what stands between dollar signs for formulas."
+    return name.replace('$', r'\$')
 
 
 def _ends(score):
@@ -222,7 +228,7 @@ def confusion_matrices(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/api/25_plot.ipynb #571998b2
+# %% ../nbs/api/25_plot.ipynb #0410928d
 def overlay(
     sample: Sample,  # 2D, or a volume of which a slice is taken
     prediction=None,  # (*S) label map
@@ -239,12 +245,13 @@ def overlay(
     if not 0 <= channel < s.n_channels:
         raise ValueError(f'channel {channel} is not one of the {s.n_channels} (0 to {s.n_channels - 1}) of {s.name!r}')
     shown = lambda a: a if classes is None else np.where(np.isin(a, list(classes)), a, 0)
-    lo, hi = window or grey_window(s.image)
+    colour_picture = s.n_channels == 3 and channel == 0
+    lo, hi = window or grey_window(s.image if colour_picture else s.image[channel:channel + 1])
     scale = scale or max(1, round(256/max(s.shape)))
     pixels = [max(1, round(scale*n*mm/min(s.spacing))) for n, mm in zip(s.shape, s.spacing)]
     rows, cols = (((np.arange(p) + .5)*n/p).astype(int) for n, p in zip(s.shape, pixels))
     big = lambda a: a if (len(rows), len(cols)) == s.shape else a[rows][:, cols]
-    grey = np.moveaxis(s.image, 0, -1) if s.n_channels == 3 and channel == 0 else s.image[channel]
+    grey = np.moveaxis(s.image, 0, -1) if colour_picture else s.image[channel]
     out = (np.clip((grey - lo)/(hi - lo), 0, 1)*255).astype(np.uint8)
     out = big(out if out.ndim == 3 else np.repeat(out[..., None], 3, -1))
     if p is not None and filled: _tint(out, big(shown(np.asarray(p))), alpha)
@@ -254,7 +261,8 @@ def overlay(
     return out
 
 
-def _rgb(k):
+def rgb(k) -> np.ndarray:  # (3,) uint8; k: label value, 1 or more
+    "Colour of a class as numbers."
     c = colour(k)
     return np.array([int(c[i:i + 2], 16) for i in (1, 3, 5)], np.uint8)
 
@@ -262,7 +270,7 @@ def _rgb(k):
 def _tint(out, labels, alpha):
     for k in _classes_in(labels):
         m = labels == k
-        out[m] = ((1 - alpha)*out[m] + alpha*_rgb(k)).astype(np.uint8)
+        out[m] = ((1 - alpha)*out[m] + alpha*rgb(k)).astype(np.uint8)
 
 
 def _edges(out, labels, grey=None):
@@ -271,7 +279,7 @@ def _edges(out, labels, grey=None):
     edge = np.zeros(labels.shape, bool)
     for d in ((0, 1), (2, 1), (1, 0), (1, 2)): edge |= inner[d[0]:d[0] + labels.shape[0], d[1]:d[1] + labels.shape[1]] != labels
     edge &= labels > 0
-    table = np.stack([_rgb(max(k, 1)) for k in range(int(labels.max()) + 1)])
+    table = np.stack([rgb(max(k, 1)) for k in range(int(labels.max()) + 1)])
     out[edge] = table[labels[edge]] if grey is None else grey
 
 # %% ../nbs/api/25_plot.ipynb #ea080570

@@ -361,7 +361,7 @@ def _sentence(result, row, drop):
     worst = 'lowest' if row['worst'] <= row['unchanged'] else 'worst'
     return head + hold + f'; {worst} {row["worst"]:.2f}{unit} at {t.text(row["worst at"])}.' + gone
 
-# %% ../nbs/api/30_sensitivity.ipynb #494ee03e
+# %% ../nbs/api/30_sensitivity.ipynb #37e71c6d
 @patch
 def summary(
     self: Sensitivity,
@@ -378,7 +378,10 @@ def summary(
     lines += [_sentence(self, row, drop) for row in frame.to_dict('records')]
     broken = [(_distance(t, v), c, v) for side in ('breaks below', 'breaks above') for c, v in zip(frame['class'], frame[side]) if not np.isnan(v)]
     if broken and not t.words:
-        _, c, v = min(broken)
-        lines.append(f'First to break: {c} at {t.text(v)}.')
+        nearest = min(d for d, _, _ in broken)
+        first = {}  # several may break at the same value
+        for d, c, v in broken:
+            if d <= nearest + 1e-9: first.setdefault(t.text(v), []).append(c)
+        lines.append('First to break: ' + ', '.join(f'{" and ".join(cs)} at {v}' for v, cs in first.items()) + '.')
     elif not broken and frame.unchanged.notna().any(): lines.append(f'No class gets worse by more than {drop:g}{unit} in this sweep.')
     return Summary('\n'.join(lines), frame)

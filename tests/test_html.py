@@ -13,10 +13,10 @@ from misas.models.adapt import as_model
 from misas.phantom import short_axis, short_axis_stack
 from misas.sample import Sample
 from misas.sensitivity import sensitivity
-from misas.transforms.grid import Flip, Resize
+from misas.transforms.grid import Dihedral, Flip, Resize
 from misas.transforms.intensity import Brightness
 from misas.transforms.spatial import Rotation
-from misas.widgets.html import picture_at, to_html
+from misas.widgets.html import to_html
 
 SHOTS = os.environ.get('MISAS_SHOTS')  # a folder: keep screenshots there, to look at them
 NASTY = '</script><img src=x onerror="document.title=1"> & \'LV\''
@@ -98,7 +98,9 @@ def turned():
     return sensitivity(as_model(bands(3), classes=heart.classes), heart, Rotation(range(-90, 91, 15)), metrics=('dice', 'hausdorff95', 'volume'), progress=False)
 
 
-def want(result, i, **kw): return plot.overlay(*picture_at(result, i), window=plot.grey_window(result.sample.image), **kw).astype(int)
+def want(result, i, **kw):
+    shown = plot.flat(result.samples[i], result.predictions[i], like=result.sample)
+    return plot.overlay(*shown, window=plot.grey_window(result.sample.image), **kw).astype(int)
 
 
 def far(a, b):
@@ -253,6 +255,55 @@ def test_cases_and_names(opened):
     p.keyboard.press('End')
     right(page, result, len(result.values) - 1)
     page.shot('cases')
+
+
+def test_words_and_what_they_are_compared_with(opened):
+    "Quarter turns change height and width; a stack with a fixed part is not unchanged at its identity."
+    heart = short_axis((80, 60), spacing=2.4)
+    model = as_model(bands(3), classes=heart.classes)
+    result = sensitivity(model, heart, Brightness().at(.9) + Dihedral(), progress=False)
+    page = opened(result)
+    p = page.page
+    told = lambda p: (p.locator('#now thead th').all_inner_texts()[-1], p.locator('figure:visible svg').text_content())
+    head, drawing = told(p)
+    assert head == 'change from the score at unchanged' and 'at unchanged' in drawing
+    p.locator('#value').focus()
+    p.keyboard.press('Home')
+    for i in range(len(result.values)):
+        right(page, result, i)
+        p.keyboard.press('ArrowRight')
+    page.shot('turns')
+    result = sensitivity(model, heart, Brightness().at(.9) + Rotation([-30, 0, 30]), progress=False)
+    head, drawing = told(opened(result).page)
+    assert head == 'change from the score at 0°' and 'at 0°' in drawing and 'unchanged' not in drawing
+
+
+def test_values_that_are_close(opened):
+    heart = short_axis((60, 60), spacing=2.4)
+    result = sensitivity(as_model(bands(3), classes=heart.classes), heart, Rotation([10.01, 10.02]), progress=False)
+    p = opened(result).page
+    texts = [p.locator('#shown').inner_text()]
+    p.locator('#value').focus()
+    for _ in range(2):
+        p.keyboard.press('ArrowRight')
+        texts.append(p.locator('#shown').inner_text())
+    assert texts == ['0°', '10.01°', '10.02°'] and p.locator('#all tbody th').all_text_contents() == texts
+
+
+def test_labels_that_do_not_count_and_channels(opened):
+    "Labels of 255 outside of what is valid, and a second channel in grey values of its own."
+    heart = short_axis((60, 80), spacing=2.4)
+    inside = np.zeros((60, 80), bool)
+    inside[5:50, 5:70] = True
+    odd = heart.replace(image=np.concatenate([heart.image, heart.image[:, ::-1]/1000]), labels=np.where(inside, heart.labels, 255), valid=inside)
+    page = opened(sensitivity(as_model(bands(3), classes=heart.classes), odd, Brightness([.5, 1]), progress=False), channel=1, exact=True)
+    p = page.page
+    assert p.locator('#hatched').is_visible()
+    p.get_by_label('prediction (filled)').uncheck()
+    p.wait_for_timeout(80)
+    direct = plot.overlay(odd.replace(labels=odd.labels*inside), channel=1, window=plot.grey_window(odd.image[1:])).astype(int)
+    assert direct.max() == 255 and np.abs(page.pixels() - direct).max() <= 1
+    page.shot('channel')
 
 
 def test_volume_and_sizes(opened):

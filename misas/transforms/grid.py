@@ -68,7 +68,7 @@ class Resolution(Transform):
             image = np.moveaxis(np.moveaxis(image, axis + 1, -1) @ coarsen(n, value).T, -1, axis + 1)
         return sample.replace(image=image)
 
-# %% ../../nbs/api/16_transforms_grid.ipynb #a55ae4ea
+# %% ../../nbs/api/16_transforms_grid.ipynb #2fab38b7
 class _Exact(Transform):
     "A transform that only reorders voxels."
     moves_labels = True
@@ -108,7 +108,7 @@ class Dihedral(_Exact):
     "The eight ways to lay down a picture: quarter turns, mirrored or not; in a volume within the slices across its last axis."
     name, domain, values = 'dihedral', (0, 7), tuple(map(float, range(8)))
     words = {0: 'unchanged', 1: 'mirrored', 2: 'quarter turn', 3: 'mirrored, quarter turn', 4: 'half turn', 5: 'mirrored, half turn',
-             6: 'three quarter turn', 7: 'mirrored, three quarter turn'}
+             6: 'three-quarter turn', 7: 'mirrored, three-quarter turn'}
 
     def order(self, a, value, axes):
         row, col, sign = axes
