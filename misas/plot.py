@@ -140,7 +140,7 @@ def gallery(
     fig.subplots_adjust(wspace=.04, hspace=.18)
     return fig
 
-# %% ../nbs/api/25_plot.ipynb #fbcd65f4
+# %% ../nbs/api/25_plot.ipynb #9a7b1b16
 def curves(
     frame,  # tidy: transform, value, unit, class, metric, score
     identity=None,  # the value to mark
@@ -162,11 +162,13 @@ def curves(
             k = (colours or {}).get(c, k)
             one = frame[(frame.metric == m) & (frame['class'] == c)]
             x = one.value.to_numpy() if not words else np.arange(len(one)) + .12*(k - (len(classes) + 1)/2)
-            ax.plot(x, one.score.where(np.isfinite(one.score)), 'o' if words else 'o-', ms=5 if words else 3, lw=1.5, color=colour(k), label=_plain(c))
+            finite = one.score.where(np.isfinite(one.score))
+            ax.plot(x, finite, 'o' if words else 'o-', ms=5 if words else 3, lw=1.5, color=colour(k), label=_plain(c))
             gone = one.score.isna().to_numpy()
-            if gone.any(): ax.plot(x[gone], np.full(gone.sum(), low - .05*k*(high - low)), 'x', ms=5, color=colour(k), label=f'{_plain(c)}: undefined')
+            apart = .05*k*(high - low)
+            if gone.any(): ax.plot(x[gone], np.full(gone.sum(), low - apart), 'x', ms=5, color=colour(k), label=f'{_plain(c)}: undefined')
             far = np.isinf(one.score).to_numpy()
-            if far.any(): ax.plot(x[far], np.full(far.sum(), high + .05*k*(high - low)), '^', ms=5, color=colour(k), label=f'{_plain(c)}: infinite')
+            if far.any(): ax.plot(x[far], np.full(far.sum(), high + apart), '^', ms=5, color=colour(k), label=f'{_plain(c)}: infinite')
         _finish(ax, frame, m, identity, words, log, (units or {}).get(m, metric_unit(m)), zero)
     return np.atleast_1d(axs)[0].figure
 

@@ -261,7 +261,7 @@ def from_function(
 
 Transform.from_function = staticmethod(from_function)
 
-# %% ../../nbs/api/05_transforms_base.ipynb #351b5046
+# %% ../../nbs/api/05_transforms_base.ipynb #4edc7814
 class Stack(Transform):
     "Transforms one after the other; made by `t1 + t2` and `t.at(value)`."
     def __init__(self, parts):
@@ -275,7 +275,8 @@ class Stack(Transform):
         self.n_values, self.identity = len(free), tuple(t.identity for t in free)
         if len(free) == 1: self.identity, self.values, self.domain, self.unit, self.words = (
             getattr(free[0], a) for a in ('identity', 'values', 'domain', 'unit', 'words'))
-        if any(v not in (None, t.identity) for t, v in self.parts): self.zero = f'with {" and ".join(t.name for t in free)} unchanged' if free else 'as it is'
+        if any(v not in (None, t.identity) for t, v in self.parts):
+            self.zero = f'with {" and ".join(t.name for t in free)} unchanged' if free else 'as it is'
         self._last = None  # (sample, values of the leading parts, what they made of it)
 
     def _numbers(self, value):

@@ -115,7 +115,7 @@ def draw_cross(
     for part in (slice(m, max(m, int(x - half[1]))), slice(int(x + half[1]), -m)): rgb[line(y), part] = CROSS
     return rgb
 
-# %% ../../nbs/api/54_widgets_volume.ipynb #3e1fcb4d
+# %% ../../nbs/api/54_widgets_volume.ipynb #35a3d6c9
 class VolumeExplorer(Panel):
     "Three linked slices through a volume, with a crosshair."
     def __init__(
@@ -142,7 +142,7 @@ class VolumeExplorer(Panel):
         scale = (width - 3*2*MARGIN - 24)/sum(mm[slice_axes(self.sample.affine, a)[2]] for _, a in named)
         self.views = [View(self.sample, a, name, scale) for name, a in named]
         short = [v.name.replace('across ', '').replace(' ', '') for v in self.views]  # axial, or axis2
-        self.pictures = {v.axis: Picture(v.width, lambda x, y, v=v: self.guarded(self.pick, v.axis, x, y), 
+        self.pictures = {v.axis: Picture(v.width, lambda x, y, v=v: self.guarded(self.pick, v.axis, x, y),
                                       f'{self.sample.name or "volume"}, {v.name}; click to move the crosshair')
                          for v in self.views}
         self.sliders = {v.axis: W.IntSlider(0, min=0, max=self.sample.shape[v.axis] - 1, description=v.name, style={'description_width': 'initial'},
