@@ -266,7 +266,7 @@ def test_words_and_what_they_are_compared_with(opened):
     p = page.page
     told = lambda p: (p.locator('#now thead th').all_inner_texts()[-1], p.locator('figure:visible svg').text_content())
     head, drawing = told(p)
-    assert head == 'change from the score at unchanged' and 'at unchanged' in drawing
+    assert head == 'change from the score with dihedral unchanged' and 'at unchanged' in drawing
     p.locator('#value').focus()
     p.keyboard.press('Home')
     for i in range(len(result.values)):

@@ -167,7 +167,7 @@ def score_table(classes, rows, unit=''):
     change = lambda x, y: f'{x - y:+.3f}' if np.isfinite(x) and np.isfinite(y) else '–'
     return class_table(classes, {'score': [score_text(x, unit) for x, _ in rows], 'change': [change(x, y) for x, y in rows]})
 
-# %% ../../nbs/api/51_widgets_sweep.ipynb #c5b1989b
+# %% ../../nbs/api/51_widgets_sweep.ipynb #176646ac
 class SweepExplorer(Panel):
     "A slider over a finished sweep; see `explore`."
     def __init__(
@@ -182,8 +182,8 @@ class SweepExplorer(Panel):
         t, who = result.transform, result.sample.name or 'sample'
         lines = 'truth' if result.reference == 'labels' else 'its own prediction on the unchanged image'
         zero = result.values.index(t.identity)
-        self.slider = W.SelectionSlider(options=self._options(), value=zero, description=t.name, continuous_update=True, style={'description_width': 'initial'},
-                                        layout=W.Layout(width=f'{width + 80}px'))
+        self.slider = W.SelectionSlider(options=self._options(), value=zero, description=t.name, continuous_update=True,
+                                        style={'description_width': 'initial'}, layout=W.Layout(width=f'{width + 80}px'))
         self.play = W.Play(zero, min=0, max=len(result.values) - 1, interval=250, show_repeat=True, description='play')
         self.metric = W.Dropdown(options=result.metrics, description='metric', layout=W.Layout(width='210px'))
         self.look, self.picture = Look(result.sample, self.classes), Picture(width, name=f'{who}: prediction and {lines}')
