@@ -13,8 +13,8 @@ from .metrics import metric_unit
 from .sample import Sample, best_slice, class_names, slice_array, take_slice
 
 # %% auto #0
-__all__ = ['COLOURS', 'colour', 'grey_window', 'same_place', 'flat', 'show', 'gallery', 'curves', 'confusion_matrices', 'overlay',
-           'rgb', 'save_gif']
+__all__ = ['COLOURS', 'colour', 'grey_window', 'same_place', 'flat', 'show', 'gallery', 'curves', 'value_axis', 'with_unit',
+           'confusion_matrices', 'overlay', 'rgb', 'save_gif']
 
 # %% ../nbs/api/25_plot.ipynb #f69ab8c5
 COLOURS = '#56B4E9', '#E69F00', '#009E73', '#CC79A7', '#F0E442', '#D55E00', '#0072B2'
@@ -140,7 +140,7 @@ def gallery(
     fig.subplots_adjust(wspace=.04, hspace=.18)
     return fig
 
-# %% ../nbs/api/25_plot.ipynb #9a7b1b16
+# %% ../nbs/api/25_plot.ipynb #03074176
 def curves(
     frame,  # tidy: transform, value, unit, class, metric, score
     identity=None,  # the value to mark
@@ -183,18 +183,34 @@ def _ends(score):
     score = score[np.isfinite(score)]
     return min(0., score.min() if len(score) else 0.), score.max() if len(score) and score.max() > 1 else 1.
 
-
-def _finish(ax, frame, metric, identity, words, log, measure, zero):
-    "Axes, identity and legend of one panel of `curves`."
-    values, unit = np.unique(frame.value), frame.unit.iloc[0]
-    name = frame['transform'].iloc[0]
+# %% ../nbs/api/25_plot.ipynb #6cc3380c
+def value_axis(
+    ax,  # matplotlib axes, after the curves are drawn
+    values,  # of a sweep
+    name, unit='',  # of the transform
+    *, identity=None,  # the value to mark
+    words=None,  # value -> text, for transforms whose values are cases: these stand at 0, 1, 2, ...
+    log=None,  # logarithmic axis? None: where all values are positive and span more than a factor of 4
+    zero='unchanged',  # what the image is at the identity
+):
+    "The axis of a transform's values, with its unit; the identity as a dashed line."
+    values = np.unique(values)
     if words: ax.set_xticks(range(len(values)), [fill(words[v], 14) for v in values], rotation=35, ha='right', fontsize=7)
     elif log or (log is None and values.min() > 0 and values.max() > 4*values.min()):
         ax.set_xscale('log', base=2)
         ax.xaxis.set_major_formatter(lambda v, _: f'{v:g}')
     if identity is not None: ax.axvline(list(values).index(identity) if words else identity, color='k', ls='--', lw=1, label=zero)
-    with_unit = lambda text, unit: f'{text} ({unit})' if unit else text
-    ax.set(xlabel='' if words else with_unit(name, unit), ylabel=with_unit(metric, measure), title=name if words else '')
+    ax.set(xlabel='' if words else with_unit(name, unit))
+
+
+def with_unit(text, unit): return f'{text} ({unit})' if unit else text
+
+
+def _finish(ax, frame, metric, identity, words, log, measure, zero):
+    "Axes, identity and legend of one panel of `curves`."
+    name = frame['transform'].iloc[0]
+    value_axis(ax, frame.value, name, frame.unit.iloc[0], identity=identity, words=words, log=log, zero=zero)
+    ax.set(ylabel=with_unit(metric, measure), title=name if words else '')
     score, n = frame.score[frame.metric == metric], frame['class'].nunique()
     low, high = _ends(score)
     ax.set_ylim(low - .05*(high - low)*(n + 1 if score.isna().any() else 1), high + (high - low)*(.05*(n + 1) if np.isinf(score).any() else .04))

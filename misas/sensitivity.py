@@ -76,10 +76,13 @@ def _progress(values, on, what):
     from tqdm.auto import tqdm
     return tqdm(total=len(values), desc=what, leave=False)
 
-# %% ../nbs/api/30_sensitivity.ipynb #0e339145
+# %% ../nbs/api/30_sensitivity.ipynb #23904a09
 class Probe:
     "A model, a sample and a transform, checked against each other: what a sweep asks at every value."
-    def __init__(self, model, sample, transform, metrics=('dice',), reference='labels', space='transformed'):  # see `sensitivity`
+    def __init__(
+        self, model, sample, transform, metrics=('dice',), reference='labels', space='transformed',  # see `sensitivity`
+        unchanged=None,  # label map that the model gave for the sample itself, where it is known already
+    ):
         for k, v, allowed in (('reference', reference, ('labels', 'prediction')), ('space', space, ('transformed', 'original'))):
             if v not in allowed: raise ValueError(f'{k} must be {" or ".join(map(repr, allowed))}, got {v!r}')
         self.model, sample, self.metrics = as_model(model), as_sample(sample), check_metrics(metrics)
@@ -91,10 +94,12 @@ class Probe:
         if reference == 'prediction': sample = sample.replace(labels=None)
         classes = match_classes(self.model, sample)
         zero = transform(sample, transform.identity)  # the sample itself, unless a stack has fixed parts
-        first = self.model.label(sample if reference == 'prediction' else zero)[0]
+        asked = sample if reference == 'prediction' else zero
+        new = unchanged is None or asked is not sample
+        first = self.model.label(asked)[0] if new else unchanged
         self.known = {transform.identity: first} if reference == 'labels' or zero is sample else {}
         if reference == 'prediction': sample = sample.replace(labels=first, classes=self.model.classes)
-        self.predictions = 1  # so far
+        self.predictions = int(new)  # so far
         top = sample.labels.max(initial=0, where=True if sample.valid is None else sample.valid)
         if top >= self.model.n_classes: raise ValueError(
             f'labels of sample {sample.name!r} hold the value {top}, '

@@ -14,11 +14,12 @@ from nbrun import NBS, ROOT
 
 FLOORS = [  # a module imports only from floors below its own; within a floor, only what stands to its left
     'sample',
-    'io phantom metrics',
+    'io phantom metrics statistics fingerprint',
     'transforms.base transforms.resample transforms.spatial transforms.grid transforms.intensity transforms.artifact transforms.catalogue',
     'models.base models.torch models.fastai models.onnx models.sliding models.adapt',
     'datasets plot',
     'sensitivity tolerance grid',
+    'cohort_plots cohort archive workers summary study compare diagnose',
     'widgets.base widgets.sweep widgets.live widgets.gallery widgets.volume widgets.html widgets.explore',
     'demo',
     'all']

@@ -40,7 +40,7 @@ def _undo(lines, shape):
         return torch.where(ok[0][:, None] & ok[1][None], out, empty.view(-1, 1, 1).to(out))
     return undo
 
-# %% ../../nbs/api/11_models_fastai.ipynb #fc1dd048
+# %% ../../nbs/api/11_models_fastai.ipynb #c66b9ac2
 @contextmanager
 def same_luck():
     "Whatever draws random numbers inside, the generators are afterwards as they were before."
@@ -67,6 +67,15 @@ class FastaiModel(TorchModel):
         kinds = np.atleast_1d(np.array(tls[0].types[-1], dtype=object)) if tls else []
         self.item = next((t for t in kinds if isinstance(t, type)), None)
         self._dl, self._geometry = None, {}
+
+    def __getstate__(self):
+        "For another process: the network and the transforms, without data, optimizer and history."
+        from types import SimpleNamespace
+        return {**self.__dict__, '_dl': None, 'learn': SimpleNamespace(model=self.learn.model, dls=self.learn.dls.new_empty())}
+
+    def __fingerprint__(self):
+        valid = self.learn.dls.valid
+        return self.classes, self.first, self.size, self.multiple_of, self._asked, self.module, str(valid.after_item), str(valid.after_batch)
 
     def _pipeline(self, image):
         with same_luck(): return pipeline(self, image)

@@ -36,7 +36,7 @@ def without_softmax(
     out.graph.node.remove(node)
     return out, kind
 
-# %% ../../nbs/api/13_models_onnx.ipynb #be5c1514
+# %% ../../nbs/api/13_models_onnx.ipynb #ca4c4e2c
 def _need(module, what):
     "Import an optional package, or say how to get it."
     from importlib import import_module
@@ -58,14 +58,31 @@ class OnnxModel(Model):
         gpu = self.device.type == 'cuda'
         if gpu and 'CUDAExecutionProvider' not in ort.get_available_providers(): raise ValueError(
             "device='cuda' needs onnxruntime with CUDA (pip install onnxruntime-gpu); or use to_torch()")
-        try: self.session = ort.InferenceSession(str(path), providers=['CUDAExecutionProvider']*gpu + ['CPUExecutionProvider'])
-        except Exception as e:
-            raise ValueError(f'{path}: cannot be read as an ONNX network ({str(e).strip().splitlines()[0][:120]})') from e
+        self._open()
         inputs = self.session.get_inputs()
         if len(inputs) != 1: raise ValueError(f'{path}: the network has {len(inputs)} inputs, only one can be served')
         self.input = inputs[0]
         if self.input.shape and self.input.shape[0] == 1: kw['batch_size'] = 1
         super().__init__(**{'name': self.path.stem, **kw})
+
+    def _open(self):
+        "Read the file. onnxruntime gets as many threads as torch has, so that `torch.set_num_threads` and OMP_NUM_THREADS hold for it too."
+        ort = _need('onnxruntime', 'predicting with an ONNX file')
+        options, providers = ort.SessionOptions(), ['CUDAExecutionProvider']*(self.device.type == 'cuda') + ['CPUExecutionProvider']
+        options.intra_op_num_threads = torch.get_num_threads()
+        try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
+        except Exception as e:
+            raise ValueError(f'{self.path}: cannot be read as an ONNX network ({str(e).strip().splitlines()[0][:120]})') from e
+
+    def __getstate__(self): return {**self.__dict__, 'session': None, 'input': None, '_torch': None}  # another process reads the file itself
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        if not self.path.is_file(): raise FileNotFoundError(f'{self.path}: there is no such file; the network was read from it')
+        self._open()
+        [self.input] = self.session.get_inputs()
+
+    def made_of(self): return (self.path.read_bytes(),)
 
     def forward(self, x):
         out = self.session.run(None, {self.input.name: x.detach().cpu().numpy()})[0]

@@ -31,7 +31,7 @@ def _is_label_map(out, ndim):
     "Is a raw output (N, K, *S) or (N, *S) whole numbers other than a mask of 0 and 1?"
     return not out.is_floating_point() or (out.ndim == ndim + 1 and bool(out.min() >= 0 and out.max() > 1 and (out == out.round()).all()))
 
-# %% ../../nbs/api/15_models_sliding.ipynb #52e28264
+# %% ../../nbs/api/15_models_sliding.ipynb #333a44ad
 class SlidingModel(Model):
     "A model that is asked about an image window by window."
     def __init__(
@@ -50,6 +50,8 @@ class SlidingModel(Model):
         self.model, self.window, self.overlap, self.mode, self.device = model, window, overlap, mode, torch.device(device)
         self.n_classes = model.n_classes
         if model.activation == 'labels': raise self._no_blend()
+
+    def __fingerprint__(self): return self.model, self.window, self.overlap, self.mode
 
     def _no_blend(self):
         return ValueError(f'{self.model.name} returns label maps, which cannot be averaged where windows overlap: probabilities or logits are needed')
@@ -94,7 +96,7 @@ def sliding(
     "This model, asked window by window."
     return self.around(self.model.sliding(window, overlap, **kw)) if isinstance(self, Wrapped) else SlidingModel(self, window, overlap, **kw)
 
-# %% ../../nbs/api/15_models_sliding.ipynb #a82bdad0
+# %% ../../nbs/api/15_models_sliding.ipynb #8912247d
 def _volumes(x, affine):
     "Volumes (C, X, Y, Z) one by one, each with its affine; `affine` is that of bare arrays."
     if isinstance(x, Sample): x = [x]
@@ -116,6 +118,7 @@ class SlicewiseModel(Wrapped):
         self.model, self.axis, self.affine, self.device, self.n_classes = model, axis % 3, affine, model.device, model.n_classes
 
     def around(self, model): return SlicewiseModel(model, self.axis, self.affine)
+    def made_of(self): return (self.axis,)
     def on(self, sample): return SlicewiseModel(self.model, self.axis, sample.affine)
 
     def _volume(self, volume, affine, f):
@@ -143,7 +146,7 @@ def slicewise(
     "This model of pictures, asked about volumes slice by slice."
     return SlicewiseModel(self, axis)
 
-# %% ../../nbs/api/15_models_sliding.ipynb #4d3cbbea
+# %% ../../nbs/api/15_models_sliding.ipynb #47834c58
 class OrientedModel(Wrapped):
     "A model that gets its volumes with axes in its own order, and voxels of its own size."
     def __init__(
@@ -161,6 +164,7 @@ class OrientedModel(Wrapped):
         self.device, self.n_classes = model.device, model.n_classes
 
     def around(self, model): return OrientedModel(model, self.order, self.spacing, self.affine)
+    def made_of(self): return self.order, self.spacing
     def on(self, sample): return OrientedModel(self.model, self.order, self.spacing, sample.affine)
 
     def _axes(self, affine, shape):

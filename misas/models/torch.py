@@ -16,7 +16,7 @@ from .base import Model
 # %% auto #0
 __all__ = ['as_device', 'evaluating', 'TorchModel']
 
-# %% ../../nbs/api/12_models_torch.ipynb #51534d91
+# %% ../../nbs/api/12_models_torch.ipynb #693df316
 def as_device(device) -> torch.device:
     "A device with its number; ValueError if there is no such device."
     try:
@@ -48,6 +48,8 @@ class TorchModel(Model):
         self.module = module if p is None or p.device == self.device else deepcopy(module).to(self.device)
         self.dtype = p.dtype if p is not None and p.is_floating_point() else torch.float32
         super().__init__(**{'name': type(module).__name__, **kw})
+
+    def made_of(self): return (self.module,)
 
     def forward(self, x):
         with evaluating(self.module): out = self.module(x.to(self.dtype))
