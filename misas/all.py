@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api/99_all.ipynb #3f3a41a4
+# %% ../nbs/api/99_all.ipynb #eed7ed03
 from . import datasets, phantom, plot
+from .compare import compare
+from .diagnose import diagnose
 from .grid import SensitivityGrid, sensitivity_grid
 from .io import as_sample, load, save
 from .metrics import score
@@ -14,6 +16,7 @@ from .models.adapt import as_model
 from .models.base import Model
 from .sample import Sample
 from .sensitivity import Sensitivity, sensitivity
+from .study import Study
 from .tolerance import Tolerance, tolerance
 from .transforms.artifact import BiasField, Ghosting, Gibbs, Motion, Spike, SpikePosition, Undersampling
 from .transforms.base import Transform
@@ -24,9 +27,9 @@ from .transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 from .widgets.explore import explore
 from .widgets.html import to_html
 
-# %% ../nbs/api/99_all.ipynb #97dbd4ed
+# %% ../nbs/api/99_all.ipynb #e611de66
 __all__ = ['BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'Model',
            'Motion', 'Noise', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid',
-           'Shear', 'Spike', 'SpikePosition', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel', 'WindowWidth',
-           'Zoom', 'as_model', 'as_sample', 'datasets', 'explore', 'load', 'phantom', 'plot', 'save', 'score', 'sensitivity',
+           'Shear', 'Spike', 'SpikePosition', 'Study', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel', 'WindowWidth',
+           'Zoom', 'as_model', 'as_sample', 'compare', 'datasets', 'diagnose', 'explore', 'load', 'phantom', 'plot', 'save', 'score', 'sensitivity',
            'sensitivity_grid', 'to_html', 'tolerance', 'transforms']

@@ -54,7 +54,7 @@ def as_file_name(name) -> str:
     safe = re.sub(r'[^\w.+ -]+', '_', name).strip(' .')[:80]
     return name if safe == name and name else f'{safe or "_"}-{crc32(name.encode()):08x}'
 
-# %% ../nbs/api/35_archive.ipynb #a2698eb3
+# %% ../nbs/api/35_archive.ipynb #4f0a5df9
 COLUMNS = ['model', 'sample', 'transform', 'value', 'unit', 'class', 'metric', 'score']
 _TYPES = dict(value='float64', score='float64')
 
@@ -89,7 +89,8 @@ class Archive:
         import pyarrow.parquet as pq
         tables = []
         for p in self.files() if files is None else files:
-            try: tables.append(pq.read_table(p, columns=COLUMNS, partitioning=None))
+            try:
+                with pq.ParquetFile(p) as f: tables.append(f.read(COLUMNS, use_threads=False).select(COLUMNS))  # read_table takes three times as long
             except (pa.ArrowInvalid, pa.ArrowException, OSError, KeyError) as e: raise ValueError(
                 f'{p}: is damaged ({str(e).splitlines()[0][:80]}); delete it and run the study again, which makes only this one') from None
         if tables: return pa.concat_tables(tables).to_pandas()

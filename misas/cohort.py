@@ -18,7 +18,7 @@ from .io import READABLE, as_sample, load
 from .sample import Sample
 
 # %% auto #0
-__all__ = ['Case', 'stem', 'as_case', 'folder_pairs', 'read_manifest', 'cohort']
+__all__ = ['Case', 'stem', 'as_case', 'images_and_masks', 'no_mask', 'folder_pairs', 'read_manifest', 'cohort']
 
 # %% ../nbs/api/34_cohort.ipynb #6df3835c
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ def _row_case(row, name, make=None):
     files = {'file': str(f) for f in _files(row['image'])[:1]}
     return Case(name, data if make is None else row, make or _load_row, {**info, **files}, _sizes(row['image'], row.get('labels')))
 
-# %% ../nbs/api/34_cohort.ipynb #d1ce1740
-def folder_pairs(
+# %% ../nbs/api/34_cohort.ipynb #52b867eb
+def images_and_masks(
     folder,  # holds images/ and masks/ (or labels/), or images themselves
-) -> list:  # (image, mask) paths; the mask is None where the folder has no masks at all
-    "Images and their masks by name. FileNotFoundError where there are none, or one is missing."
+) -> tuple:  # paths of the images; a dict name -> path of the masks, or None where there are none at all
+    "What is in a data folder. FileNotFoundError where there are no images."
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f'{folder}: there is no such folder')
     masks = next((folder/k for k in ('masks', 'labels') if (folder/k).is_dir()), None)
@@ -108,12 +108,19 @@ def folder_pairs(
     found = sorted((o for o in images.iterdir() if o.name[0] != '.' and o != masks and (o.is_dir() or o.name.lower().endswith(READABLE))),
                    key=lambda o: (o.is_dir(), o.name))
     if not found: raise FileNotFoundError(f'{images}: there are no images in it')
+    return found, None if masks is None else {stem(o): o for o in sorted(masks.iterdir(), reverse=True) if o.name[0] != '.'}
+
+
+def no_mask(path, masks): return FileNotFoundError(f'there is no mask for {Path(path).name}{masks}; give it the same name, or choose the images that you want')
+
+
+def folder_pairs(folder) -> list:  # (image, mask) paths; the mask is None where the folder has no masks at all
+    "Images and their masks by name. FileNotFoundError where one is missing."
+    found, masks = images_and_masks(folder)
     if masks is None: return [(o, None) for o in found]
-    of = {stem(o): o for o in sorted(masks.iterdir()) if o.name[0] != '.'}
-    lost = [o for o in found if stem(o) not in of]
-    if lost: raise FileNotFoundError(f'{masks}: there is no mask for {lost[0].name}' + (f' and {len(lost) - 1} others' if lost[1:] else '')
-                                     + '; give it the same name, or list the images that you want')
-    return [(o, of[stem(o)]) for o in found]
+    lost = [o for o in found if stem(o) not in masks]
+    if lost: raise no_mask(lost[0], f', and for {len(lost) - 1} other images'*bool(lost[1:]))
+    return [(o, masks[stem(o)]) for o in found]
 
 # %% ../nbs/api/34_cohort.ipynb #acecfb9f
 def read_manifest(

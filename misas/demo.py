@@ -157,28 +157,18 @@ def write_results(results, folder):
         plt.close(fig)
     results[0].gif(folder/'rotation.gif', scale=max(1, round(400/max(results[0].sample.shape))))
 
-# %% ../nbs/api/90_demo.ipynb #7c2cd569
-def _stem(path): return path.name if path.is_dir() else re.sub(r'(?i)(\.nii\.gz|\.[^.]*)$', '', path.name)
-
-
+# %% ../nbs/api/90_demo.ipynb #c4ddb615
 def find_case(
     folder,
     case=None,  # name of an image, with or without its ending; None: the first
 ) -> tuple:  # paths of the image and of its mask; None: there are no masks
     "An image and its mask in a data folder. Raises FileNotFoundError."
-    from misas.io import READABLE
-    folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f'{folder}: there is no such folder')
-    images, masks = folder/'images' if (folder/'images').is_dir() else folder, folder/'masks'
-    found = sorted((o for o in images.iterdir() if o.name[0] != '.' and o != masks and (o.is_dir() or o.name.lower().endswith(READABLE))),
-                   key=lambda o: (o.is_dir(), o.name))
-    if not found: raise FileNotFoundError(f'{images}: there are no images in it')
-    picked = [o for o in found if case in (None, o.name, _stem(o))]
-    if not picked: raise FileNotFoundError(f'{images}: there is no image {case}; the first ones are {", ".join(_stem(o) for o in found[:3])}')
-    if not masks.is_dir(): return picked[0], None
-    fitting = sorted(o for o in masks.iterdir() if _stem(o) == _stem(picked[0]) and o.name[0] != '.')
-    if not fitting: raise FileNotFoundError(f'{masks}: there is no mask for {picked[0].name}; give it the same name, or choose another case')
-    return picked[0], fitting[0]
+    from misas.cohort import images_and_masks, no_mask, stem
+    found, masks = images_and_masks(folder)
+    picked = [o for o in found if case in (None, o.name, stem(o))]
+    if not picked: raise FileNotFoundError(f'{found[0].parent}: there is no image {case}; the first ones are {", ".join(map(stem, found[:3]))}')
+    if masks is not None and stem(picked[0]) not in masks: raise no_mask(picked[0], f' in {folder}')
+    return picked[0], None if masks is None else masks[stem(picked[0])]
 
 
 def own_model_and_sample(data, model, case=None, size=None, classes=None, label_map=None, trusted=False):
