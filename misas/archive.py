@@ -146,7 +146,7 @@ def read_settings(archive):
     if settings['misas study'] > FORMAT: raise ValueError(f'{archive.folder}: was written by a later version of misas; install that one to read it')
     return settings
 
-# %% ../nbs/api/35_archive.ipynb #63042ce4
+# %% ../nbs/api/35_archive.ipynb #27ce42d8
 @contextmanager
 def locked(
     archive,
@@ -161,7 +161,7 @@ def locked(
     except Timeout: raise RuntimeError(f'{archive.folder}: another run is working on this study; wait until it ends, or use another folder') from None
     except OSError as e: raise OSError(e.errno, f'cannot be used for a study ({e.strerror or e})', str(archive.folder)) from e
     try:
-        for left in archive.folder.rglob('.*.part'): left.unlink(missing_ok=True)  # of a run that was killed
+        for left in [*archive.folder.rglob('.*.part'), *archive.folder.glob('.run/*')]: left.unlink(missing_ok=True)  # of runs that were killed
         yield
     finally: lock.release()
 

@@ -41,7 +41,7 @@ def stem(path) -> str:
     name = Path(path).name
     return next((name[:-len(end)] for end in sorted(READABLE, key=len, reverse=True) if name.lower().endswith(end)), name)
 
-# %% ../nbs/api/34_cohort.ipynb #30e41c92
+# %% ../nbs/api/34_cohort.ipynb #77e10c04
 _OPTIONS = ('label_map', 'window', 'frame', 'spacing', 'classes', 'affine', 'valid')  # of `load`
 
 
@@ -54,9 +54,10 @@ def _files(x):
 
 
 def _sizes(*items):
-    "A mark for files: how long they are. Folders have none."
+    "A mark for files: how long they are (folders have none); for arrays a fingerprint."
     files = [f for o in items for f in _files(o)]
-    return [f.stat().st_size if f.is_file() else None for f in files] if files else None
+    if not files: return fingerprint(items) if all(o is None or type(o) is np.ndarray for o in items) else None
+    return [f.stat().st_size if f.is_file() else None for f in files]
 
 
 def _load_row(row):  # {'image': ..., 'labels': ..., options of load}

@@ -124,7 +124,7 @@ class Study:
         n = len({p.stem for p in self.archive.files()})
         return f'Study in {self.folder.name}: {", ".join(s["models"])}; {", ".join(s["transforms"])}; {", ".join(s["metrics"])}; {n} cases so far'
 
-# %% ../nbs/api/37_study.ipynb #601c686f
+# %% ../nbs/api/37_study.ipynb #d07a73ad
 @patch
 def run(
     self: Study,
@@ -159,15 +159,16 @@ def run(
 @patch
 def _follow(self: Study, todo, samples, known, progress):
     "Go through the work with a progress bar. What to say of the cases that failed."
-    failed, bar = [], tqdm(total=len(samples) if hasattr(samples, '__len__') and not isinstance(samples, str) else None, desc='cases', leave=False, disable=not progress)
+    done, failed, bar = 0, [], tqdm(total=len(samples) if hasattr(samples, '__len__') and not isinstance(samples, str) else None, desc='cases', leave=False, disable=not progress)
     try:
         for name, failures in todo:
             if failures: failed.append(f'{name}: {failures[0]["reason"]}')
-            bar.update(known['cases'] - bar.n if known.get('done') else 1)
+            done += 1
+            bar.update(known['cases'] - known['todo'] + done - bar.n)  # what had nothing to do counts too
     finally: bar.close()
     return failed
 
-# %% ../nbs/api/37_study.ipynb #94c4056b
+# %% ../nbs/api/37_study.ipynb #b685c144
 def _here(work, tasks, threads):
     "The work in this process."
     with using_threads(threads):
@@ -188,7 +189,7 @@ def _check_run(self: Study, n_jobs, backend, client, threads, timeout):
 @patch
 def _tasks(self: Study, cases, work, retry, known):
     "(case, units) of all that has something missing. ValueError where a case is not the one that was studied under its name."
-    known['cases'] = 0
+    known.update(cases=0, todo=0)
     for case in cases:
         known['cases'] += 1
         self._keep_case(case)
@@ -196,7 +197,9 @@ def _tasks(self: Study, cases, work, retry, known):
         if units and not retry:
             gone = [(f['model'], f['transform']) for f in self.archive.failures(case.name)]
             units = [u for u in units if not {u, (u[0], ''), ('', '')} & set(gone)]
-        if units or not work.missing(case.name) and self.archive.failure(case.name).exists(): yield case, units  # killed before it was struck off
+        if units or not work.missing(case.name) and self.archive.failure(case.name).exists():  # or killed before a failure was struck off
+            known['todo'] += 1
+            yield case, units
 
 
 @patch
