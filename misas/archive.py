@@ -48,10 +48,10 @@ def read_json(path):
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path}: is damaged ({e}); restore it, or use another folder') from None
 
-# %% ../nbs/api/35_archive.ipynb #f088f25b
+# %% ../nbs/api/35_archive.ipynb #e110f887
 def as_file_name(name) -> str:
     "A file name for any text; different texts give different ones."
-    safe = re.sub(r'[^\w.+ -]+', '_', name).strip(' .')[:80]
+    safe = re.sub(r'[^\w.+ -]+', '_', name).strip(' .')[:50]  # of characters with up to 4 bytes; a name may have 255
     return name if safe == name and name else f'{safe or "_"}-{crc32(name.encode()):08x}'
 
 # %% ../nbs/api/35_archive.ipynb #4f0a5df9
@@ -146,7 +146,7 @@ def read_settings(archive):
     if settings['misas study'] > FORMAT: raise ValueError(f'{archive.folder}: was written by a later version of misas; install that one to read it')
     return settings
 
-# %% ../nbs/api/35_archive.ipynb #27ce42d8
+# %% ../nbs/api/35_archive.ipynb #375ab11e
 @contextmanager
 def locked(
     archive,
@@ -161,9 +161,15 @@ def locked(
     except Timeout: raise RuntimeError(f'{archive.folder}: another run is working on this study; wait until it ends, or use another folder') from None
     except OSError as e: raise OSError(e.errno, f'cannot be used for a study ({e.strerror or e})', str(archive.folder)) from e
     try:
-        for left in [*archive.folder.rglob('.*.part'), *archive.folder.glob('.run/*')]: left.unlink(missing_ok=True)  # of runs that were killed
+        _sweep(archive.folder)
         yield
+        _sweep(archive.folder)
     finally: lock.release()
+
+
+def _sweep(folder):
+    "Take away what processes that were killed have left behind."
+    for left in [*folder.rglob('.*.part'), *folder.glob('.run/*')]: left.unlink(missing_ok=True)
 
 
 def now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')

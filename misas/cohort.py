@@ -41,7 +41,7 @@ def stem(path) -> str:
     name = Path(path).name
     return next((name[:-len(end)] for end in sorted(READABLE, key=len, reverse=True) if name.lower().endswith(end)), name)
 
-# %% ../nbs/api/34_cohort.ipynb #77e10c04
+# %% ../nbs/api/34_cohort.ipynb #4c372da7
 _OPTIONS = ('label_map', 'window', 'frame', 'spacing', 'classes', 'affine', 'valid')  # of `load`
 
 
@@ -56,7 +56,7 @@ def _files(x):
 def _sizes(*items):
     "A mark for files: how long they are (folders have none); for arrays a fingerprint."
     files = [f for o in items for f in _files(o)]
-    if not files: return fingerprint(items) if all(o is None or type(o) is np.ndarray for o in items) else None
+    if not files: return {'arrays': fingerprint(items)} if all(o is None or type(o) is np.ndarray for o in items) else None
     return [f.stat().st_size if f.is_file() else None for f in files]
 
 
@@ -94,10 +94,10 @@ def _row_case(row, name, make=None):
     data = {k: row[k] for k in ('image', 'labels', *_OPTIONS) if row.get(k) is not None}
     name = str(row.get('name') or (stem(_files(row['image'])[0]) if _files(row['image']) else name))
     info = {k: v for k, v in row.items() if k not in ('image', 'labels', 'name', *_OPTIONS)}
-    files = {'file': str(f) for f in _files(row['image'])[:1]}
-    return Case(name, data if make is None else row, make or _load_row, {**info, **files}, _sizes(row['image'], row.get('labels')))
+    if files := _files(row['image']): info['file'] = str(files[0])
+    return Case(name, data if make is None else row, make or _load_row, info, _sizes(row['image'], row.get('labels')))
 
-# %% ../nbs/api/34_cohort.ipynb #52b867eb
+# %% ../nbs/api/34_cohort.ipynb #0bff8cc5
 def images_and_masks(
     folder,  # holds images/ and masks/ (or labels/), or images themselves
 ) -> tuple:  # paths of the images; a dict name -> path of the masks, or None where there are none at all
@@ -112,7 +112,9 @@ def images_and_masks(
     return found, None if masks is None else {stem(o): o for o in sorted(masks.iterdir(), reverse=True) if o.name[0] != '.'}
 
 
-def no_mask(path, masks): return FileNotFoundError(f'there is no mask for {Path(path).name}{masks}; give it the same name, or choose the images that you want')
+def no_mask(path, where=''):
+    "The error for an image without a mask."
+    return FileNotFoundError(f'there is no mask for {Path(path).name}{where}; give it the same name, or choose the images that you want')
 
 
 def folder_pairs(folder) -> list:  # (image, mask) paths; the mask is None where the folder has no masks at all

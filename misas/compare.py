@@ -79,7 +79,7 @@ def _table(rows, level, names, ways):
         return names[int((row['effect'] > 0) == (way > 0))] if way is not None and row['p corrected'] < 1 - level else ''
     return frame.assign(better=[better(row) for row in frame.to_dict('records')])
 
-# %% ../nbs/api/38_compare.ipynb #c36ef927
+# %% ../nbs/api/38_compare.ipynb #af8a8253
 def _two(frame, models):
     "The names of the two models, checked."
     there = list(dict.fromkeys(frame.model))
@@ -95,7 +95,8 @@ def _two(frame, models):
 
 def _cluster_ids(cluster, cases):
     "What samples belong to, as a Series or dict, and the word for it."
-    if isinstance(cluster, str) and cluster == 'auto': cluster = 'patient' if cases is not None and 'patient' in cases and cases.patient.notna().all() else None
+    if isinstance(cluster, str) and cluster == 'auto':
+        cluster = 'patient' if cases is not None and 'patient' in cases and cases.patient.notna().all() else None
     if isinstance(cluster, str):
         if cases is None: raise ValueError('cluster must be a dict or Series from sample to cluster where there is no study, got a name')
         if cluster not in cases: raise ValueError(f'cluster {cluster!r} is not a column of the cases; there are {", ".join(cases.columns)}')
@@ -107,7 +108,7 @@ def compare(
     study,  # a Study, or a tidy frame with the columns model sample transform value unit class metric score
     models=None,  # two names (a, b); None: the two that there are
     *, metric=None,  # a name, the function itself, or several; None: all
-    cluster='auto',  # what samples belong to: a column of a study's cases, or a dict or Series sample -> id; 'auto': patient, where a study has it; None: nothing
+    cluster='auto',  # what samples belong to: a column of a study's cases, or a dict or Series; 'auto': patient, where there is one; None: nothing
     transforms=None,  # of a plain frame: name -> transform, with its identity; a study knows its own
     level=.95,  # of the intervals; differences are called shown where the corrected p is below 1 - level
     n=2000, seed=0,  # resamples for the intervals

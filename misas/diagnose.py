@@ -33,7 +33,7 @@ from .transforms.spatial import Rotation, Zoom
 # %% auto #0
 __all__ = ['IntensityRange', 'changes', 'strains', 'labelled', 'gains', 'diagnose', 'Diagnosis', 'plt_axes']
 
-# %% ../nbs/api/39_diagnose.ipynb #a9cad0b6
+# %% ../nbs/api/39_diagnose.ipynb #ac885d08
 class IntensityRange(Transform):
     "The grey values brought into a range that networks are trained with, from their minimum and maximum or robustly."
     name, identity = 'intensity range', 0.
@@ -52,7 +52,8 @@ class IntensityRange(Transform):
 def changes(ndim) -> list:  # of Transforms
     "What a user can change about an image before a model gets it."
     turn = Dihedral() if ndim == 2 else Flip(list(range(8)))
-    return [turn, Resize([.5, .63, .8, 1, 1.25, 1.6, 2]), IntensityRange(), Gamma([.5, .71, 1, 1.4, 2]), Zoom([.8, 1, 1.25, 1.6]), Crop([0, .1, .2, .3])]
+    return [turn, Resize([.5, .63, .8, 1, 1.25, 1.6, 2]), IntensityRange(), Gamma([.5, .71, 1, 1.4, 2]),
+            Zoom([.8, 1, 1.25, 1.6]), Crop([0, .1, .2, .3])]
 
 
 def strains(ndim) -> list:  # of Transforms
@@ -60,7 +61,7 @@ def strains(ndim) -> list:  # of Transforms
     return [Rotation([-90, -45, -20, -10, 0, 10, 20, 45, 90]), Zoom([.7, .85, 1, 1.2, 1.5]), Gamma([.5, .71, 1, 1.4, 2]),
             BiasField([-1, -.5, 0, .5, 1]), Noise([0, .02, .05, .1]), Blur([0, 1, 2, 4]), Resolution([1, 1.5, 2, 3])]
 
-# %% ../nbs/api/39_diagnose.ipynb #ac8f38e0
+# %% ../nbs/api/39_diagnose.ipynb #921de821
 def labelled(prediction, truth): return float(to_numpy(truth).sum())
 labelled.__name__ = 'labelled voxels'
 
@@ -81,7 +82,8 @@ def gains(
         voxels = part[part.metric == labelled.__name__].pivot_table(index='sample', columns='value', values='score', aggfunc='sum', dropna=False)
         zero = transforms[t].identity
         for v in table.columns.drop(zero):
-            rows.append((t, v, transforms[t].text(v), table[v], loss(metric, table[zero]) - loss(metric, table[v]), float((voxels[v]/voxels[zero]).min()) < .99))
+            gain, cuts = loss(metric, table[zero]) - loss(metric, table[v]), float((voxels[v]/voxels[zero]).min()) < .99
+            rows.append((t, v, transforms[t].text(v), table[v], gain, cuts))
     out = []
     for t, v, words, score, gain, cuts in rows:
         ids = None if cluster is None else cohort_plots.of_samples(cluster, gain.index)
@@ -90,7 +92,7 @@ def gains(
         out.append((t, v, words, i.cases, float(score.median()), i.estimate, i.low, i.high, helps, cuts))
     return pd.DataFrame(out, columns=['transform', 'value', 'change', 'cases', 'score', 'gain', 'low', 'high', 'helps', 'cuts'])
 
-# %% ../nbs/api/39_diagnose.ipynb #f2df6f75
+# %% ../nbs/api/39_diagnose.ipynb #42178bb2
 def diagnose(
     model,  # a Model, or anything `as_model` takes
     samples,  # some of your cases (10 to 30 are plenty); see `misas.cohort`
@@ -108,7 +110,8 @@ def diagnose(
     model, name = as_model(model), next(iter(check_metrics(metric)))
     if len(check_metrics(metric)) != 1: raise ValueError(f'metric must be one metric, got {", ".join(check_metrics(metric))}')
     loss(metric, [])  # refuses a metric in which nothing is better or worse
-    if not isinstance(enough, (int, float)) or isinstance(enough, bool) or not np.isfinite(enough): raise ValueError(f'enough must be a score, got {enough!r}')
+    if not isinstance(enough, (int, float)) or isinstance(enough, bool) or not np.isfinite(enough):
+        raise ValueError(f'enough must be a score, got {enough!r}')
     drop, found = check_drop(drop, name), cohort(samples, load)
     first = next(found, None)
     if first is None: raise ValueError('samples is empty: there is nothing to diagnose')
@@ -123,19 +126,21 @@ def diagnose(
         borne = [found.after(t) for t in borne]
         return found.bears(Study(at/'strains', model, borne, metrics=(metric,), reference=reference).run(cases, **kw), borne)
 
-# %% ../nbs/api/39_diagnose.ipynb #e6c2ac78
+# %% ../nbs/api/39_diagnose.ipynb #cbd8740e
 class Diagnosis:
     "What `diagnose` found: `.verdict`, `.text`, tables in `.frame`, `.classes` and `.tolerance`, `.plot()`, `.to_html(path)`."
     def __init__(self, model, fit, tried, metric, reference, enough, drop, cluster, level, seed, ndim):
-        self.model, self.metric, self.reference, self.enough, self.drop, self.level = model, getattr(metric, '__name__', metric), reference, enough, drop, level
-        self.unit, self._metric, self._size, self._tried = metric_unit(self.metric, ndim), metric, dict(level=level, seed=seed), {t.name: t for t in tried}
+        self.model, self.reference, self.enough, self.drop, self.level = model, reference, enough, drop, level
+        self.metric, self._metric, self._size = getattr(metric, '__name__', metric), metric, dict(level=level, seed=seed)
+        self.unit, self._tried = metric_unit(self.metric, ndim), {t.name: t for t in tried}
         self._fit, self.failures, self.cases = fit._part(transform=list(self._tried)), fit.failures, fit.cases
         self._cluster = fit._column(cluster, 'cluster')
         self.frame = gains(self._fit, self._tried, metric, cluster=self._cluster, **self._size)  # a row a change
         self.classes, self._overall = self._unchanged()
         self.best = None if (good := self.frame[self.frame.helps]).empty else good.loc[good.gain.idxmax()]
         self.verdict = self._verdict()
-        self.change = self._tried[self.best['transform']].at(self.best.value) if 'after' in self.verdict else None  # what must be put before the model
+        self.change = None  # what must be put before the model
+        if 'after' in self.verdict: self.change = self._tried[self.best['transform']].at(self.best.value)
 
     def after(self, strain):
         "A strain of the images, and then what must be changed before the model."
@@ -154,12 +159,13 @@ class Diagnosis:
         import pandas as pd
         name, t = self.metric, self._fit['transform'].iloc[0]
         part = self._fit[(self._fit['transform'] == t) & (self._fit.metric == name) & (self._fit.value == self._tried[t].identity)]
-        table = part.pivot_table(index='sample', columns='class', values='score', dropna=False, sort=False).reindex(columns=list(dict.fromkeys(part['class'])))
+        table = part.pivot_table(index='sample', columns='class', values='score', dropna=False, sort=False)[list(dict.fromkeys(part['class']))]
         ids = None if self._cluster is None else cohort_plots.of_samples(self._cluster, table.index)
         rows = [(c, table[c], bootstrap(table[c], clusters=ids, **self._size)) for c in table]
         rows = [(c, i.estimate, i.low, i.high, i.cases, int(s.isna().sum())) for c, s, i in rows]
         overall = table.mean(axis=1)
-        return pd.DataFrame(rows, columns=['class', 'score', 'low', 'high', 'cases', 'undefined']), (overall, bootstrap(overall, clusters=ids, **self._size))
+        classes = pd.DataFrame(rows, columns=['class', 'score', 'low', 'high', 'cases', 'undefined'])
+        return classes, (overall, bootstrap(overall, clusters=ids, **self._size))
 
     def _good(self, score): return float(loss(self._metric, score)) <= float(loss(self._metric, self.enough))
 
@@ -176,7 +182,7 @@ class Diagnosis:
     def __repr__(self): return self.text
     def _repr_markdown_(self): return self.text.replace('\n', '\n\n')
 
-# %% ../nbs/api/39_diagnose.ipynb #e682c8cf
+# %% ../nbs/api/39_diagnose.ipynb #692fa59e
 @patch
 def _n(self: Diagnosis, x): return '–' if np.isnan(x) else f'{x:.2f} {self.unit}'.strip()
 @patch
@@ -190,10 +196,11 @@ def _lines(self: Diagnosis):
     patients = f' of {now.clusters} {self._cluster.name}s' if now.clusters and getattr(self._cluster, 'name', None) else ''
     lines = [f'{self.model} on {len(overall)} cases{patients}: {self.verdict}.']
     if self.reference == 'prediction': lines.append(
-        'WITHOUT TRUTH: all scores below compare the model with its own prediction on the unchanged image. They tell how steady it is, not whether it is right.')
+        'WITHOUT TRUTH: all scores below compare the model with its own prediction on the unchanged image. '
+        'They tell how steady it is, not whether it is right.')
     else:
-        what = [f'{r["class"]} {self._n(r["score"])} ({self._range(r["low"], r["high"])})' + (f', undefined in {r["undefined"]}' if r['undefined'] else '')
-                for r in self.classes.to_dict('records')]
+        gone = lambda r: f', undefined in {r["undefined"]}' if r['undefined'] else ''
+        what = [f'{r["class"]} {self._n(r["score"])} ({self._range(r["low"], r["high"])}){gone(r)}' for r in self.classes.to_dict('records')]
         lines.append(f'As the images are, median {self.metric}: {"; ".join(what)}. Enough would be {self.enough:g}.')
     return [*lines, *self._change_lines(), *self._strain_lines(), *self._watch_lines()]
 
@@ -202,15 +209,19 @@ def _lines(self: Diagnosis):
 def _change_lines(self: Diagnosis):
     "What to change."
     if self.reference == 'prediction':
-        far = self.frame[~self.frame.cuts].nsmallest(3, 'score') if not self._lower() else self.frame[~self.frame.cuts].nlargest(3, 'score')
-        return ['The answer depends most on: ' + '; '.join(f'{r["transform"]} {r["change"]} (agreement {self._n(r["score"])})' for r in far.to_dict('records')) + '.']
+        far = self.frame[~self.frame.cuts].sort_values('score', ascending=not self._lower()).head(3)
+        what = [f'{r["transform"]} {r["change"]} (agreement {self._n(r["score"])})' for r in far.to_dict('records')]
+        return [f'The answer depends most on: {"; ".join(what)}.']
     if self.best is None:
         top = self.frame[~self.frame.cuts].nlargest(1, 'gain').to_dict('records')
         few = len(top) and np.isnan(top[0]['low'])
-        seen = f'; the largest gain seen was {self._n(top[0]["gain"])} ({top[0]["transform"]} {top[0]["change"]})' if top and top[0]['gain'] > .005 else ''
+        seen = ''
+        if top and top[0]['gain'] > .005: seen = f'; the largest gain seen was {self._n(top[0]["gain"])} ({top[0]["transform"]} {top[0]["change"]})'
         return [f'No single change raises the score reliably{seen}{", and there are too few cases to tell it from chance" if few and seen else ""}.']
-    best = f'{self.best["transform"]} {self.best.change} raises the score most, by {self._n(self.best.gain)} ({self._range(self.best.low, self.best.high)}), to {self._n(self.best.score)}'
-    others = self.frame[self.frame.helps & (self.frame['transform'] != self.best['transform'])].sort_values('gain', ascending=False).drop_duplicates('transform')
+    b = self.best
+    best = f'{b["transform"]} {b.change} raises the score most, by {self._n(b.gain)} ({self._range(b.low, b.high)}), to {self._n(b.score)}'
+    others = self.frame[self.frame.helps & (self.frame['transform'] != b['transform'])].sort_values('gain', ascending=False)
+    others = others.drop_duplicates('transform')
     also = ', '.join(f'{r["transform"]} {r["change"]} ({self._n(r["gain"])})' for r in others.to_dict('records'))
     return [f'{best}.' + (f' So do {also}.' if also else '')]
 
@@ -247,14 +258,15 @@ def _watch_lines(self: Diagnosis):
     "What else to look at."
     overall, out = self._overall[0], []
     bad = [k for k, s in overall.items() if not self._good(s) and not np.isnan(s)]
-    if self.reference == 'labels' and bad and self._good(overall.median()): out.append(f'{len(bad)} of {len(overall)} cases stay below {self.enough:g}: {", ".join(bad[:5])}'
-                                                                                       + (' and others' if len(bad) > 5 else ''))
+    if self.reference == 'labels' and bad and self._good(overall.median()):
+        names = ', '.join(bad[:5]) + (' and others' if len(bad) > 5 else '')
+        out.append(f'{len(bad)} of {len(overall)} cases do not reach {self.enough:g}: {names}')
     for r in self.classes.to_dict('records'):
         if r['undefined'] == len(overall): out.append(f'{r["class"]} was neither there nor found in any case')
     if len(self.failures): out.append(f'{self.failures["sample"].nunique()} cases failed; the first: {self.failures.reason.iloc[0]}')
     return [f'Watch: {"; ".join(out)}.'] if out else []
 
-# %% ../nbs/api/39_diagnose.ipynb #18f00e4b
+# %% ../nbs/api/39_diagnose.ipynb #c4d0af7d
 @patch
 def plot(self: Diagnosis):
     "Left: what each change gains at its best value. Right: the median score under each strain, at its worst value."
@@ -267,7 +279,8 @@ def plot(self: Diagnosis):
     left.scatter(x, y, c=['#009E73' if h else '#777777' for h in top.helps], zorder=3)
     left.set_yticks(y, [f'{t}\n{w}' for t, w in zip(top['transform'], top.change)], fontsize=7)
     if known: left.axvline(0, color='k', lw=1, ls='--')
-    left.set_xlabel(f'gain in {self.metric} by a change before the model' if known else f'{self.metric} with its own prediction, where it is highest', fontsize=8)
+    what = f'gain in {self.metric} by a change before the model' if known else f'{self.metric} with its own prediction, where it is highest'
+    left.set_xlabel(what, fontsize=8)
     left.set_title('what to change (green: helps)' if known else 'no truth: agreement only', fontsize=9)
     self._bars(right)
     for ax in (left, right): ax.grid(axis='x', alpha=.3)
@@ -288,7 +301,8 @@ def _bars(self: Diagnosis, ax):
         ax.plot(here.unchanged, y, 'o', color=pictures.colour(k), ms=5, label=c)
         ax.plot(here.worst, y, 'x', color=pictures.colour(k), ms=6)
     ends = {t: self._strain.value[self._strain['transform'] == t] for t in names}
-    ax.set_yticks(range(len(names)), [f'{_short(t)}\n{self._strains[t].text(v.min())} to {self._strains[t].text(v.max())}' for t, v in ends.items()], fontsize=7)
+    spans = [f'{_short(t)}\n{self._strains[t].text(v.min())} to {self._strains[t].text(v.max())}' for t, v in ends.items()]
+    ax.set_yticks(range(len(names)), spans, fontsize=7)
     ax.set_xlabel(f'median {self.metric}: images as they are (o), at the worst value (x)', fontsize=8)
     if not self.unit: ax.set_xlim(-.03, 1.03)
     ax.set_title('what it bears' + (' after the change' if self.change is not None else '') + ', the most harmful on top', fontsize=9)
@@ -299,11 +313,12 @@ def plt_axes(rows, cols, size):
     import matplotlib.pyplot as plt
     return plt.subplots(rows, cols, figsize=size)
 
-# %% ../nbs/api/39_diagnose.ipynb #97ccb0f9
+# %% ../nbs/api/39_diagnose.ipynb #bd5c3879
 _PAGE = '''<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}} table{{border-collapse:collapse;font-size:13px}}
 td,th{{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}} img{{max-width:100%}} .note{{background:#fff3cd;padding:.5em}}</style>
-<h1>{title}</h1>{text}<img src="data:image/png;base64,{image}" alt="gain of each change, and scores under each strain"><h2>Changes before the model</h2>{changes}
+<h1>{title}</h1>{text}<img src="data:image/png;base64,{image}" alt="gain of each change, and scores under each strain">
+<h2>Changes before the model</h2>{changes}
 <h2>Strains</h2>{strains}<p>Intervals: bootstrap, {level:.0%}; of changes for all of them together. Made by misas.</p></html>'''
 
 

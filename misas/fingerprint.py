@@ -40,7 +40,7 @@ def _feed(digest, obj, parents):
         for part in _parts(obj): _feed(digest, part, [*parents, obj])
     digest.update(b'>')
 
-# %% ../nbs/api/18_fingerprint.ipynb #a7c7b142
+# %% ../nbs/api/18_fingerprint.ipynb #518b565e
 def _parts(obj):
     "What an object consists of, in a fixed order."
     if hasattr(obj, '__fingerprint__') and not isinstance(obj, type): return [_name(type(obj)), *obj.__fingerprint__()]
@@ -69,4 +69,5 @@ def _code(f):
 def _around(f):
     "What a function refers to outside of itself: enclosed variables, and functions of its own module."
     own = [f.__globals__.get(n) for n in f.__code__.co_names]
-    return [[c.cell_contents for c in f.__closure__ or ()], [o for o in own if isinstance(o, FunctionType) and o is not f and o.__module__ == f.__module__]]
+    own = [o for o in own if isinstance(o, FunctionType) and o is not f and o.__module__ == f.__module__]
+    return [[c.cell_contents for c in f.__closure__ or ()], own]

@@ -36,14 +36,14 @@ def without_softmax(
     out.graph.node.remove(node)
     return out, kind
 
-# %% ../../nbs/api/13_models_onnx.ipynb #ca4c4e2c
+# %% ../../nbs/api/13_models_onnx.ipynb #1e2c042c
 def _need(module, what):
     "Import an optional package, or say how to get it."
     from importlib import import_module
     try: return import_module(module)
     except ImportError as e: raise ImportError(f'{what} needs {module}: pip install "misas[onnx]"') from e
 
-
+# %% ../../nbs/api/13_models_onnx.ipynb #18088617
 class OnnxModel(Model):
     "A model made of an ONNX file."
     def __init__(

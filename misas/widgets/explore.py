@@ -22,7 +22,7 @@ from .volume import VolumeExplorer
 # %% auto #0
 __all__ = ['Changed', 'of_study', 'explore']
 
-# %% ../../nbs/api/58_widgets_explore.ipynb #23c41bc0
+# %% ../../nbs/api/58_widgets_explore.ipynb #758505d6
 class Changed:
     "Cases of a study, each under one change; loaded when asked for."
     def __init__(self, cases, transform, value): self.cases, self.transform, self.value = list(cases), transform, value
@@ -40,7 +40,8 @@ def of_study(
 ) -> Panel:
     "The cases of a study in a gallery. ValueError where model, transform or images are not known."
     model = next(iter(study.models), None) if model is None else model
-    if model not in study.models: raise ValueError(f'model {model!r} is needed for pictures: pass it to Study, which knows {", ".join(study.models) or "none"}')
+    if model not in study.models:
+        raise ValueError(f'model {model!r} is needed for pictures: pass it to Study, which knows {", ".join(study.models) or "none"}')
     table = study.summary(model=model, transform=transform).frame.sort_values('harm', ascending=False, kind='stable')
     row = table.iloc[0]
     t = next((t for k, t in study.runnable.items() if k == row['transform']), None)
