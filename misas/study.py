@@ -33,7 +33,7 @@ from .workers import Work, in_processes, using_threads, work_on
 # %% auto #0
 __all__ = ['versions', 'Study']
 
-# %% ../nbs/api/37_study.ipynb #75859d1c
+# %% ../nbs/api/37_study.ipynb #18819e84
 def _models(models) -> dict:
     "Models by name, from one or several."
     if models is None: return {}
@@ -57,7 +57,8 @@ def _transforms(transforms) -> dict:
 def _once(what, names):
     "Raise ValueError where a name is there twice."
     twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None: raise ValueError(f'{what} hold two called {twice!r}: ' + ('pass a dict of names and models' if what == 'models' else 'set .name of one of them'))
+    cure = 'pass a dict of names and models' if what == 'models' else 'set .name of one of them'
+    if twice is not None: raise ValueError(f'{what} hold two called {twice!r}: {cure}')
 
 # %% ../nbs/api/37_study.ipynb #56e8dcfe
 def versions() -> dict:
@@ -126,7 +127,7 @@ class Study:
         n = len({p.stem for p in self.archive.files()})
         return f'Study in {self.folder.name}: {", ".join(s["models"])}; {", ".join(s["transforms"])}; {", ".join(s["metrics"])}; {n} cases so far'
 
-# %% ../nbs/api/37_study.ipynb #c75851e9
+# %% ../nbs/api/37_study.ipynb #ecd986ec
 @patch
 def run(
     self: Study,
@@ -140,7 +141,7 @@ def run(
     retry=True,  # try again what failed before?
     progress=True,  # show a progress bar?
 ) -> Study:  # itself
-    "Do what is missing. ValueError where settings or samples do not fit the folder, RuntimeError while another run is in it, OSError for a full disk."
+    "Do what is missing. ValueError where settings or samples do not fit the folder, RuntimeError while another run is in it."
     self._check_run(n_jobs, backend, client, threads, timeout)
     cases = cohort(samples, load)
     with locked(self.archive), _client(backend, client) as client:

@@ -166,7 +166,7 @@ def remote(path, threads, case, units):
     left = set(units) & set(work.missing(case.name))  # a cluster may ask twice
     with using_threads(threads): return case.name, work_on(work, case, [u for u in units if u in left])
 
-# %% ../nbs/api/33_workers.ipynb #debb0860
+# %% ../nbs/api/33_workers.ipynb #5c01c987
 class Died(Exception):
     "A worker ended in the middle of its work."
 
@@ -209,8 +209,7 @@ def _executor(n_jobs, threads, client):
 @contextmanager
 def _cluster(client):
     "The same on a cluster. RuntimeError where it has no workers or goes away."
-    from asyncio import CancelledError
-    from distributed import TimeoutError as NoWorker, wait
+    from distributed import CancelledError, TimeoutError as NoWorker, wait
     from distributed.scheduler import KilledWorker
     try: client.wait_for_workers(1, timeout=60)
     except NoWorker: raise RuntimeError('client: no worker has joined the cluster within 60 s; start one') from None
