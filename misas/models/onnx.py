@@ -43,7 +43,7 @@ def _need(module, what):
     try: return import_module(module)
     except ImportError as e: raise ImportError(f'{what} needs {module}: pip install "misas[onnx]"') from e
 
-# %% ../../nbs/api/13_models_onnx.ipynb #18088617
+# %% ../../nbs/api/13_models_onnx.ipynb #845245f2
 class OnnxModel(Model):
     "A model made of an ONNX file."
     def __init__(
@@ -69,7 +69,7 @@ class OnnxModel(Model):
         "Read the file. onnxruntime gets as many threads as torch has, so that `torch.set_num_threads` and OMP_NUM_THREADS hold for it too."
         ort = _need('onnxruntime', 'predicting with an ONNX file')
         options, providers = ort.SessionOptions(), ['CUDAExecutionProvider']*(self.device.type == 'cuda') + ['CPUExecutionProvider']
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = self._threads = torch.get_num_threads()
         try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as e:
             raise ValueError(f'{self.path}: cannot be read as an ONNX network ({str(e).strip().splitlines()[0][:120]})') from e
@@ -85,6 +85,7 @@ class OnnxModel(Model):
     def made_of(self): return (self.path.read_bytes(),)
 
     def forward(self, x):
+        if self._threads != torch.get_num_threads(): self._open()
         out = self.session.run(None, {self.input.name: x.detach().cpu().numpy()})[0]
         return torch.from_numpy(out).to(x.device)
 
