@@ -84,7 +84,7 @@ def _read_transform(name, o):
     t.words = None if o['words'] is None else {float(k): w for k, w in o['words'].items()}
     return t
 
-# %% ../nbs/api/37_study.ipynb #f8d59560
+# %% ../nbs/api/37_study.ipynb #9152c8e7
 class Study:
     "Models x transforms x cases, in a folder."
     def __init__(
@@ -108,7 +108,8 @@ class Study:
         self._samples, self._cache = None, (None, None)
 
     def _settings(self, reference, space):
-        kinds = {k: fingerprint(m) if callable(m) else m for k, m in self._metrics.items()}
+        own = lambda f: dict(function=fingerprint(f), lower_is_better=bool(getattr(f, 'lower_is_better', False)))
+        kinds = {k: own(m) if callable(m) else m for k, m in self._metrics.items()}
         return {'misas study': FORMAT, 'metrics': kinds, 'reference': reference, 'space': space,
                 'models': {k: m.settings() for k, m in self.models.items()}, 'transforms': {k: _of_transform(t) for k, t in self._transforms.items()}}
 
@@ -278,7 +279,7 @@ def failures(self: Study):
     import pandas as pd
     return pd.DataFrame(self.archive.failures(), columns=['sample', 'model', 'transform', 'reason'])
 
-# %% ../nbs/api/37_study.ipynb #491f5a59
+# %% ../nbs/api/37_study.ipynb #009355ff
 @patch
 def _column(self: Study, name, what):
     "A column of `cases` as a Series by sample. 'auto' is patient where there is one."
@@ -305,6 +306,19 @@ def _part(self: Study, model=None, transform=None, cls=None):
 
 
 @patch
+def _metric(self: Study, metric):
+    "A metric of the study by name (None: the first one): a name, or of your own metrics the function, or what stands for it after reopening."
+    if callable(metric): metric = getattr(metric, '__name__', str(metric))
+    name = self.metrics[0] if metric is None else metric
+    if name not in self.metrics: raise ValueError(f'metric {name!r} was not computed; there are {", ".join(self.metrics)}')
+    kind = self.settings['metrics'][name]
+    if isinstance(kind, str): return name
+    def stand_in(prediction, truth): raise NotImplementedError
+    stand_in.__name__, stand_in.lower_is_better = name, kind['lower_is_better']
+    return stand_in
+
+
+@patch
 def summary(
     self: Study,
     drop=None,  # how much worse than unchanged still holds, in the metric's unit; None: 0.1 for ratios
@@ -316,10 +330,10 @@ def summary(
 ):  # -> Summary: prints as sentences; `.frame` holds the numbers, a row a model, transform, class and group
     "How good unchanged, how far it holds, what is worst, what harms most; medians over the cases with intervals."
     word = 'patients' if cluster == 'auto' else f'different {cluster}' if isinstance(cluster, str) else 'clusters'
-    return tables.in_words(self._part(model, transform, cls), self.transforms, metric=metric, drop=drop, cluster=self._column(cluster, 'cluster'),
+    return tables.in_words(self._part(model, transform, cls), self.transforms, metric=self._metric(metric), drop=drop, cluster=self._column(cluster, 'cluster'),
                            by=self._column(by, 'by'), clusters=word, level=level, seed=seed)
 
-# %% ../nbs/api/37_study.ipynb #9294ad1c
+# %% ../nbs/api/37_study.ipynb #294b2c5a
 @patch
 def plot(
     self: Study,
@@ -329,21 +343,21 @@ def plot(
     **kw,  # see `misas.cohort_plots.cohort_curves`
 ):  # -> the figure
     "Median and band over the values of each transform, single cases behind."
-    frame = self._part(model, transform, cls)
-    return cohort_plots.cohort_curves(frame, self.transforms, metric=metric, cluster=self._column(cluster, 'cluster'), **kw)
+    frame, m, who = self._part(model, transform, cls), self._metric(metric), self._column(cluster, 'cluster')
+    return cohort_plots.cohort_curves(frame, self.transforms, metric=getattr(m, '__name__', m), cluster=who, **kw)
 
 
 @patch
 def distribution(self: Study, metric=None, *, model=None, transform=None, cls=None, **kw):
     "The scores of all cases, unchanged and where each transform is worst; see `misas.cohort_plots.distribution`."
-    return cohort_plots.distribution(self._part(model, transform, cls), self.transforms, metric=metric, **kw)
+    return cohort_plots.distribution(self._part(model, transform, cls), self.transforms, metric=self._metric(metric), **kw)
 
 
 @patch
 def rank(self: Study, metric=None, *, cluster='auto', by=None, model=None, transform=None, cls=None, **kw):
     "Transforms by the harm they do, the most harmful first, with intervals; see `misas.summary.rank`."
     frame, who = self._part(model, transform, cls), dict(cluster=self._column(cluster, 'cluster'), by=self._column(by, 'by'))
-    return tables.rank(frame, self.transforms, metric=metric, **who, **kw)
+    return tables.rank(frame, self.transforms, metric=self._metric(metric), **who, **kw)
 
 
 @patch
@@ -355,15 +369,15 @@ def plot_ranking(self: Study, metric=None, **kw):  # see `rank`
 @patch
 def plot_groups(self: Study, by, metric=None, *, column='unchanged', cluster='auto', model=None, transform=None, cls=None, **kw):
     "The score unchanged, or another number of every case, by groups of `cases`; see `misas.cohort_plots.by_group`."
-    table = tables.per_case(self._part(model, transform, cls), self.transforms, metric=metric)
+    table = tables.per_case(self._part(model, transform, cls), self.transforms, metric=self._metric(metric))
     name = getattr(transform, 'name', transform) if isinstance(transform, (str, Transform)) else None
     return cohort_plots.by_group(table, self._column(by, 'by'), column, transform=name, cluster=self._column(cluster, 'cluster'), **kw)
 
-# %% ../nbs/api/37_study.ipynb #1b319a96
+# %% ../nbs/api/37_study.ipynb #3068137f
 @patch
 def worst(self: Study, n=5, metric=None, *, model=None, transform=None, cls=None):
     "The cases with the worst scores, each with the change that does it; see `misas.summary.worst`."
-    return tables.worst(self._part(model, transform, cls), self.transforms, n, metric=metric)
+    return tables.worst(self._part(model, transform, cls), self.transforms, n, metric=self._metric(metric))
 
 
 @patch
