@@ -40,7 +40,7 @@ def _feed(digest, obj, parents):
         for part in _parts(obj): _feed(digest, part, [*parents, obj])
     digest.update(b'>')
 
-# %% ../nbs/api/18_fingerprint.ipynb #518b565e
+# %% ../nbs/api/18_fingerprint.ipynb #7ae6c781
 def _parts(obj):
     "What an object consists of, in a fixed order."
     if hasattr(obj, '__fingerprint__') and not isinstance(obj, type): return [_name(type(obj)), *obj.__fingerprint__()]
@@ -52,9 +52,19 @@ def _parts(obj):
     if isinstance(obj, CodeType): return [obj.co_code, obj.co_consts, obj.co_names]
     if isinstance(obj, FunctionType): return [*_code(obj), obj.__defaults__, obj.__kwdefaults__, *_around(obj)]
     if isinstance(obj, (type, BuiltinFunctionType)): return [_name(obj)]
-    if hasattr(obj, 'state_dict'): return [_name(type(obj)), re.sub(r' at 0x[0-9a-f]+', '', repr(obj)), type(obj).forward, obj.state_dict()]
+    if hasattr(obj, 'state_dict') and hasattr(obj, 'modules'):  # a network: its layers with their plain options, code and weights
+        return [re.sub(r' at 0x[0-9a-f]+', '', repr(obj)), obj.state_dict(), *([_name(type(m)), _forward(m), _options(m)] for m in obj.modules())]
     state = getattr(obj, '__dict__', None)
     return [_name(type(obj)), *([re.sub(r' at 0x[0-9a-f]+', '', repr(obj))] if state is None else [{k: state[k] for k in sorted(state)}])]
+
+
+def _forward(module): return getattr(module, 'code', None) if hasattr(module, 'inlined_graph') else type(module).forward  # TorchScript, or Python
+
+
+def _options(module):
+    "Numbers and texts that a module keeps as attributes; whether it is training does not count."
+    plain = lambda v: v is None or isinstance(v, (bool, int, float, str)) or isinstance(v, (tuple, list)) and all(map(plain, v))
+    return {k: v for k, v in sorted(vars(module).items()) if k[0] != '_' and k != 'training' and plain(v)}
 
 
 def _name(obj): return f'{obj.__module__}.{getattr(obj, "__qualname__", obj)}'
