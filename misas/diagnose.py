@@ -92,7 +92,7 @@ def gains(
         out.append((t, v, words, i.cases, float(score.median()), i.estimate, i.low, i.high, helps, cuts))
     return pd.DataFrame(out, columns=['transform', 'value', 'change', 'cases', 'score', 'gain', 'low', 'high', 'helps', 'cuts'])
 
-# %% ../nbs/api/39_diagnose.ipynb #42178bb2
+# %% ../nbs/api/39_diagnose.ipynb #efb6b2bf
 def diagnose(
     model,  # a Model, or anything `as_model` takes
     samples,  # some of your cases (10 to 30 are plenty); see `misas.cohort`
@@ -105,7 +105,7 @@ def diagnose(
     folder=None,  # where to keep the scores, so that a second call goes on from there; None: nowhere
     level=.95, seed=0,  # of the intervals
     load=None, **kw,  # for `Study.run`: n_jobs, backend, timeout, progress ...
-) -> Diagnosis:
+):  # -> Diagnosis
     "Does the model fit these images, what change would make it fit (better), what does it bear, and what is to be watched?"
     model, name = as_model(model), next(iter(check_metrics(metric)))
     if len(check_metrics(metric)) != 1: raise ValueError(f'metric must be one metric, got {", ".join(check_metrics(metric))}')
@@ -126,7 +126,7 @@ def diagnose(
         borne = [found.after(t) for t in borne]
         return found.bears(Study(at/'strains', model, borne, metrics=(metric,), reference=reference).run(cases, **kw), borne)
 
-# %% ../nbs/api/39_diagnose.ipynb #cbd8740e
+# %% ../nbs/api/39_diagnose.ipynb #51120287
 class Diagnosis:
     "What `diagnose` found: `.verdict`, `.text`, tables in `.frame`, `.classes` and `.tolerance`, `.plot()`, `.to_html(path)`."
     def __init__(self, model, fit, tried, metric, reference, enough, drop, cluster, level, seed, ndim):
@@ -146,7 +146,7 @@ class Diagnosis:
         "A strain of the images, and then what must be changed before the model."
         return strain if self.change is None else strain + self.change
 
-    def bears(self, study, strains) -> Diagnosis:  # itself
+    def bears(self, study, strains):  # -> itself
         "Read what the model bears, and write the report."
         self._strains = {t.name: t for t in strains}
         self._strain = study._part(transform=list(self._strains))
@@ -154,35 +154,41 @@ class Diagnosis:
         self.text = '\n'.join(self._lines())
         return self
 
-    def _unchanged(self):
-        "The score of the unchanged images by class, and of all classes together."
-        import pandas as pd
-        name, t = self.metric, self._fit['transform'].iloc[0]
-        part = self._fit[(self._fit['transform'] == t) & (self._fit.metric == name) & (self._fit.value == self._tried[t].identity)]
-        table = part.pivot_table(index='sample', columns='class', values='score', dropna=False, sort=False)[list(dict.fromkeys(part['class']))]
-        ids = None if self._cluster is None else cohort_plots.of_samples(self._cluster, table.index)
-        rows = [(c, table[c], bootstrap(table[c], clusters=ids, **self._size)) for c in table]
-        rows = [(c, i.estimate, i.low, i.high, i.cases, int(s.isna().sum())) for c, s, i in rows]
-        overall = table.mean(axis=1)
-        classes = pd.DataFrame(rows, columns=['class', 'score', 'low', 'high', 'cases', 'undefined'])
-        return classes, (overall, bootstrap(overall, clusters=ids, **self._size))
-
-    def _good(self, score): return float(loss(self._metric, score)) <= float(loss(self._metric, self.enough))
-
-    def _verdict(self):
-        "In three words."
-        _, now = self._overall
-        if self.reference == 'prediction': return 'not known without truth'
-        if np.isnan(now.estimate): return 'not known: nothing was scored'
-        sure = '' if np.isfinite(now.low) and self._good(now.low) == self._good(now.high) else 'probably '
-        if self._good(now.estimate): return f'{sure}fits'
-        if self.best is not None and self._good(self.best.score): return f'fits after a change: {self.best["transform"]} {self.best.change}'
-        return f'{sure}does not fit'
-
     def __repr__(self): return self.text
     def _repr_markdown_(self): return self.text.replace('\n', '\n\n')
 
-# %% ../nbs/api/39_diagnose.ipynb #692fa59e
+# %% ../nbs/api/39_diagnose.ipynb #d3847543
+@patch
+def _unchanged(self: Diagnosis):
+    "The score of the unchanged images by class, and of all classes together."
+    import pandas as pd
+    name, t = self.metric, self._fit['transform'].iloc[0]
+    part = self._fit[(self._fit['transform'] == t) & (self._fit.metric == name) & (self._fit.value == self._tried[t].identity)]
+    table = part.pivot_table(index='sample', columns='class', values='score', dropna=False, sort=False)[list(dict.fromkeys(part['class']))]
+    ids = None if self._cluster is None else cohort_plots.of_samples(self._cluster, table.index)
+    rows = [(c, table[c], bootstrap(table[c], clusters=ids, **self._size)) for c in table]
+    rows = [(c, i.estimate, i.low, i.high, i.cases, int(s.isna().sum())) for c, s, i in rows]
+    overall = table.mean(axis=1)
+    classes = pd.DataFrame(rows, columns=['class', 'score', 'low', 'high', 'cases', 'undefined'])
+    return classes, (overall, bootstrap(overall, clusters=ids, **self._size))
+
+
+@patch
+def _good(self: Diagnosis, score): return float(loss(self._metric, score)) <= float(loss(self._metric, self.enough))
+
+
+@patch
+def _verdict(self: Diagnosis):
+    "In three words."
+    _, now = self._overall
+    if self.reference == 'prediction': return 'not known without truth'
+    if np.isnan(now.estimate): return 'not known: nothing was scored'
+    sure = '' if np.isfinite(now.low) and self._good(now.low) == self._good(now.high) else 'probably '
+    if self._good(now.estimate): return f'{sure}fits'
+    if self.best is not None and self._good(self.best.score): return f'fits after a change: {self.best["transform"]} {self.best.change}'
+    return f'{sure}does not fit'
+
+# %% ../nbs/api/39_diagnose.ipynb #0afa8273
 @patch
 def _n(self: Diagnosis, x): return '–' if np.isnan(x) else f'{x:.2f} {self.unit}'.strip()
 @patch
@@ -225,7 +231,7 @@ def _change_lines(self: Diagnosis):
     also = ', '.join(f'{r["transform"]} {r["change"]} ({self._n(r["gain"])})' for r in others.to_dict('records'))
     return [f'{best}.' + (f' So do {also}.' if also else '')]
 
-
+# %% ../nbs/api/39_diagnose.ipynb #9db7910c
 @patch
 def _lower(self: Diagnosis): return float(loss(self._metric, 1.)) > 0
 

@@ -279,7 +279,7 @@ def failures(self: Study):
     import pandas as pd
     return pd.DataFrame(self.archive.failures(), columns=['sample', 'model', 'transform', 'reason'])
 
-# %% ../nbs/api/37_study.ipynb #009355ff
+# %% ../nbs/api/37_study.ipynb #03a1d4a4
 @patch
 def _column(self: Study, name, what):
     "A column of `cases` as a Series by sample. 'auto' is patient where there is one."
@@ -330,8 +330,8 @@ def summary(
 ):  # -> Summary: prints as sentences; `.frame` holds the numbers, a row a model, transform, class and group
     "How good unchanged, how far it holds, what is worst, what harms most; medians over the cases with intervals."
     word = 'patients' if cluster == 'auto' else f'different {cluster}' if isinstance(cluster, str) else 'clusters'
-    return tables.in_words(self._part(model, transform, cls), self.transforms, metric=self._metric(metric), drop=drop, cluster=self._column(cluster, 'cluster'),
-                           by=self._column(by, 'by'), clusters=word, level=level, seed=seed)
+    frame, who = self._part(model, transform, cls), dict(cluster=self._column(cluster, 'cluster'), by=self._column(by, 'by'), clusters=word)
+    return tables.in_words(frame, self.transforms, metric=self._metric(metric), drop=drop, level=level, seed=seed, **who)
 
 # %% ../nbs/api/37_study.ipynb #294b2c5a
 @patch
