@@ -54,7 +54,7 @@ def as_file_name(name) -> str:
     safe = re.sub(r'[^\w.+ -]+', '_', name).strip(' .')[:50]  # of characters with up to 4 bytes; a name may have 255
     return name if safe == name and name else f'{safe or "_"}-{crc32(name.encode()):08x}'
 
-# %% ../nbs/api/35_archive.ipynb #4f0a5df9
+# %% ../nbs/api/35_archive.ipynb #ff85cab1
 COLUMNS = ['model', 'sample', 'transform', 'value', 'unit', 'class', 'metric', 'score']
 _TYPES = dict(value='float64', score='float64')
 
@@ -71,12 +71,19 @@ class Archive:
     @staticmethod
     def _under(model, transform, case, end): return Path(as_file_name(model), as_file_name(transform), as_file_name(case) + end)
 
-    def write(self, model, transform, case, rows):
-        "Keep the rows of a unit, tuples in the order of `COLUMNS`."
+    def write(self, model, transform, case, rows, ndim=None):
+        "Keep the rows of a unit, tuples in the order of `COLUMNS`, and the number of spatial axes."
         import pyarrow as pa
         import pyarrow.parquet as pq
         table = pa.table({k: pa.array(list(v), pa.float64() if k in _TYPES else pa.string()) for k, v in zip(COLUMNS, zip(*rows))})
+        if ndim: table = table.replace_schema_metadata({'ndim': str(ndim)})
         with whole(self.unit(model, transform, case)) as part: pq.write_table(table, part, compression='zstd', use_dictionary=True)
+
+    def ndim(self):
+        "Spatial axes of the images, as the first unit has it; 3 where it is not known."
+        import pyarrow.parquet as pq
+        known = next((pq.read_schema(p).metadata or {} for p in self.files()), {})
+        return int(known.get(b'ndim', 3))
 
     def files(self):
         "The files of all units that are done."

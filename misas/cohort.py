@@ -41,7 +41,7 @@ def stem(path) -> str:
     name = Path(path).name
     return next((name[:-len(end)] for end in sorted(READABLE, key=len, reverse=True) if name.lower().endswith(end)), name)
 
-# %% ../nbs/api/34_cohort.ipynb #4c372da7
+# %% ../nbs/api/34_cohort.ipynb #6f6c1fa4
 _OPTIONS = ('label_map', 'window', 'frame', 'spacing', 'classes', 'affine', 'valid')  # of `load`
 
 
@@ -94,6 +94,7 @@ def _row_case(row, name, make=None):
     data = {k: row[k] for k in ('image', 'labels', *_OPTIONS) if row.get(k) is not None}
     name = str(row.get('name') or (stem(_files(row['image'])[0]) if _files(row['image']) else name))
     info = {k: v for k, v in row.items() if k not in ('image', 'labels', 'name', *_OPTIONS)}
+    if 'sample' in info: raise ValueError('samples: a column cannot be called sample, which is what cases are called in tables; call it name')
     if files := _files(row['image']): info['file'] = str(files[0])
     return Case(name, data if make is None else row, make or _load_row, info, _sizes(row['image'], row.get('labels')))
 
@@ -125,7 +126,7 @@ def folder_pairs(folder) -> list:  # (image, mask) paths; the mask is None where
     if lost: raise no_mask(lost[0], f', and for {len(lost) - 1} other images'*bool(lost[1:]))
     return [(o, masks[stem(o)]) for o in found]
 
-# %% ../nbs/api/34_cohort.ipynb #acecfb9f
+# %% ../nbs/api/34_cohort.ipynb #417c9b0e
 def read_manifest(
     path,  # a .csv file
 ) -> list:  # dicts, a row each; see `as_case`
@@ -133,7 +134,7 @@ def read_manifest(
     import pandas as pd
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
-    try: table = pd.read_csv(path, dtype={'image': str, 'labels': str, 'name': str})
+    try: table = pd.read_csv(path, dtype=dict.fromkeys(('image', 'labels', 'name', 'patient'), str))  # a patient 007 is not 7
     except Exception as e: raise ValueError(f'{path.name}: cannot be read as a table ({str(e).strip().splitlines()[0]})') from e
     if 'image' not in table: raise ValueError(f'{path.name}: has no column image; it has {", ".join(table)}')
     if empty := [i + 2 for i, o in enumerate(table.image.isna()) if o]: raise ValueError(f'{path.name}: line {empty[0]} names no image')
@@ -149,7 +150,7 @@ def read_manifest(
     if lost: raise FileNotFoundError(f'{path.name}: {len(lost)} file{"s"[:len(lost) > 1]} that it lists cannot be found, the first is {lost[0]}')
     return rows
 
-# %% ../nbs/api/34_cohort.ipynb #44dfbac4
+# %% ../nbs/api/34_cohort.ipynb #7e07484e
 def cohort(
     samples,  # a list or generator of what `as_case` takes, `Cases`, a folder, or a .csv manifest
     load=None,  # f(item) -> Sample, for what misas cannot load by itself
@@ -184,6 +185,9 @@ def _first(cases): return cases[0]
 def _named_once(found):
     seen = {}
     for case in found:
+        try: case.name.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f'samples: the name {ascii(case.name)} is no valid text; rename the file, or name the case') from None
         key = case.name.casefold()  # files of some systems do not tell a from A
         if key in seen:
             a, b = (c.info.get('file', '') for c in (seen[key], case))

@@ -15,10 +15,10 @@ from .plot import colour, value_axis, with_unit
 from .statistics import bootstrap
 
 # %% auto #0
-__all__ = ['COLUMNS', 'MODEL_COLOURS', 'one_metric', 'score_tables', 'of_samples', 'worst_value', 'cohort_curves', 'distribution',
-           'ranking', 'by_group']
+__all__ = ['COLUMNS', 'MODEL_COLOURS', 'one_metric', 'sized', 'score_tables', 'of_samples', 'worst_value', 'cohort_curves',
+           'distribution', 'ranking', 'by_group']
 
-# %% ../nbs/api/26_cohort_plots.ipynb #8c945946
+# %% ../nbs/api/26_cohort_plots.ipynb #c44ea1b6
 COLUMNS = 'model sample transform value unit class metric score'.split()
 
 
@@ -37,12 +37,19 @@ def one_metric(
     return frame[frame.metric == name], name if metric is None else metric
 
 
+def sized(metric) -> bool:
+    "Is a metric good when it is near 0, from both sides? Then a cohort is judged by its size: too much here and too little there is not right."
+    try: return float(loss(metric, -1.)) == float(loss(metric, 1.))
+    except ValueError: return False  # neither good nor bad, or a function of which only the name is known
+
+
 def score_tables(
     frame, transforms: dict,  # tidy; name -> transform, with its identity, unit and words
     metric=None,  # see `one_metric`
 ) -> dict:  # (model, transform, class) -> DataFrame of scores, a row a sample, a column a value
-    "The scores of one metric, ordered by model, transform and class as they come in the frame."
-    frame, _ = one_metric(frame, metric)
+    "The scores of one metric (sizes, where it is `sized`), ordered by model, transform and class as they come in the frame."
+    frame, metric = one_metric(frame, metric)
+    if sized(metric): frame = frame.assign(score=frame.score.abs())
     unknown = [t for t in dict.fromkeys(frame['transform']) if t not in transforms]
     if unknown: raise ValueError(f'transform {unknown[0]!r} of the frame is not among transforms: {", ".join(transforms)}')
     keys = ['model', 'transform', 'class']
@@ -124,7 +131,7 @@ def _legend(fig, looks, *more):
     fig.tight_layout(rect=(0, 0, 1, 1 - (.07 + .17*lines)/fig.get_figheight() if lines else 1))
     if lines: fig.legend(handles=handles, loc='upper center', ncol=columns, fontsize=8, frameon=False, borderaxespad=.2, columnspacing=1.5)
 
-# %% ../nbs/api/26_cohort_plots.ipynb #8dedd657
+# %% ../nbs/api/26_cohort_plots.ipynb #71eac015
 def cohort_curves(
     frame, transforms: dict,  # tidy; name -> transform
     *, metric=None,  # a name; None: the first one of the frame
@@ -159,7 +166,7 @@ def cohort_curves(
 def _measure(metric, units=None):
     "Name and unit of a metric."
     name = getattr(metric, '__name__', metric)
-    return with_unit(name, (units or {}).get(name, metric_unit(name)))
+    return with_unit(f'|{name}|' if sized(metric) else name, (units or {}).get(name, metric_unit(name)))
 
 
 def _spread(table, band, clusters, **kw):
@@ -291,10 +298,11 @@ def _box(ax, x, score, width, edge):
     score = np.minimum(score.dropna().to_numpy(), edge)
     if len(score): ax.boxplot(score, positions=[x], widths=width, showfliers=False, manage_ticks=False, zorder=3, **look)
 
-# %% ../nbs/api/26_cohort_plots.ipynb #dda4085c
+# %% ../nbs/api/26_cohort_plots.ipynb #a51ba7c8
 def ranking(
     table,  # columns model, transform, class, harm, harm low, harm high; see `misas.summary.rank`
     *, colours=None,  # class -> label value, whose colour it gets; None: 1, 2, ... in the order of the table
+    units=None,  # of the metrics, by name; None: those of volumes
     size=(3.2, .34),  # inches: width of a panel, height of one transform
     axs=None,  # matplotlib axes, one a class
 ):  # -> the figure
@@ -315,13 +323,13 @@ def ranking(
             _whiskers(ax, -np.arange(len(order)) - .24*(j - (len(models) - 1)/2), *one.T, edge, looks[c if part else m]['color'], across=True)
         ax.axvline(0, color='k', ls='--', lw=1)
         ax.set_yticks(-np.arange(len(order)), [t if h == h else f'{t} (no score)' for t, h in order.items()], fontsize=8)
-        ax.set(ylim=(-len(order) + .4, .6), xlabel='harm' + (f', {_measure(table["metric"].iloc[0])}' if 'metric' in table else ''))
+        ax.set(ylim=(-len(order) + .4, .6), xlabel='harm' + (f', {_measure(table["metric"].iloc[0], units)}' if 'metric' in table else ''))
         ax.set_title(pictures._plain(c), fontsize=9)
         ax.grid(alpha=.3, axis='x')
     _legend(axs[0].figure, {} if part else looks)
     return axs[0].figure
 
-# %% ../nbs/api/26_cohort_plots.ipynb #2b193146
+# %% ../nbs/api/26_cohort_plots.ipynb #fc96be1d
 def by_group(
     table,  # a row a case: model, sample, transform, class and numbers; see `misas.summary.per_case`
     by,  # Series or dict: sample -> group
@@ -329,6 +337,7 @@ def by_group(
     *, transform=None,  # name; needed where the number belongs to a transform and there are several
     cluster=None,  # Series or dict: sample -> patient; None: samples are independent
     label=None,  # of the axis; None: the name of the column
+    units=None,  # of the metrics, by name; None: those of volumes
     colours=None,  # class -> label value, whose colour it gets; None: 1, 2, ... in the order of the table
     level=.95, n=2000, seed=0,  # of the bootstrap, and of the jitter
     size=(1.1, 3.),  # inches: width of a group, height
@@ -351,7 +360,7 @@ def by_group(
         title = lambda g, n: f'{fill(str(g), 14)}\n{n} case' + 's'*(n != 1)
         columns = {title(g, o.index.nunique()): dict(iter(o.groupby('model', observed=True)[column])) for g, o in parts.items()}
         _beside(ax, c, columns, models, [looks[c if part else m]['color'] for m in models], ends, rng, mark)
-    what = f'{_measure(table["metric"].iloc[0])}, {column}' if column == 'unchanged' and 'metric' in table else column
+    what = f'{_measure(table["metric"].iloc[0], units)}, {column}' if column == 'unchanged' and 'metric' in table else column
     axs[0].set_ylabel(label or (f'{what} under {transform}' if transform else what))
     _legend(axs[0].figure, {} if part else looks)
     return axs[0].figure

@@ -79,7 +79,7 @@ def _table(rows, level, names, ways):
         return names[int((row['effect'] > 0) == (way > 0))] if way is not None and row['p corrected'] < 1 - level else ''
     return frame.assign(better=[better(row) for row in frame.to_dict('records')])
 
-# %% ../nbs/api/38_compare.ipynb #af8a8253
+# %% ../nbs/api/38_compare.ipynb #ec8678d1
 def _two(frame, models):
     "The names of the two models, checked."
     there = list(dict.fromkeys(frame.model))
@@ -125,13 +125,14 @@ def compare(
     frame = frame[frame.model.isin(models)]
     metrics = list(dict.fromkeys(frame.metric)) if metric is None else [metric] if isinstance(metric, str) or callable(metric) else list(metric)
     cluster, noun = _cluster_ids(cluster, None if study is frame else getattr(study, 'cases', None))
-    return Comparison(frame, models, metrics, transforms, cluster, noun, dict(level=level, n=n, seed=seed))
+    ndim = getattr(study, 'ndim', 3) if hasattr(study, 'frame') else 3  # a DataFrame has an ndim, too, but another one
+    return Comparison(frame, models, metrics, transforms, cluster, noun, dict(level=level, n=n, seed=seed), ndim)
 
-# %% ../nbs/api/38_compare.ipynb #0a20d192
+# %% ../nbs/api/38_compare.ipynb #b1d6bec2
 class Comparison:
     "Two models compared; see `compare`."
-    def __init__(self, frame, models, metrics, transforms, cluster, noun, how):
-        self.models, self.transforms, self.level, self.noun = models, transforms, how['level'], 'cases' if cluster is None else noun
+    def __init__(self, frame, models, metrics, transforms, cluster, noun, how, ndim=3):
+        self.ndim, self.models, self.transforms, self.level, self.noun = ndim, models, transforms, how['level'], 'cases' if cluster is None else noun
         of = [set(frame['sample'][frame.model == m]) for m in models]
         self.alone = {m: sorted(map(str, mine - other)) for m, mine, other in zip(models, of, of[::-1])}  # samples that only one model has
         self._everyone, self._cluster, self._how, self._pairs, self._ways = len(of[0] | of[1]), cluster, how, {}, {}
@@ -162,7 +163,7 @@ class Comparison:
     def __repr__(self): return self._text('\n')
     def _repr_markdown_(self): return self._text('\n\n')
 
-# %% ../nbs/api/38_compare.ipynb #22f0c0b1
+# %% ../nbs/api/38_compare.ipynb #59165d8c
 def _number(x, digits): return 'infinity' if np.isinf(x) else f'{x + 0.:.{digits}f}'.replace('-', '−')
 def _p(p): return 'p < 0.001' if p < .001 else f'p = {p:.3f}' if p < .1 else f'p = {p:.2f}'
 
@@ -196,7 +197,7 @@ def _text(self: Comparison, sep):
     lines += [f'Left out: {len(names)} samples that only {m} has ({some(names)}).' for m, names in self.alone.items() if names]
     rest = []
     for row in self.frame.to_dict('records'):
-        unit = metric_unit(row['metric'].strip('|'))
+        unit = metric_unit(row['metric'].strip('|'), self.ndim)
         line = _sentence(row, self.models, self._ways[row['metric']], self.level, self.noun, 2 if unit else 3, f' {unit}'.rstrip())
         if len(self.metrics) > 1: line = line.replace(f', {row["class"]}:', f', {row["class"]}, {row["metric"]}:', 1)
         if row['p corrected'] < 1 - self.level or row['transform'] not in self.transforms: lines.append(line)
@@ -206,7 +207,7 @@ def _text(self: Comparison, sep):
     if any('infinity' in line for line in lines): lines.append('Infinity: only one of the two models has a finite score.')
     return sep.join(lines)
 
-# %% ../nbs/api/38_compare.ipynb #f0d5cb10
+# %% ../nbs/api/38_compare.ipynb #804339ef
 def _panel(ax, rows, transform, shown, color, offset):
     "One class in one panel: line and band, or dots with whiskers where values are words."
     x = np.arange(len(rows)) + offset if transform.words else rows.value.to_numpy()
@@ -257,7 +258,8 @@ def plot(
         ax.set(title=name, ylim=ends); ax.grid(alpha=.3)
     a, b = self.models
     up = f'{b} is higher' if way is None else f'{b if way > 0 else a} is better'
-    for ax in axs[:, 0]: ax.set_ylabel(with_unit(f'{metric}, {b} − {a}', metric_unit(metric.strip('|'))) + f'\n(above 0: {up})', fontsize=8)
+    label = with_unit(f'{metric}, {b} − {a}', metric_unit(metric.strip('|'), self.ndim)) + f'\n(above 0: {up})'
+    for ax in axs[:, 0]: ax.set_ylabel(label, fontsize=8)
     marks = [Line2D([], [], color=colours[c], lw=3, label=c.replace('$', r'\$')) for c in classes]
     marks += [Line2D([], [], ls='', marker='o', ms=7, mfc='w', mec='k', label=f'p < {1 - self.level:.2g}, corrected'),
               Line2D([], [], ls='--', color='k', lw=1, label='identity')]

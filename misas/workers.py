@@ -83,7 +83,7 @@ def _reason(e, timeout):
     if isinstance(e, TimeOut): return f'took longer than {timeout:g} s'
     return (str(e).strip() or type(e).__name__).splitlines()[0]
 
-# %% ../nbs/api/33_workers.ipynb #e8cc795d
+# %% ../nbs/api/33_workers.ipynb #4600e764
 def work_on(
     work: Work,
     case: Case,
@@ -124,7 +124,7 @@ def _ask(work, case, sample, m, transforms):
         except (Exception, TimeOut) as e:
             if unchanged is None: return [*failed, failure(case, m, '', _reason(e, work.timeout))]
             failed.append(failure(case, m, t, _reason(e, work.timeout)))
-        else: Archive(work.folder).write(m, t, case, rows)
+        else: Archive(work.folder).write(m, t, case, rows, sample.ndim)
     return failed
 
 

@@ -71,8 +71,9 @@ def run(path):
         for i, cell in enumerate(nb['cells']):
             if cell['cell_type'] != 'code': continue
             outs = shell.run(source(cell))
-            if shell.exc: raise type('CellError', (Exception,), {})(
-                f"{Path(path).name}, cell {i}: {type(shell.exc).__name__}: {shell.exc}\n{source(cell)}") from shell.exc
+            if shell.exc:
+                told = f'{Path(path).name}, cell {i}: {type(shell.exc).__name__}: {shell.exc}\n{source(cell)}'
+                raise type('CellError', (Exception,), {})(told.encode(errors='backslashreplace').decode()) from shell.exc
             cell['outputs'], cell['execution_count'] = clean_outputs(outs), None
     finally:
         os.chdir(here)
