@@ -66,6 +66,7 @@ def run(path):
     shell = CaptureShell(mpl_format='png')
     shell.run("import matplotlib; matplotlib.rcdefaults(); matplotlib.use('module://matplotlib_inline.backend_inline'); "
               "matplotlib.rcParams.update({'figure.dpi': 80, 'savefig.dpi': 80, 'savefig.bbox': 'tight'})")
+    if 'pandas' in sys.modules: shell.run("import pandas; pandas.reset_option('^display')")  # a notebook that ran before may have set them
     os.chdir(Path(path).parent)
     try:
         for i, cell in enumerate(nb['cells']):
