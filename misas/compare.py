@@ -18,7 +18,7 @@ from .statistics import averages, check_level, differences, holm, paired
 # %% auto #0
 __all__ = ['direction', 'compare', 'Comparison']
 
-# %% ../nbs/api/38_compare.ipynb #cfc02e05
+# %% ../nbs/api/38_compare.ipynb #b97baef4
 def direction(
     metric,  # a name, or the function itself
 ):  # 1: higher is better; -1: lower; 0: nearer to 0; None: not known
@@ -30,11 +30,10 @@ def direction(
 
 class _Pair:
     "The scores of two models side by side: of one class and metric, for one transform."
-    def __init__(self, a, b, by_size):  # tables of samples x values; compare the size of the scores?
+    def __init__(self, a, b):  # tables of samples x values, from `score_tables`
         names = [s for s in a.index if s in set(b.index)]
         self.samples, self.values = names, [v for v in a.columns if v in set(b.columns)]
         self.a, self.b = (t.loc[names, self.values].to_numpy(float) for t in (a, b))
-        if by_size: self.a, self.b = abs(self.a), abs(self.b)
         self.d = differences(self.a, self.b)
 
     def at(self, columns):  # indices of values
@@ -128,7 +127,7 @@ def compare(
     ndim = getattr(study, 'ndim', 3) if hasattr(study, 'frame') else 3  # a DataFrame has an ndim, too, but another one
     return Comparison(frame, models, metrics, transforms, cluster, noun, dict(level=level, n=n, seed=seed), ndim)
 
-# %% ../nbs/api/38_compare.ipynb #b1d6bec2
+# %% ../nbs/api/38_compare.ipynb #c4c06562
 class Comparison:
     "Two models compared; see `compare`."
     def __init__(self, frame, models, metrics, transforms, cluster, noun, how, ndim=3):
@@ -140,7 +139,7 @@ class Comparison:
         for m in metrics:
             tables, way, name = score_tables(frame, transforms, m), direction(m), getattr(m, '__name__', m)
             name = f'|{name}|' if way == 0 else name  # of which the size is compared
-            pairs = {(t, c): _Pair(table, tables[models[1], t, c], way == 0) for (k, t, c), table in tables.items()
+            pairs = {(t, c): _Pair(table, tables[models[1], t, c]) for (k, t, c), table in tables.items()
                      if k == models[0] and (models[1], t, c) in tables}
             self._pairs[name], self._ways[name] = {k: p for k, p in pairs.items() if p.samples}, -1 if way == 0 else way
         self.metrics = list(self._pairs)

@@ -31,7 +31,7 @@ from .transforms.intensity import Blur, Gamma, Noise
 from .transforms.spatial import Rotation, Zoom
 
 # %% auto #0
-__all__ = ['IntensityRange', 'changes', 'strains', 'labelled', 'gains', 'diagnose', 'Diagnosis', 'plt_axes']
+__all__ = ['IntensityRange', 'changes', 'strains', 'labelled', 'gains', 'diagnose', 'Diagnosis']
 
 # %% ../nbs/api/39_diagnose.ipynb #ac885d08
 class IntensityRange(Transform):
@@ -302,11 +302,12 @@ def _watch_lines(self: Diagnosis):
         out.append(f'{self.failures["sample"].nunique()} cases failed, wholly or in part; the first: {self.failures.reason.iloc[0]}')
     return [f'Watch: {"; ".join(out)}.'] if out else []
 
-# %% ../nbs/api/39_diagnose.ipynb #c4d0af7d
+# %% ../nbs/api/39_diagnose.ipynb #7178c4b7
 @patch
 def plot(self: Diagnosis):
     "Left: what each change gains at its best value. Right: the median score under each strain, at its worst value."
-    fig, (left, right) = plt_axes(1, 2, (10, 3.6))
+    import matplotlib.pyplot as plt
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
     top = self.frame[~self.frame.cuts].sort_values('gain').drop_duplicates('transform', keep='last')
     known = self.reference == 'labels'
     x, low, high = (top[k].to_numpy() for k in (('gain', 'low', 'high') if known else ('score', 'score', 'score')))
@@ -343,11 +344,6 @@ def _bars(self: Diagnosis, ax):
     if not self.unit: ax.set_xlim(-.03, 1.03)
     ax.set_title('what it bears' + (' after the change' if self.change is not None else '') + ', the most harmful on top', fontsize=9)
     ax.legend(fontsize=7)
-
-
-def plt_axes(rows, cols, size):
-    import matplotlib.pyplot as plt
-    return plt.subplots(rows, cols, figsize=size)
 
 # %% ../nbs/api/39_diagnose.ipynb #bd5c3879
 _PAGE = '''<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
