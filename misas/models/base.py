@@ -128,10 +128,10 @@ def _check_options(activation, batch_size, size, multiple_of, preprocess):
     if preprocess is not None and not callable(preprocess):
         raise ValueError(f'preprocess must be a function of an image, got {type(preprocess).__name__}')
 
-# %% ../../nbs/api/10_models_base.ipynb #d2ac44fb
+# %% ../../nbs/api/10_models_base.ipynb #f53a3597
 class Model:
     "Anything that segments images. Subclasses give `forward`."
-    device = torch.device('cpu')
+    device, dtype = torch.device('cpu'), torch.float32
 
     def __init__(
         self, *,
@@ -191,10 +191,10 @@ class Model:
         k = f'{self.n_classes} classes: {", ".join(class_names(self.classes, self.n_classes))}' if self.n_classes else 'classes not known yet'
         return f'{type(self).__name__}({self.name!r}, {k}; output: {ACTIVATIONS[self.activation]})'
 
-# %% ../../nbs/api/10_models_base.ipynb #a17e9e3c
+# %% ../../nbs/api/10_models_base.ipynb #5ef27560
 def as_batch(
     x,  # Sample, list of Samples of one size, or (N, C, *S) array or tensor
-) -> torch.Tensor:  # float32 (N, C, *S)
+) -> torch.Tensor:  # float32 (N, C, *S); a float64 tensor stays what it is
     "A batch from whatever a model may be asked about."
     if isinstance(x, Sample): x = [x]
     if isinstance(x, (list, tuple)) and all(isinstance(o, Sample) for o in x) and x:
@@ -203,7 +203,8 @@ def as_batch(
         x = np.stack([o.image for o in x])
     if not isinstance(x, (np.ndarray, torch.Tensor)):
         raise TypeError(f'x must be a Sample or a batch of images, got {type(x).__name__}; load reads files')
-    x = x.float() if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x, np.float32))
+    if not isinstance(x, torch.Tensor): x = torch.from_numpy(np.array(x, np.float32))
+    elif x.dtype != torch.float64: x = x.float()  # what is asked in double precision of a network in double precision stays so
     if x.ndim not in (4, 5) or 0 in x.shape:
         raise ValueError(f'x must be a Sample or a batch (N, C, H, W) or (N, C, X, Y, Z), got shape {tuple(x.shape)}')
     return x
@@ -226,7 +227,7 @@ def _prepare(model, image):
             undo.append(back)
     return image, undo[::-1]
 
-# %% ../../nbs/api/10_models_base.ipynb #790dbb9d
+# %% ../../nbs/api/10_models_base.ipynb #b0a9c111
 def _some(model, x, logits):
     "Probabilities or logits on the images' own grid for one forward pass."
     ndim, shape = x.ndim - 2, tuple(x.shape[2:])
@@ -265,6 +266,7 @@ def _all(model, x, logits):
     "As `_some`, in portions of `batch_size`."
     x = as_batch(x)
     n = model.portion(x.ndim - 2)
+    if model.dtype != torch.float64: x = x.float()
     out = [_some(model, x[i:i + n].to(model.device), logits) for i in range(0, len(x), n)]
     out = out if logits else [o.cpu() for o in out]
     return torch.cat(out) if len(out) > 1 else out[0]

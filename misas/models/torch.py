@@ -16,7 +16,7 @@ from .base import Model
 # %% auto #0
 __all__ = ['as_device', 'evaluating', 'TorchModel']
 
-# %% ../../nbs/api/12_models_torch.ipynb #693df316
+# %% ../../nbs/api/12_models_torch.ipynb #65cdeb7e
 def as_device(device) -> torch.device:
     "A device with its number; ValueError if there is no such device."
     try:
@@ -57,7 +57,7 @@ class TorchModel(Model):
         while isinstance(out, (list, tuple)): out = out[0]
         if not isinstance(out, torch.Tensor): return out
         out = out.as_subclass(torch.Tensor)
-        return out.float() if out.is_floating_point() else out
+        return out.float() if out.is_floating_point() and self.dtype != torch.float64 else out
 
     def hint(self, image):
         first = next((m for m in self.module.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
