@@ -187,18 +187,19 @@ def _net_file(file, sha):
         shutil.move(Path(tmp)/file, cached)
     return cached
 
-# %% ../nbs/api/20_datasets.ipynb #0eda1c12
+# %% ../nbs/api/20_datasets.ipynb #c0bd97dd
 def published_preprocessing(
     image,  # (1, H, W) tensor
     size=256,  # of the network's input
+    like=None,  # (1, H, W) tensor on which percentiles and crop are measured; None: the image itself
 ) -> tuple:  # (1, size, size) tensor from 0 to 1; undo(y, empty)
     "What the authors of the cardiac networks do to an image; its percentiles and crop come from pixels above zero only."
     if image.ndim != 3:
         raise ValueError(f'the cardiac networks take pictures: ask model.slicewise() about volumes; got an image of shape {tuple(image.shape)}')
-    above = image.detach()[image.detach() > 0].cpu().numpy()
+    like = (image if like is None else like).detach()
+    above = like[like > 0].cpu().numpy()
     low, high = np.percentile(above, [.05, 99.05]) if above.size else (0., 1.)
-    x = (image.clamp(low, high) - low)/max(high - low, 1e-12)
-    kept = torch.nonzero(x[0].detach() > 0)
+    x, kept = (image.clamp(low, high) - low)/max(high - low, 1e-12), torch.nonzero(like[0] > low)
     (r0, c0), (r1, c1) = (kept.amin(0).tolist(), kept.amax(0).tolist()) if len(kept) else ((0, 0), (image.shape[1] - 1, image.shape[2] - 1))
     side = min(r1 - r0, c1 - c0) + 1
     rows, cols = (slice(a + (b - a + 1 - side)//2, a + (b - a + 1 - side)//2 + side) for a, b in ((r0, r1), (c0, c1)))
@@ -219,7 +220,7 @@ def cardiac_net(
     file, sha, classes = NETS[name]
     return as_model(_net_file(file, sha), classes=classes, preprocess=preprocess, activation='none', name=f'cardiac net ({name})')
 
-# %% ../nbs/api/20_datasets.ipynb #2325a553
+# %% ../nbs/api/20_datasets.ipynb #9efccbd1
 BRAIN_NETS = {'tissue': ('model5_gw_ae', 'WM GM'), 'structures': ('model18cls',
     'Cerebral-White-Matter Cerebral-Cortex Lateral-Ventricle Inferior-Lateral-Ventricle Cerebellum-White-Matter Cerebellum-Cortex Thalamus Caudate '
     'Putamen Pallidum 3rd-Ventricle 4th-Ventricle Brain-Stem Hippocampus Amygdala Accumbens-area VentralDC')}
@@ -229,12 +230,15 @@ def brain_preprocessing(
     image,  # (1, X, Y, Z) tensor
     quantile=1.,  # of the grey values that becomes 1; the maximum in training
     margin=16,  # voxels of background around the head
+    like=None,  # (1, X, Y, Z) tensor on which brightness and border are measured; None: the image itself
 ) -> tuple:  # (1, X', Y', Z') tensor; undo(y, empty)
     "Divide by the brightest grey value, and pad where the head (what is brighter than a tenth of that) touches the border."
-    top = float(np.quantile(image.detach().cpu().numpy(), quantile))
-    x, pad = image/(top if top > 0 else 1.), []
+    like = (image if like is None else like).detach()
+    top = float(np.quantile(like.cpu().numpy(), quantile))
+    top, pad = top if top > 0 else 1., []
+    x = image/top
     for d in range(3):
-        bright = torch.nonzero(x[0].detach().amax([i for i in range(3) if i != d]) > .1).flatten().tolist() or [margin, -margin - 1 + x.shape[1 + d]]
+        bright = torch.nonzero(like[0].amax([i for i in range(3) if i != d]) > .1*top).flatten().tolist() or [margin, -margin - 1 + x.shape[1 + d]]
         pad.append((max(0, margin - bright[0]), max(0, margin - (x.shape[1 + d] - 1 - bright[-1]))))
     cut = (slice(None), *(slice(a, a + n) for (a, _), n in zip(pad, image.shape[1:])))
     return torch.nn.functional.pad(x, [o for p in reversed(pad) for o in p]), lambda y, empty: y[cut]

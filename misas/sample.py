@@ -11,8 +11,8 @@ from itertools import permutations
 import numpy as np
 
 # %% auto #0
-__all__ = ['to_numpy', 'as_labels', 'Sample', 'class_names', 'as_classes', 'axis_letters', 'slice_axes', 'slice_array',
-           'take_slice', 'best_slice']
+__all__ = ['OPPOSITE', 'to_numpy', 'as_labels', 'Sample', 'class_names', 'as_classes', 'axis_letters', 'slice_axes',
+           'slice_array', 'slice_letters', 'cuts', 'take_slice', 'best_slice']
 
 # %% ../nbs/api/00_sample.ipynb #dc5681e3
 def to_numpy(
@@ -207,6 +207,27 @@ def slice_array(
     if flip_r: out = out[..., ::-1, :]
     if flip_c: out = out[..., ::-1]
     return out
+
+# %% ../nbs/api/00_sample.ipynb #6b52393d
+OPPOSITE = dict(zip('RLAPSI', 'LRPAIS'))
+
+
+def slice_letters(
+    affine,  # (4, 4) voxel index -> RAS mm
+    axis=-1,  # the axis to cut across
+) -> tuple:  # of letters: left, right, top, bottom
+    "Which sides of the patient are at the edges of a slice's picture."
+    row, flip_r, col, flip_c = slice_axes(affine, axis)
+    to = axis_letters(affine)
+    right, bottom = (OPPOSITE[to[a]] if flip else to[a] for a, flip in ((col, flip_c), (row, flip_r)))
+    return OPPOSITE[right], right, OPPOSITE[bottom], bottom
+
+
+def cuts(affine) -> list:  # of (name, voxel axis to cut across)
+    "The three ways to cut a volume: axial, coronal and sagittal where the affine is known."
+    if affine is None: return [(f'across axis {a}', a) for a in (2, 1, 0)]
+    names = dict(R='sagittal', L='sagittal', A='coronal', P='coronal', S='axial', I='axial')
+    return sorted((names[o], a) for a, o in enumerate(axis_letters(affine)))
 
 # %% ../nbs/api/00_sample.ipynb #313201ce
 def take_slice(
