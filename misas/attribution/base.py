@@ -24,7 +24,7 @@ from ..models.base import as_batch
 __all__ = ['BASELINES', 'Refused', 'Raw', 'Method', 'make_baseline', 'is_constant', 'measures', 'seen_by_preprocess', 'Passes',
            'Question']
 
-# %% ../../nbs/api/42_attribution_base.ipynb #8b0c562e
+# %% ../../nbs/api/42_attribution_base.ipynb #be975dc3
 class Refused(ValueError):
     "A method that would be wrong on this network, or cannot run on it; the message says why, and what to use instead."
 
@@ -50,6 +50,7 @@ class Method:
     needs: str = 'gradient'  # or 'scores': nothing but scores
     options: dict = field(default_factory=dict)  # its own, with defaults
     library: str = 'captum'  # that computes it
+    unit: str = ''  # of the map; {score} stands for that of the target
 
 # %% ../../nbs/api/42_attribution_base.ipynb #aa9376c1
 BASELINES = 'blur', 'mean', 'min', 'zero'
@@ -168,7 +169,7 @@ class Question:
 
     def baseline(self, spec='blur'): "See `make_baseline`."; return make_baseline(self.x, spec, self.sample.spacing)
 
-# %% ../../nbs/api/42_attribution_base.ipynb #d6c89c63
+# %% ../../nbs/api/42_attribution_base.ipynb #2c080597
 def _explained(e, q):
     "An error while differentiating, in words."
     if 'on Tensor that requires grad' in str(e):
@@ -192,6 +193,7 @@ def score(self: Question, x) -> torch.Tensor:
         better = _explained(cause if 'requires grad' in str(cause) else e, self)
         if better is e: raise
         raise better from e
+    if len(x) == 1 and x.data_ptr() == self.x.data_ptr(): self.__dict__.setdefault('value', float(out.detach()))  # no need to ask again
     if x.requires_grad and torch.is_grad_enabled():
         if not out.requires_grad: raise Refused(
             f'no gradient reaches the image through {self.model.name}: its output does not depend on it in a differentiable way; use a method without gradients, such as occlusion')

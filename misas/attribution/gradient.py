@@ -170,22 +170,22 @@ def refuse_deep_lift(q, options):
     if a.activations - DEEP_LIFT_KNOWS: return f'it has no rule for {words(a.activations - DEEP_LIFT_KNOWS)}; {instead}'
     if a.forwards > 1: return f'the network is called {a.forwards} times for one image, and it needs image and baseline in one call; {instead}'
 
-# %% ../../nbs/api/43_attribution_gradient.ipynb #39a031bc
+# %% ../../nbs/api/43_attribution_gradient.ipynb #4429cc28
 def guided_backprop(q: Question) -> Raw:
     "Gradient of which every ReLU lets only the positive part pass."
     from captum.attr import GuidedBackprop
-    with quiet(): return Raw(GuidedBackprop(_Scored(q)).attribute(q.x.clone().requires_grad_())[0].detach())
+    with quiet(): return Raw(GuidedBackprop(_Scored(q)).attribute(q.x.detach().requires_grad_())[0].detach())
 
 
 def deconvolution(q: Question) -> Raw:
     "Gradient with the ReLU applied to it, instead of its derivative."
     from captum.attr import Deconvolution
-    with quiet(): return Raw(Deconvolution(_Scored(q)).attribute(q.x.clone().requires_grad_())[0].detach())
+    with quiet(): return Raw(Deconvolution(_Scored(q)).attribute(q.x.detach().requires_grad_())[0].detach())
 
 
 def _lifted(q, base):
     from captum.attr import DeepLift
-    with quiet(): return DeepLift(_Scored(q)).attribute(q.x.clone().requires_grad_(), base)[0].detach()
+    with quiet(): return DeepLift(_Scored(q)).attribute(q.x.detach().requires_grad_(), base)[0].detach()
 
 
 def deep_lift(q: Question, baseline='blur') -> Raw:
@@ -208,22 +208,22 @@ def refuse_constant(q, options):
             f'baseline is constant, and {words(q.anatomy.norms)} divides by the spread of each image, so the contributions would not add up; '
             "use baseline='blur'")
 
-# %% ../../nbs/api/43_attribution_gradient.ipynb #e5743c5d
+# %% ../../nbs/api/43_attribution_gradient.ipynb #44615de7
 _noise, _path = dict(n_samples=50, sigma=.05), dict(baseline='blur', n_steps=50)
 GRADIENT_METHODS = [
-    Method('saliency', 'gradient', saliency, '1', 'Simonyan et al. 2013', lambda q, o: (1, 1), library='misas'),
-    Method('input_x_gradient', 'gradient', input_x_gradient, '1', 'Shrikumar et al. 2016', lambda q, o: (1, 1), library='misas'),
+    Method('saliency', 'gradient', saliency, '1', 'Simonyan et al. 2013', lambda q, o: (1, 1), library='misas', unit='{score} per grey value'),
+    Method('input_x_gradient', 'gradient', input_x_gradient, '1', 'Shrikumar et al. 2016', lambda q, o: (1, 1), library='misas', unit='{score}'),
     Method('integrated_gradients', 'gradient', integrated_gradients, 'n_steps', 'Sundararajan et al. 2017',
-           lambda q, o: (o['n_steps'] + 2, o['n_steps']), refuse_constant, options=_path, library='misas'),
-    Method('smoothgrad', 'gradient', smoothgrad, 'n_samples', 'Smilkov et al. 2017', lambda q, o: (o['n_samples'],)*2, options=_noise, library='misas'),
+           lambda q, o: (o['n_steps'] + 2, o['n_steps']), refuse_constant, options=_path, library='misas', unit='{score}'),
+    Method('smoothgrad', 'gradient', smoothgrad, 'n_samples', 'Smilkov et al. 2017', lambda q, o: (o['n_samples'],)*2, options=_noise, library='misas', unit='{score} per grey value'),
     Method('smoothgrad_squared', 'gradient', smoothgrad_squared, 'n_samples', 'Hooker et al. 2019', lambda q, o: (o['n_samples'],)*2,
-           options=_noise, library='misas'),
-    Method('vargrad', 'gradient', vargrad, 'n_samples', 'Adebayo et al. 2018', lambda q, o: (o['n_samples'],)*2, options=_noise, library='misas'),
+           options=_noise, library='misas', unit='({score} per grey value)²'),
+    Method('vargrad', 'gradient', vargrad, 'n_samples', 'Adebayo et al. 2018', lambda q, o: (o['n_samples'],)*2, options=_noise, library='misas', unit='({score} per grey value)²'),
     Method('gradient_shap', 'gradient', gradient_shap, 'n_samples', 'Erion et al. 2021',
            lambda q, o: (o['n_samples'] + 1 + len(several(q, o['baseline'])), o['n_samples']), refuse_constant,
-           options=dict(baseline='blur', n_samples=50), library='misas'),
-    Method('deep_lift', 'modified gradient', deep_lift, '2', 'Shrikumar et al. 2017', lambda q, o: (4, 2), refuse_deep_lift, options=dict(baseline='blur')),
+           options=dict(baseline='blur', n_samples=50), library='misas', unit='{score}'),
+    Method('deep_lift', 'modified gradient', deep_lift, '2', 'Shrikumar et al. 2017', lambda q, o: (4, 2), refuse_deep_lift, options=dict(baseline='blur'), unit='{score}'),
     Method('deep_lift_shap', 'modified gradient', deep_lift_shap, '2 a baseline', 'Lundberg & Lee 2017',
-           lambda q, o: (1 + 3*len(several(q, o['baseline'])), 2*len(several(q, o['baseline']))), refuse_deep_lift, options=dict(baseline='blur')),
-    Method('guided_backprop', 'modified gradient', guided_backprop, '1', 'Springenberg et al. 2015', lambda q, o: (1, 1), refuse_guided),
-    Method('deconvolution', 'modified gradient', deconvolution, '1', 'Zeiler & Fergus 2014', lambda q, o: (1, 1), refuse_guided)]
+           lambda q, o: (1 + 3*len(several(q, o['baseline'])), 2*len(several(q, o['baseline']))), refuse_deep_lift, options=dict(baseline='blur'), unit='{score}'),
+    Method('guided_backprop', 'modified gradient', guided_backprop, '1', 'Springenberg et al. 2015', lambda q, o: (1, 1), refuse_guided, unit='{score} per grey value'),
+    Method('deconvolution', 'modified gradient', deconvolution, '1', 'Zeiler & Fergus 2014', lambda q, o: (1, 1), refuse_guided, unit='{score} per grey value')]

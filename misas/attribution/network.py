@@ -209,7 +209,7 @@ class Anatomy:
         coarsest = min(np.prod(c.shape[2:]) for c in fit)
         return [c for c in fit if np.prod(c.shape[2:]) == coarsest][-1].name
 
-# %% ../../nbs/api/41_attribution_network.ipynb #04a85ef7
+# %% ../../nbs/api/41_attribution_network.ipynb #37ccf16f
 def anatomy(
     model: Model,  # with a network
     x,  # (1, C, *S) tensor
@@ -244,7 +244,7 @@ def _reached(model, x):
         cause = e
         while cause.__cause__ is not None: cause = cause.__cause__
         if "on Tensor that requires grad" in str(cause): return 'its preprocess leaves torch; write it with torch operations'
-        if isinstance(e, ValueError): return str(e)
+        if isinstance(e, ValueError) and any(o in str(e) for o in ('differentiable', 'no gradients', 'logits')): return str(e)
         raise
 
 # %% ../../nbs/api/41_attribution_network.ipynb #4aba995b

@@ -1,0 +1,182 @@
+"""Attribution leaves the network as it was, whatever happens; refuses with reasons; and tells bad input in one sentence."""
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from misas.attribution import attribute as module
+from misas.attribution.attribute import METHODS, attribute, methods
+from misas.attribution.base import Question, Refused
+from misas.attribution.network import trace
+from misas.attribution.target import Target
+from misas.models.adapt import as_model
+from misas.phantom import disc
+
+SEED = 1  # one where the deepest features speak for the target
+QUICK = dict(n_steps=40, n_samples=3)
+MORE = dict(rise=12, shapley_sampling=1, lime=130, kernel_shap=130)  # n_samples of the methods that draw coalitions
+
+
+def unet(d, norm='Batch', act=nn.ReLU):
+    "A small network with pooling, upsampling, a skip, in-place activations, in training mode with half of its weights frozen."
+    conv, pool, up, norm = (getattr(nn, f'{o}{d}d') for o in ('Conv', 'MaxPool', 'ConvTranspose', f'{norm}Norm'))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.down = nn.Sequential(conv(1, 8, 3, padding=1), norm(8), act()), pool(2)
+            self.deep, self.up = nn.Sequential(conv(8, 8, 3, padding=1), norm(8), act()), up(8, 8, 2, 2)
+            self.last = nn.Sequential(conv(16, 8, 3, padding=1), act(), conv(8, 2, 1))
+
+        def forward(self, x):
+            a = self.first(x)
+            return self.last(torch.cat([a, self.up(self.deep(self.down(a)))], 1))
+
+    torch.manual_seed(SEED)
+    net = Net().train()
+    net.first.eval()
+    for p in net.first.parameters(): p.requires_grad_(False)
+    for p in net.last.parameters(): p.grad = torch.ones_like(p)
+    net.first[0].register_forward_hook(lambda m, i, o: None)  # somebody's own
+    net.note = ['kept']
+    return net
+
+
+SAMPLES = {2: disc(shape=(24, 20), radius=5), 3: disc(shape=(12, 16, 8), radius=3)}
+
+
+def quick(name): return {**{k: v for k, v in QUICK.items() if k in METHODS[name].options}, **({'n_samples': MORE[name]} if name in MORE else {})}
+
+
+@pytest.mark.parametrize('d', [2, 3])
+@pytest.mark.parametrize('name', METHODS)
+def test_leaves_no_trace(name, d):
+    "Byte for byte and hook for hook: after a run, and after being stopped in each of its passes."
+    net, sample = unet(d, act=lambda: nn.ReLU(inplace=True)), SAMPLES[d]
+    model, target, image = as_model(net, activation='softmax'), Target(1, sample.labels == 1), sample.image.copy()
+    before, luck = trace(net), (torch.get_rng_state(), np.random.get_state()[1].copy())  # noqa: NPY002
+    a = attribute(model, sample, target, name, progress=False, **quick(name))
+    assert np.isfinite(a.map).all() and a.map.any() and a.map.shape[1:] == sample.shape
+
+    def clean():
+        assert trace(net) == before
+        assert torch.equal(torch.get_rng_state(), luck[0]) and np.array_equal(np.random.get_state()[1], luck[1])  # noqa: NPY002
+        assert np.array_equal(sample.image, image)
+    clean()
+    again = attribute(model, sample, target, name, progress=False, **quick(name))
+    assert np.array_equal(again.map, a.map), 'the same call gives the same numbers'
+    passes, stops = [], iter(range(1, 9))
+    for stop, error in zip(stops, [KeyboardInterrupt, RuntimeError]*4):
+        passes.clear()
+
+        def count(*_, stop=stop, error=error):
+            passes.append(1)
+            if len(passes) == stop: raise error('stop')
+        handle = net.deep[0].register_forward_hook(count)
+        stopped = trace(net)
+        try: attribute(model, sample, target, name, progress=False, **quick(name))
+        except (KeyboardInterrupt, RuntimeError, ValueError): pass
+        assert trace(net) == stopped
+        handle.remove()
+        clean()
+        if len(passes) < stop: break
+
+
+@pytest.mark.parametrize('d', [2, 3])
+@pytest.mark.parametrize('name', METHODS)
+def test_cost_is_known_before(name, d):
+    "What a method says that it will cost is what is counted; and memory is bounded without changing the answer."
+    m, sample = METHODS[name], SAMPLES[d]
+    model = as_model(unet(d), activation='softmax')
+    q = Question(model, sample, Target(1, sample.labels == 1))
+    options = {**m.options, **quick(name)}
+    a = attribute(model, sample, q.target, name, progress=False, **quick(name))
+    said = tuple(m.cost(q, options))
+    fits = a.passes <= said if name == 'score_cam' else a.passes == said  # features that are silent in this image cost nothing
+    assert fits, f'{name}: {a.passes} counted, {said} announced'
+    b = attribute(model, sample, q.target, name, progress=False, internal_batch=3, **quick(name))
+    assert np.abs(b.map - a.map).max() < 1e-4*np.abs(a.map).max()
+
+
+def test_gradients_of_a_function_are_refused():
+    "A model that is no network gets no gradient method, but all that need only scores."
+    sample = SAMPLES[2]
+    model = as_model(lambda x: np.stack([1 - x[:, 0], x[:, 0]], 1), activation='softmax', name='f')
+    for name, m in METHODS.items():
+        if m.family == 'perturbation': assert attribute(model, sample, Target(1, sample.labels == 1), name, progress=False, **quick(name)).map.any()
+        else:
+            with pytest.raises(Refused, match='f'): attribute(model, sample, Target(1, sample.labels == 1), name, progress=False)
+
+
+BAD = [
+    (dict(target=Target('liver')), "no class 'liver'"),
+    (dict(target=2), 'no class 2'),
+    (dict(target=Target(1, np.zeros((24, 20), bool))), 'no voxels'),
+    (dict(method='gradcam'), 'method must be one of'),
+    (dict(method=3), 'method must be one of'),
+    (dict(method='grad_cam', layer='up9'), "no layer 'up9'"),
+    (dict(baseline=np.zeros((1, 5, 5))), r'baseline has shape \(1, 5, 5\)'),
+    (dict(baseline='black'), 'baseline must be one of'),
+    (dict(n_steps=0), 'n_steps must be a whole number'),
+    (dict(internal_batch=0), 'internal_batch must'),
+    (dict(method='feature_ablation', features=np.full((24, 20), 3)), 'features'),
+    (dict(method='feature_ablation', features=np.where(np.arange(20) < 10, 0, 5)*np.ones((24, 1), int)), 'features'),
+    (dict(method='feature_ablation', features=np.zeros((3, 3), int)), 'features'),
+    (dict(method='feature_ablation', features=np.random.default_rng(0).random((24, 20))), 'features'),
+]
+
+
+@pytest.mark.parametrize('kw, match', BAD)
+def test_bad_input(kw, match):
+    sample = SAMPLES[2]
+    model = as_model(unet(2), activation='softmax')
+    kw = {'target': Target(1, sample.labels == 1), **kw}
+    with pytest.raises(ValueError, match=match) as e: attribute(model, sample, progress=False, **kw)
+    assert '\n' not in str(e.value) and len(str(e.value)) < 700
+
+
+@pytest.mark.parametrize('kw, match', [(dict(method='saliency', baseline='zero'), 'saliency takes no baseline'),
+                                       (dict(method='saliency', n_steps=7), 'takes no n_steps'),
+                                       (dict(method='grad_cam', sigma=3), 'grad_cam takes no sigma; it takes layer')])
+def test_options_that_a_method_does_not_take(kw, match):
+    sample = SAMPLES[2]
+    with pytest.raises(TypeError, match=match): attribute(as_model(unet(2), activation='softmax'), sample, Target(1, sample.labels == 1), **kw)
+
+
+def test_class_that_is_not_predicted():
+    with pytest.raises(ValueError, match='the model predicts only'):
+        attribute(as_model(lambda x: torch.stack([x[:, 0]*0, x[:, 0] - 100], 1), activation='softmax'), SAMPLES[2], 1)
+
+
+@pytest.mark.parametrize('what', ['zero', 'nan', 'shape', 'gap'])
+def test_maps_that_must_not_be_believed(what, monkeypatch):
+    from dataclasses import replace
+
+    from misas.attribution.base import Raw
+    sample = SAMPLES[2]
+    raw = {'zero': Raw(torch.zeros(1, 24, 20)), 'nan': Raw(torch.full((1, 24, 20), torch.nan)), 'shape': Raw(torch.ones(1, 5, 5)), 'gap': Raw(torch.ones(1, 24, 20), 1., .3)}[what]
+    monkeypatch.setitem(module.METHODS, 'saliency', replace(METHODS['saliency'], run=lambda q: raw))
+    match = {'zero': 'zero everywhere', 'nan': 'NaN or infinite', 'shape': 'the map has shape', 'gap': 'miss 30 %'}[what]
+    with pytest.raises(ValueError, match=match): attribute(as_model(unet(2), activation='softmax'), sample, Target(1, sample.labels == 1), 'saliency')
+
+
+def test_methods_table():
+    assert list(methods().name) == list(METHODS)
+    sample = SAMPLES[2]
+    net = unet(2, 'Instance', nn.LeakyReLU)
+    before = trace(net)
+    table = methods(as_model(net, activation='softmax'), sample, Target(1, sample.labels == 1)).set_index('name')
+    assert trace(net) == before
+    assert all(table.refused[n] for n in ('deep_lift', 'deep_lift_shap', 'guided_backprop', 'deconvolution')) and not table.refused['saliency']
+    assert table.forward['integrated_gradients'] == 52
+
+
+def test_saved_map_lies_where_the_image_lies(tmp_path):
+    import nibabel as nib
+
+    from misas.sample import Sample
+    affine = np.array([[-2., 0, 0, 30], [0, 0, 1.5, -20], [0, 3, 0, 5], [0, 0, 0, 1]])
+    sample = Sample(SAMPLES[3].image, SAMPLES[3].labels, affine=affine)
+    a = attribute(as_model(unet(3), activation='softmax'), sample, Target(1, sample.labels == 1), 'saliency')
+    file = nib.load(a.save(tmp_path/'map.nii.gz'))
+    assert np.allclose(file.affine, affine) and np.array_equal(np.asarray(file.dataobj), a.map[0])
