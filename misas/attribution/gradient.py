@@ -117,7 +117,7 @@ def gradient_shap(q: Question, baseline='blur', n_samples=50) -> Raw:
     done = completed(q, total/n_samples, [bases[k] for k in range(len(bases))])
     return Raw(done.map, done.delta)
 
-# %% ../../nbs/api/43_attribution_gradient.ipynb #93e32bed
+# %% ../../nbs/api/43_attribution_gradient.ipynb #2ad909b6
 class _Scored(nn.Module):
     "The network and the target as one module with one output, as captum wants it."
     def __init__(self, q):
@@ -166,6 +166,7 @@ def refuse_deep_lift(q, options):
     if why := no_hooks(q): return f'{why}; {instead}'
     if a.norms: return f'{words(a.norms)} uses the statistics of each image, for which it has no rule; {instead}'
     if a.functional: return f'activations are functions ({words(a.functional)}), which cannot be held; {instead}'
+    if a.products: return f'features are multiplied with each other, for which it has no rule; {instead}'
     if a.reused: return f'activation {a.reused[0]!r} works more than once in one pass; {instead}'
     if a.activations - DEEP_LIFT_KNOWS: return f'it has no rule for {words(a.activations - DEEP_LIFT_KNOWS)}; {instead}'
     if a.forwards > 1: return f'the network is called {a.forwards} times for one image, and it needs image and baseline in one call; {instead}'

@@ -134,7 +134,7 @@ def trace(
         tensors=[(n, id(p), p.requires_grad, None if p.grad is None else p.grad.cpu().numpy().tobytes(), len(p._backward_hooks or {}))
                  for n, p in module.named_parameters()])
 
-# %% ../../nbs/api/41_attribution_network.ipynb #7ed67a7f
+# %% ../../nbs/api/41_attribution_network.ipynb #f7a82f0a
 ACTIVATION_OPS = {'relu', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu', 'mish', 'sigmoid', 'tanh', 'softplus', 'hardtanh', 'hardswish', 'hardsigmoid',
                   'threshold', 'prelu', '_prelu_kernel', 'rrelu_with_noise', 'clamp_min', 'clamp', '_softmax'}
 NORM_OPS = {'native_group_norm': 'GroupNorm', 'native_layer_norm': 'LayerNorm'}
@@ -156,10 +156,16 @@ class Call:
 
 class _Watch(TorchDispatchMode):
     "Notes operations and the modules in which they run."
-    def __init__(self): super().__init__(); self.stack, self.last, self.norms, self.multiplied = [], '', set(), False
+    def __init__(self, constants):
+        super().__init__()
+        self.stack, self.last, self.norms, self.products = [], '', set(), 0
+        self.constants, self.gated = constants, ()  # where weights lie in memory; where the last sigmoid lies, and what it was of
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__.rstrip('_')
         if not self.stack or name in QUIET_OPS: return out
+        if name == 'sigmoid': self.gated = out.data_ptr(), args[0].data_ptr()
+        if name == 'mul': name = self.product(*args[:2])
         self.last = name
         if name in ACTIVATION_OPS: self.stack[-1].ops.add(name)
         if name in NORM_OPS: self.norms.add(NORM_OPS[name])
@@ -167,7 +173,14 @@ class _Watch(TorchDispatchMode):
             self.norms.add('InstanceNorm')
         return out
 
-# %% ../../nbs/api/41_attribution_network.ipynb #19601078
+    def product(self, a, b):
+        "What a multiplication is: SiLU written as x sigmoid(x), one of two features with each other, or with a weight."
+        where = [o.data_ptr() for o in (a, b) if isinstance(o, torch.Tensor) and o.ndim]
+        if len(where) == 2 and sorted(where) == sorted(self.gated): return 'silu'
+        self.products += len(where) == 2 and not self.constants & set(where)
+        return 'mul'
+
+# %% ../../nbs/api/41_attribution_network.ipynb #d79e6118
 ACTIVATION_KINDS = {n for n in nn.modules.activation.__all__ if n != 'MultiheadAttention'}
 
 
@@ -176,6 +189,7 @@ class Anatomy:
     "What one forward pass of a network shows. `anatomy` makes it."
     calls: list  # one `Call` a module, in the order in which they end
     norms: set  # kinds of norms that use the statistics of the image
+    products: int  # how often features are multiplied with each other (gates)
     forwards: int  # how often the network is called for one image
     script: bool = False  # TorchScript: nothing can be hooked
     gradient: str = ''  # why the image gets no gradient; '' if it does
@@ -209,16 +223,17 @@ class Anatomy:
         coarsest = min(np.prod(c.shape[2:]) for c in fit)
         return [c for c in fit if np.prod(c.shape[2:]) == coarsest][-1].name
 
-# %% ../../nbs/api/41_attribution_network.ipynb #37ccf16f
+# %% ../../nbs/api/41_attribution_network.ipynb #4bf12322
 def anatomy(
     model: Model,  # with a network
     x,  # (1, C, *S) tensor
 ) -> Anatomy:
     "Look at one forward pass of the network in `model`."
     module = network(model)
-    if module is None: return Anatomy([], set(), 1, True, _reached(model, x), x.ndim - 2)
-    if not _hookable(module): return Anatomy([], set(), 1, True, _reached(model, x), x.ndim - 2)
-    names, calls, times, watch = {m: n for n, m in module.named_modules()}, {}, [], _Watch()
+    if module is None: return Anatomy([], set(), 0, 1, True, _reached(model, x), x.ndim - 2)
+    if not _hookable(module): return Anatomy([], set(), 0, 1, True, _reached(model, x), x.ndim - 2)
+    names, calls, times = {m: n for n, m in module.named_modules()}, {}, []
+    watch = _Watch({t.data_ptr() for t in (*module.parameters(), *module.buffers())})
     axes = []  # spatial ones of what the network itself gets: two, if it is asked about a volume slice by slice
     def enter(m, args):
         if m is module: axes[:] = [args[0].ndim - 2]
@@ -234,7 +249,7 @@ def anatomy(
     with untouched(module):
         for m in names: m.register_forward_pre_hook(enter), m.register_forward_hook(leave)
         with watch: gradient = _reached(model, x)
-    return Anatomy(list(calls.values()), watch.norms, len(times), False, gradient, *axes)
+    return Anatomy(list(calls.values()), watch.norms, watch.products, len(times), False, gradient, *axes)
 
 
 def _reached(model, x):
