@@ -17,9 +17,9 @@ FLOORS = [  # a module imports only from floors below its own; within a floor, o
     'io phantom metrics statistics fingerprint',
     'transforms.base transforms.resample transforms.spatial transforms.grid transforms.intensity transforms.artifact transforms.catalogue',
     'models.base models.torch models.fastai models.onnx models.sliding models.adapt',
-    'datasets plot',
+    'datasets vessels plot',
     'attribution.target attribution.network attribution.base attribution.gradient attribution.cam attribution.layer attribution.perturbation '
-    'attribution.lrp attribution.plots attribution.attribute attribution.quality attribution.checks attribution.rank',
+    'attribution.lrp attribution.plots attribution.attribute attribution.blocks attribution.quality attribution.checks attribution.rank',
     'sensitivity tolerance grid',
     'cohort_plots cohort archive workers summary study compare diagnose',
     'widgets.base widgets.sweep widgets.live widgets.gallery widgets.volume widgets.attribution widgets.html widgets.explore',

@@ -500,3 +500,135 @@ def test_volume(lab):
     page.screenshot(path=str(SHOTS/'volume.png'))
     assert not page.errors, page.errors
     page.close()
+
+
+# --- attributions
+
+ATTRIBUTIONS = """
+import numpy as np, torch
+from misas.attribution.attribute import attribute
+from misas.attribution.target import Target
+from misas.models.adapt import as_model
+from misas.phantom import short_axis, short_axis_stack
+from misas.widgets.attribution import AttributionExplorer
+def bump(net):
+    "Is a voxel brighter than its surroundings? Where it is bright itself, more so."
+    with torch.no_grad():
+        for p in net.parameters(): p.zero_()
+        net[0].weight[0, 0], net[0].weight[0, 0, 5, 5] = -1/121/np.prod(net[0].kernel_size[2:]), 1
+        net[2].weight[1, 0] = 1
+    return as_model(net, classes=('background', 'cavity'))
+conv = torch.nn.Conv2d, torch.nn.Conv3d
+net2, net3 = (bump(torch.nn.Sequential(c(1, 1, (11, 11, 3)[:n], padding=(5, 5, 1)[:n]), torch.nn.ReLU(), c(1, 2, 1))) for c, n in zip(conv, (2, 3)))
+heart, stack = short_axis((256, 256), spacing=1.2), short_axis_stack((80, 70, 20), spacing=(2., 2., 4.))
+cavity = lambda s: Target('cavity', s.labels == 3)
+flat = AttributionExplorer([attribute(net2, heart, cavity(heart), m) for m in ('saliency', 'input_x_gradient')])
+deep = AttributionExplorer(attribute(net3, stack, cavity(stack), 'input_x_gradient'))
+"""
+
+
+def test_attribution(lab):
+    "The map over a picture: every control changes it to the right one, and the numbers are those of the voxel that was clicked."
+    page = opened(lab, None, ATTRIBUTIONS + 'display(flat, deep)')
+    view, here = View(page), {}
+    exec(ATTRIBUTIONS, here)
+    mine = here['flat']
+    picture = lambda: mine.pictures[2].rgb
+    readout = lambda cls: view[cls].locator('.widget-readout').inner_text()
+
+    def at(**changes):
+        "What the picture would be with other settings."
+        old = {k: getattr(mine, k).value for k in changes}
+        for k, v in changes.items(): getattr(mine, k).value = v
+        out = picture()
+        for k, v in old.items(): getattr(mine, k).value = v
+        return out
+
+    def becomes(**changes):
+        "The page shows the picture with these settings, and not the one before."
+        pictures = [at(**changes), picture()]
+        for k, v in changes.items(): getattr(mine, k).value = v
+        until(page, lambda: nearest(view.settled('O-picture'), pictures)[0] == 0)
+        until(page, lambda: mine.words['of |map| in the target'] in view['N-voxel'].inner_text())
+
+    until(page, lambda: nearest(view.settled('O-picture'), [picture(), at(shown=False)])[0] == 0)
+    view['M-map'].locator('select').select_option('input_x_gradient')
+    becomes(method='input_x_gradient')
+    view.press('S-threshold', 'ArrowRight', 15)
+    until(page, lambda: readout('S-threshold') == '30%')
+    becomes(threshold=.3)
+    view['M-sign'].get_by_text('lowers').click()
+    becomes(sign='negative')
+    view['M-sign'].get_by_text('both signs').click()
+    becomes(sign='both')
+    view.press('S-smooth', 'ArrowRight', 8)
+    becomes(smooth=4.)
+    view.press('S-limit', 'ArrowLeft', 3)
+    until(page, lambda: readout('S-limit') == '95 %')
+    becomes(percentile=95.)
+    view.press('S-opacity', 'ArrowLeft', 8)
+    becomes(opacity=.45)
+    for box, k in (('C-target', 'line'), ('C-map', 'shown'), ('C-voxel', 'cross')):
+        view[box].locator('input').uncheck()
+        becomes(**{k: False})
+        view[box].locator('input').check()
+        becomes(**{k: True})
+    view.click('O-picture', .3, .4)
+    told = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+)', view['N-voxel'].inner_text())[0]))
+    mine.pick(2, .3, .4)
+    until(page, lambda: np.abs(np.subtract(told(), mine.voxel)).max() <= 2)                  # a click is on whole screen pixels, three for four voxels
+    mine.go(told())
+    until(page, lambda: mine.words['map here'] in view['N-voxel'].inner_text() and mine.words['grey value'] in view['N-voxel'].inner_text())
+    view['B-peak'].click()
+    mine.go_to_peak()
+    until(page, lambda: told() == mine.voxel)
+    page.screenshot(path=str(SHOTS/'attribution.png'))
+    measure(view, 'S-opacity', 'O-picture', 'opacity of a map of 256 x 256', ['ArrowRight', 'ArrowLeft']*10)
+    measure(view, 'S-threshold', 'O-picture', 'threshold of a map of 256 x 256', ['ArrowRight']*20)
+    assert not page.errors, page.errors
+    page.close()
+
+
+def test_attribution_of_a_volume(lab):
+    page = opened(lab, None, ATTRIBUTIONS + 'deep')
+    view, here = View(page), {}
+    exec(ATTRIBUTIONS, here)
+    mine, names = here['deep'], ('axial', 'coronal', 'sagittal')
+    of = {v.name: v.axis for v in mine.views}
+    told = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+), (\d+)', view['N-voxel'].inner_text())[0]))
+
+    def check():
+        "All three pictures are those of the chosen voxel, and not those three slices away, nor those without the map."
+        assert told() == mine.voxel and mine.words['map here'] in view['N-voxel'].inner_text()
+        seen, at = {n: view.settled(f'O-{n}') for n in names}, mine.voxel
+        for n in names:
+            others = [mine.pictures[of[n]].rgb]
+            mine.shown.value = False
+            others.append(mine.pictures[of[n]].rgb)
+            mine.shown.value = True
+            for step in (-3, 3):
+                moved = list(at)
+                moved[of[n]] = min(max(moved[of[n]] + step, 0), mine.sample.shape[of[n]] - 1)
+                mine.go(moved)
+                others.append(mine.pictures[of[n]].rgb)
+            mine.go(at)
+            assert nearest(seen[n], others)[0] == 0, n
+
+    until(page, check)
+    view['B-peak'].click()
+    mine.go_to_peak()
+    until(page, check)
+    view.click('O-axial', .55, .5)
+    mine.pick(of['axial'], .55, .5)
+    until(page, lambda: np.abs(np.subtract(told(), mine.voxel)).max() <= 1)
+    mine.go(told())
+    until(page, check)
+    view.press('S-coronal', 'ArrowRight', 2)
+    at = list(mine.voxel)
+    at[of['coronal']] += 2
+    mine.go(at)
+    until(page, check)
+    page.screenshot(path=str(SHOTS/'attribution_volume.png'))
+    measure(view, 'S-axial', 'O-axial', 'next slice of a map of 80 x 70 x 20', ['ArrowRight', 'ArrowLeft']*8)
+    assert not page.errors, page.errors
+    page.close()

@@ -16,7 +16,7 @@ __all__ = ['WARM', 'COLD', 'STEPS', 'SIGNS', 'map_limit', 'check_limit', 'palett
            'colour_bar', 'panels', 'size_mm', 'side_by_side', 'focus', 'project', 'draw_projection', 'volume_views',
            'plot_attribution']
 
-# %% ../../nbs/api/48_attribution_plots.ipynb #80353593
+# %% ../../nbs/api/48_attribution_plots.ipynb #209bde33
 WARM, COLD = ((205, 55, 0), (255, 235, 70)), ((0, 60, 200), (120, 235, 255))  # from small to large, above and below zero
 STEPS = 256  # entries of the palette on each side of zero
 SIGNS = 'both', 'positive', 'negative'
@@ -59,7 +59,7 @@ def map_colours(
 ) -> np.ndarray:  # (..., 4) float32
     "The colours of values."
     at = np.rint(np.clip(values, -limit, limit)*(STEPS/limit)).astype(np.int16) + STEPS
-    return palette(**look)[at]
+    return palette(**look).take(at, 0)
 
 # %% ../../nbs/api/48_attribution_plots.ipynb #eeac19e9
 def smooth_map(
@@ -74,7 +74,7 @@ def smooth_map(
     sigma = [0]*(np.ndim(map) - len(spacing)) + [mm/s for s in spacing]
     return gaussian_filter(np.asarray(map, np.float32), sigma, mode='constant')
 
-# %% ../../nbs/api/48_attribution_plots.ipynb #aa9eaa42
+# %% ../../nbs/api/48_attribution_plots.ipynb #7f23c068
 def as_map(
     sample: Sample,
     map,  # (*S), or (C', *S) with a channel for each channel of the image, or one for all
@@ -98,13 +98,14 @@ def as_mask(sample, target):
 
 def of_channel(
     sample: Sample, map,  # (C', *S)
-    channel,  # number; None: the sum of all, over the picture as `misas.plot.show` draws it
+    channel,  # number; None: the sum of all, over the first channel, or over the colours where there are three
 ) -> tuple:  # sample, map (*S)
     "One channel of image and map."
-    if channel is None: return sample, map.sum(0)
+    one = lambda c: sample.replace(image=sample.image[c:c + 1])
+    if channel is None: return sample if sample.n_channels in (1, 3) else one(0), map.sum(0)
     if not 0 <= channel < sample.n_channels:
         raise ValueError(f'channel {channel} is not one of the {sample.n_channels} (0 to {sample.n_channels - 1}) of {sample.name!r}')
-    return sample.replace(image=sample.image[channel:channel + 1]), map[channel if len(map) > 1 else 0]
+    return one(channel), map[channel if len(map) > 1 else 0]
 
 
 def map_slice(
@@ -129,14 +130,14 @@ def flat_map(
     cut = lambda a: None if a is None else slice_array(a, index, axis, sample.affine)
     return take_slice(sample, index, axis), cut(map), cut(target)
 
-# %% ../../nbs/api/48_attribution_plots.ipynb #78170a79
+# %% ../../nbs/api/48_attribution_plots.ipynb #30cf9c58
 def tint(
     rgb,  # (H, W, 3) uint8
     rgba,  # (H, W, 4) from 0 to 1
 ) -> np.ndarray:  # (H, W, 3) uint8
     "Lay colours over a picture."
-    alpha = rgba[..., 3:]
-    return ((1 - alpha)*rgb + alpha*255*rgba[..., :3]).astype(np.uint8)
+    out = rgb.astype(np.float32)
+    return (out + rgba[..., 3:]*(255*rgba[..., :3] - out)).astype(np.uint8)
 
 
 def outline(
@@ -232,16 +233,16 @@ def colour_bar(
     bar.ax.tick_params(labelsize=7)
     return bar
 
-# %% ../../nbs/api/48_attribution_plots.ipynb #c1c3f3b6
+# %% ../../nbs/api/48_attribution_plots.ipynb #e98ac9c0
 def panels(
     wide, high,  # mm: width of each column, height of the highest picture
     n_rows=1,
     width=8.,  # inches of the figure
-    above=.1, bar=.95,  # inches kept free: at the top, and at the right for the colour bar
+    above=.1, words=.4, bar=.95,  # inches kept free: at the top, above each row, and at the right for the colour bar
 ):  # -> figure, axes (n_rows, n_cols), axes of the colour bar
     "Empty axes at one scale."
     import matplotlib.pyplot as plt
-    n, gap, words = len(wide), .08, .4
+    n, gap = len(wide), .08
     scale = (width - bar - gap*n)/sum(wide)
     height = n_rows*(high*scale + words) + above
     fig, axs = plt.subplots(n_rows, n, squeeze=False, figsize=(width, height), width_ratios=wide)
@@ -273,11 +274,11 @@ def side_by_side(
     alone, zero, t = flat_map(sample, np.zeros(sample.shape, np.float32), mask, index, axis)
     n, (high, wide) = len(maps) + bool(image), size_mm(alone)
     n_cols = min(n_cols, n)
-    fig, axs, cax = panels([wide]*n_cols, high, -(-n//n_cols), n_cols*size + 1)
+    fig, axs, cax = panels([wide]*n_cols, high, -(-n//n_cols), n_cols*size + 1, words=.55 if any(units) else .4)
     if image: draw_map(axs.flat[0], alone, zero, t, 1., window, title=alone.name)
     for ax, (name, total) in zip(axs.flat[int(bool(image)):], totals.items()):
         unit, limit = units.get(name, '') if isinstance(units, dict) else units, map_limit(total)
-        draw_map(ax, *flat_map(sample, total, mask, index, axis), limit, window, f'{name}\nlimit {limit:.2g} {unit}', **look)
+        draw_map(ax, *flat_map(sample, total, mask, index, axis), limit, window, f'{name}\nlimit {limit:.2g}' + f'\n{unit}'*bool(unit), **look)
     signed = any(o.min() < 0 for o in totals.values())
     colour_bar(axs[0, 0], np.array([-1. if signed else 0, 1.]), 1., 'fraction of the limit', cax=cax, **look)
     return fig
@@ -309,7 +310,7 @@ def project(
     top, low = a.max(axis, keepdims=True), a.min(axis, keepdims=True)
     return np.where(top >= -low, top, low)
 
-# %% ../../nbs/api/48_attribution_plots.ipynb #d9f723ce
+# %% ../../nbs/api/48_attribution_plots.ipynb #d8cfd22c
 def _in_view(v, sample, axis):
     "Row and column of a voxel in a slice turned for display."
     row, flip_row, col, flip_col = slice_axes(sample.affine, axis)
@@ -335,12 +336,12 @@ def _ticks(ax, y, x):
 
 def _letters(ax, letters):
     from matplotlib.patheffects import withStroke
-    places = (.02, .58, 'left', 'center'), (.98, .58, 'right', 'center'), (.42, .98, 'center', 'top'), (.42, .02, 'center', 'bottom')
+    places = (.02, .75, 'left', 'center'), (.98, .75, 'right', 'center'), (.25, .98, 'center', 'top'), (.25, .02, 'center', 'bottom')
     edge = [withStroke(linewidth=1.5, foreground='k')]
     for text, (x, y, ha, va) in zip(letters, places):
         ax.text(x, y, text, transform=ax.transAxes, color='w', fontsize=7, weight='bold', path_effects=edge, ha=ha, va=va)
 
-# %% ../../nbs/api/48_attribution_plots.ipynb #2bb61dc2
+# %% ../../nbs/api/48_attribution_plots.ipynb #192b8cba
 def volume_views(
     sample: Sample,  # a volume
     map,  # (*S) or (C', *S)
@@ -369,14 +370,15 @@ def volume_views(
             if channel == 'projection': draw_projection(ax, image, m, mask, a, name, **look)
             else:
                 words = f'{name}, slice {v[a]}' if channel is None else f'{name}, channel {channel}'
-                draw_map(ax, *flat_map(image, m, mask, v[a], a), limit, window if channel is None else None, words, **look)
+                grey = (channel is None and window) or plot.grey_window(image.image)
+                draw_map(ax, *flat_map(image, m, mask, v[a], a), limit, grey, words, **look)
                 _ticks(ax, *_in_view(v, sample, a))
             if sample.affine is not None: _letters(ax, slice_letters(sample.affine, a))
     fig.suptitle(plot._plain(title or sample.name), fontsize=9)
     colour_bar(axs[0, 0], shown, limit, unit, cax=cax, **look)
     return fig
 
-# %% ../../nbs/api/48_attribution_plots.ipynb #ffb6a442
+# %% ../../nbs/api/48_attribution_plots.ipynb #69e33fa5
 def plot_attribution(
     sample: Sample,
     map,  # (*S) or (C', *S)
@@ -399,8 +401,10 @@ def plot_attribution(
     s, _, t = flat_map(sample, a.sum(0), mask, index, axis)
     high, wide = size_mm(s)
     n = 2 + several*len(a)
-    fig, axs, cax = panels([wide]*n, high, 1, width or (3.*n if n < 4 else 9.) + 1, .15)
-    draw_map(axs[0, 0], s, 0*s.image[0], t, 1., window, f'{s.name}\n{about}')
+    width = width or (3.*n if n < 4 else 9.) + 1
+    fig, axs, cax = panels([wide]*n, high, 1, width, .3 if about else .1, .2)
+    fig.suptitle(plot._plain(about), fontsize=9)
+    draw_map(axs[0, 0], of_channel(s, s.image, None)[0], 0*s.image[0], t, 1., window, s.name)
     shown = np.concatenate([a.sum(0, keepdims=True), a]) if several else a.sum(0)
     limit = check_limit(limit, shown)
     for ax, c in zip(axs[0, 1:], (None, *range(len(a)))):
