@@ -5,8 +5,15 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api/99_all.ipynb #eed7ed03
+# %% ../nbs/api/99_all.ipynb #cad3c778
 from . import datasets, phantom, plot
+from .attribution.attribute import Attribution, attribute, methods
+from .attribution.blocks import OwnMap
+from .attribution.checks import complexity, localisation, random_target, randomisation_check, stability
+from .attribution.plots import show_map, side_by_side
+from .attribution.quality import deletion, infidelity, insertion, max_sensitivity
+from .attribution.rank import rank_methods
+from .attribution.target import Target
 from .compare import compare
 from .diagnose import diagnose
 from .grid import SensitivityGrid, sensitivity_grid
@@ -27,9 +34,11 @@ from .transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 from .widgets.explore import explore
 from .widgets.html import to_html
 
-# %% ../nbs/api/99_all.ipynb #e611de66
-__all__ = ['BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'Model',
-           'Motion', 'Noise', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid',
-           'Shear', 'Spike', 'SpikePosition', 'Study', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel', 'WindowWidth',
-           'Zoom', 'as_model', 'as_sample', 'compare', 'datasets', 'diagnose', 'explore', 'load', 'phantom', 'plot', 'save', 'score', 'sensitivity',
-           'sensitivity_grid', 'to_html', 'tolerance', 'transforms']
+# %% ../nbs/api/99_all.ipynb #7d1d99e9
+__all__ = ['Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs',
+           'Model', 'Motion', 'Noise', 'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity',
+           'SensitivityGrid', 'Shear', 'Spike', 'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation',
+           'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'complexity',
+           'datasets', 'deletion', 'diagnose', 'explore', 'infidelity', 'insertion', 'load', 'localisation', 'max_sensitivity',
+           'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity',
+           'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms']

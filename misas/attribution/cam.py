@@ -13,9 +13,9 @@ from .base import Method, Question, Raw, Refused
 from .gradient import guided_backprop, refuse_guided
 
 # %% auto #0
-__all__ = ['EVENLY', 'CAM_METHODS', 'placement', 'enlarge', 'Features', 'channels', 'pick_layer', 'refuse_layers',
-           'mean_removed_by', 'features', 'weights', 'positive', 'weigh', 'grad_cam', 'grad_cam_pp', 'hires_cam',
-           'layer_cam', 'score_cam', 'guided_grad_cam']
+__all__ = ['EVENLY', 'CAM_METHODS', 'placement', 'enlarge', 'bring_home', 'Features', 'channels', 'pick_layer', 'refuse_layers',
+           'mean_removed_by', 'features', 'weights', 'refuse_means', 'positive', 'weigh', 'grad_cam', 'grad_cam_pp',
+           'hires_cam', 'layer_cam', 'score_cam', 'guided_grad_cam']
 
 # %% ../../nbs/api/44_attribution_cam.ipynb #55b6c685
 def _shrinks(module, n):
@@ -57,7 +57,22 @@ def enlarge(
         maps = maps.index_select(d, low)*(1 - w) + maps.index_select(d, (low + 1).clamp_max(n - 1))*w
     return maps
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #b188206d
+# %% ../../nbs/api/44_attribution_cam.ipynb #a3d269a9
+def bring_home(
+    q: Question,
+    maps,  # list of (n, *s), one for each call of the network
+    grids, places,  # of the network's input; see `placement`
+    add=False,  # are the values contributions, whose sum is to stay?
+) -> torch.Tensor:  # (1, *S)
+    "Maps on a layer's grid, enlarged to the network's input, and from there to the image's grid."
+    def home(ms): return q.to_grid([enlarge(m, g, p) for m, g, p in zip(ms, grids, places)])
+    if add:
+        ones = [torch.ones_like(m, requires_grad=True) for m in maps]
+        with torch.enable_grad(): weights = torch.autograd.grad(home(ones).sum(), ones)
+        maps = [torch.where(w > 0, m/w, 0) for m, w in zip(maps, weights)]
+    return home(maps)
+
+# %% ../../nbs/api/44_attribution_cam.ipynb #4a038cdc
 @dataclass
 class Features:
     "What a layer gives for one image; the lists have an entry for each call of the network."
@@ -68,12 +83,9 @@ class Features:
     places: list  # see `placement`
     norm: str = ''  # see `mean_removed_by`
 
-    def home(
-        self, q: Question,
-        maps,  # list of tensors (n, *s)
-    ) -> torch.Tensor:  # (1, *S)
-        "Maps on the layer's grid, enlarged linearly to the network's input, and from there to the image's grid."
-        return q.to_grid([enlarge(m, g, p) for m, g, p in zip(maps, self.grids, self.places)])
+    def home(self, q: Question, maps, add=False) -> torch.Tensor:  # (1, *S)
+        "Maps (n, *s) on the layer's grid, brought to the image's; see `bring_home`."
+        return bring_home(q, maps, self.grids, self.places, add)
 
 
 def channels(
@@ -87,21 +99,23 @@ def pick_layer(
     q: Question,
     layer='auto',  # a name from `model.layers(sample)`; 'auto': the last one after an activation at the coarsest resolution
 ) -> tuple:  # its name, the module
-    "The layer to listen to. ValueError if it does not exist, Refused if it gives no feature maps or works several times in one pass."
-    if why := refuse_layers(q, {}): raise Refused(why)
-    name = q.anatomy.pick_layer() if layer == 'auto' else layer
+    "The layer to listen to. ValueError if there is none of that name, Refused if it gives no feature maps or works several times in one pass."
+    instead = 'use a method that needs no layer, such as occlusion'
+    if q.module is None: raise Refused(f'{q.model.name} is a function, which has no layers; {instead}')
+    if q.anatomy.script: raise Refused(f'TorchScript has no layers that can be listened to; {instead}')
+    try: name = q.anatomy.pick_layer() if layer == 'auto' else layer
+    except ValueError as e: raise Refused(str(e)) from None
     module, call = q.anatomy.layer(name), next(c for c in q.anatomy.calls if c.name == name)
-    if len(call.shape) != q.anatomy.ndim + 2: raise Refused(
-        f'layer {name!r} gives {"an output of shape " + str(call.shape) if call.shape else "no single tensor"}, no feature maps (N, K, *S); choose another one')
+    gives = f'an output of shape {call.shape}' if call.shape else 'no single tensor'
+    if len(call.shape) != q.anatomy.ndim + 2: raise Refused(f'layer {name!r} gives {gives}, no feature maps (N, K, *S); choose another one')
     if call.n > q.anatomy.forwards: raise Refused(f'layer {name!r} works {call.n//q.anatomy.forwards} times in one pass; choose one that works once')
     return name, module
 
 
 def refuse_layers(q, options):
-    "Why no layer of this network can be listened to, or None."
-    instead = 'use a method that needs no layer, such as occlusion'
-    if q.module is None: return f'{q.model.name} is a function, which has no layers; {instead}'
-    if q.anatomy.script: return f'TorchScript has no layers that can be listened to; {instead}'
+    "Why a layer cannot be listened to, or None."
+    try: pick_layer(q, options.get('layer', 'auto'))
+    except Refused as e: return str(e)
 
 # %% ../../nbs/api/44_attribution_cam.ipynb #9b7a75fa
 EVENLY = ('Convolution', 'MkldnnConv', 'Slow', 'Cat', 'Add', 'Sub', 'MaxPool', 'AvgPool', 'Upsample', 'Clone', 'View', 'UnsafeView', 'Reshape', 'Pad',
@@ -137,14 +151,9 @@ def mean_removed_by(
             done.add(n)
     return ' and '.join(sorted(norms))
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #94be084f
-def features(
-    q: Question,
-    layer='auto',  # see `pick_layer`
-    grads=True,  # with gradients of the score?
-) -> Features:
-    "What a layer gives for the image of a question."
-    name, module = pick_layer(q, layer)
+# %% ../../nbs/api/44_attribution_cam.ipynb #ec6aefb1
+def _listen(q, module, grads, score, x):
+    "Features of a layer for each call of the network, spatial shapes of its input, and the score, from which gradients reach the features."
     grids, kept = [], []
     def enter(_, args): grids.append(tuple(args[0].shape[2:]))
     def leave(_, args, out):
@@ -152,47 +161,72 @@ def features(
         return kept[-1].clone()  # what comes after may change it in place
     hooks = [q.module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        with torch.set_grad_enabled(grads): score = q.score(q.x).sum()
+        with torch.set_grad_enabled(grads): return kept, grids, score(x).sum()
     finally:
         for h in hooks: h.remove()
+
+
+def features(
+    q: Question,
+    layer='auto',  # see `pick_layer`
+    grads=True,  # with gradients of the score?
+    x=None,  # (1, C, *S) tensor; None: the image of the question
+) -> Features:
+    "What a layer gives for an image. Refused if the score of the question's image does not depend on it."
+    name, module = pick_layer(q, layer)
+    kept, grids, score = _listen(q, module, grads, q.score, q.x if x is None else x)
     plain = lambda ts: [t.detach().as_subclass(torch.Tensor) for t in ts]
     found = Features(name, plain(kept), [], grids, [placement(q.anatomy.calls, g, k.shape[2:]) for g, k in zip(grids, kept)])
-    if grads:
-        if not score.requires_grad: raise Refused(f'layer {name!r} has no influence on {q.target.text}; choose another one')
-        found.norm = mean_removed_by(score, kept[0])
+    if not grads: return found
+    if score.requires_grad:
         q.passes.backwards += 1
-        found.grads = plain(torch.zeros_like(t) if g is None else g
-                            for g, t in zip(torch.autograd.grad(score, kept, allow_unused=True), kept))
-        if not any(g.any() for g in found.grads): raise Refused(f'layer {name!r} has no influence on {q.target.text}; choose another one')
+        if x is None: found.norm = mean_removed_by(score, kept[0])
+        found.grads = plain(torch.zeros_like(t) if g is None else g for g, t in zip(torch.autograd.grad(score, kept, allow_unused=True), kept))
+    if x is None and not any(g.any() for g in found.grads):
+        raise Refused(f'layer {name!r} has no influence on the {q.target.text}; choose another one')
     return found
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #8cc5eaa2
+# %% ../../nbs/api/44_attribution_cam.ipynb #ec549621
+def _void(q, layer, norm):
+    last = next((c.name for c in reversed(q.anatomy.calls) if c.after_activation and c.name), '')
+    return (f'the mean gradient of the features of layer {layer!r} says nothing: the {norm or "norm"} behind it removes the mean; '
+            'use hires_cam or layer_cam, which take no mean' + f', or layer={last!r}'*(last not in ('', layer)))
+
+
 def weights(
     q: Question, f: Features,
     grads=None,  # (K, all voxels) to take the mean of; None: the gradients
 ) -> torch.Tensor:  # (K,)
     "Mean gradient of each feature over all calls. Refused where it vanishes."
     g = channels(f.grads)
-    if f.norm or g.mean(1).abs().sum() < 1e-5*g.abs().mean(1).sum():
-        last = next((c.name for c in reversed(q.anatomy.calls) if c.after_activation and c.name), '')
-        raise Refused(f'the mean gradient of the features of layer {f.layer!r} says nothing: the {f.norm or "norm"} behind it removes the mean; '
-                      'use hires_cam or layer_cam, which take no mean' + f', or layer={last!r}'*(last not in ('', f.layer)))
+    if f.norm or g.mean(1).abs().sum() < 1e-5*g.abs().mean(1).sum(): raise Refused(_void(q, f.layer, f.norm))
     return (g if grads is None else grads).mean(1)
+
+
+def refuse_means(q, options):
+    "Why a layer cannot be listened to, or why mean gradients say nothing there; None if they do."
+    if why := refuse_layers(q, options): return why
+    if not q.anatomy.norms: return None
+    name, module = pick_layer(q, options['layer'])
+    kept, _, score = _listen(q, module, True, lambda x: q.target.score(q.net, x), q.x)  # a look, not a pass to be counted
+    norm = mean_removed_by(score, kept[0]) if score.requires_grad else ''
+    return _void(q, name, norm) if norm else None
 
 
 def positive(
     q: Question, f: Features,
     maps,  # list of weighted sums (n, *s)
+    add=False,  # are they contributions?
 ) -> Raw:
     "The positive part, on the image's grid. Refused if there is none."
     if not any((m > 0).any() for m in maps): raise Refused(
-        f'at layer {f.layer!r} the weighted sum is positive nowhere, so this map would be empty: the features there speak against the target; choose another layer')
-    return Raw(f.home(q, [m.clamp_min(0) for m in maps]))
+        f'at layer {f.layer!r} the weighted sum is positive nowhere: the features there speak against the target; choose another layer')
+    return Raw(f.home(q, [m.clamp_min(0) for m in maps], add))
 
 
 def weigh(w, a): "Weighted sum over the features: weights (K,), features (n, K, *s)."; return torch.einsum('k,nk...->n...', w, a)
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #7c9c4ac6
+# %% ../../nbs/api/44_attribution_cam.ipynb #690ae785
 def grad_cam(q: Question, layer='auto') -> Raw:
     "Features weighted by their mean gradient."
     f = features(q, layer)
@@ -214,13 +248,13 @@ def grad_cam_pp(q: Question, layer='auto') -> Raw:
 def hires_cam(q: Question, layer='auto') -> Raw:
     "Features times gradient, voxel by voxel."
     f = features(q, layer)
-    return positive(q, f, [(g*a).sum(1) for g, a in zip(f.grads, f.maps)])
+    return positive(q, f, [(g*a).sum(1) for g, a in zip(f.grads, f.maps)], add=True)
 
 
 def layer_cam(q: Question, layer='auto') -> Raw:
     "Features times the positive part of the gradient, voxel by voxel."
     f = features(q, layer)
-    return positive(q, f, [(g.clamp_min(0)*a).sum(1) for g, a in zip(f.grads, f.maps)])
+    return positive(q, f, [(g.clamp_min(0)*a).sum(1) for g, a in zip(f.grads, f.maps)], add=True)
 
 # %% ../../nbs/api/44_attribution_cam.ipynb #17130b22
 def score_cam(
@@ -248,18 +282,24 @@ def _features_used(q, options):
     k = next(c for c in q.anatomy.calls if c.name == pick_layer(q, options['layer'])[0]).shape[1]
     return 1 + min(k, options['most'] or k), 0
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #f8ece810
+# %% ../../nbs/api/44_attribution_cam.ipynb #9ac4b526
 def guided_grad_cam(q: Question, layer='auto') -> Raw:
     "Guided backpropagation where Grad-CAM is positive, times Grad-CAM. With signs."
     return Raw(guided_backprop(q).map*grad_cam(q, layer).map)
 
 
-_once, _auto = (lambda q, o: (1, 1)), dict(layer='auto')
+def _refuse_both(q, options): return refuse_guided(q, options) or refuse_means(q, options)
+
+
+_once, _auto, _each = (lambda q, o: (1, 1)), dict(layer='auto'), '{score}'
 CAM_METHODS = [
-    Method('grad_cam', 'class activation', grad_cam, '1', 'Selvaraju et al. 2017', _once, refuse_layers, options=_auto, library='misas'),
-    Method('grad_cam_pp', 'class activation', grad_cam_pp, '1', 'Chattopadhay et al. 2018', _once, refuse_layers, options=_auto, library='misas'),
-    Method('hires_cam', 'class activation', hires_cam, '1', 'Draelos & Carin 2020', _once, refuse_layers, options=_auto, library='misas'),
-    Method('layer_cam', 'class activation', layer_cam, '1', 'Jiang et al. 2021', _once, refuse_layers, options=_auto, library='misas'),
+    Method('grad_cam', 'class activation', grad_cam, '1', 'Selvaraju et al. 2017', _once, refuse_means, options=_auto, library='misas',
+           unit='weighted features'),
+    Method('grad_cam_pp', 'class activation', grad_cam_pp, '1', 'Chattopadhay et al. 2018', _once, refuse_means, options=_auto, library='misas',
+           unit='weighted features'),
+    Method('hires_cam', 'class activation', hires_cam, '1', 'Draelos & Carin 2020', _once, refuse_layers, options=_auto, library='misas', unit=_each),
+    Method('layer_cam', 'class activation', layer_cam, '1', 'Jiang et al. 2021', _once, refuse_layers, options=_auto, library='misas', unit=_each),
     Method('score_cam', 'class activation', score_cam, '1 a feature', 'Wang et al. 2020', _features_used, refuse_layers, 'scores',
-           dict(layer='auto', baseline='blur', most=None), 'misas'),
-    Method('guided_grad_cam', 'class activation', guided_grad_cam, '2', 'Selvaraju et al. 2017', lambda q, o: (2, 2), refuse_guided, options=_auto, library='misas')]
+           dict(layer='auto', baseline='blur', most=None), 'misas', 'weighted features'),
+    Method('guided_grad_cam', 'class activation', guided_grad_cam, '2', 'Selvaraju et al. 2017', lambda q, o: (2, 2), _refuse_both, options=_auto,
+           library='misas')]

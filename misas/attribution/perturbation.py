@@ -16,10 +16,10 @@ from .base import Method, Raw
 from ..sample import to_numpy
 
 # %% auto #0
-__all__ = ['PERTURBATION_METHODS', 'patch_size', 'check_n', 'occlusion', 'feature_ids', 'Game', 'subsets', 'feature_ablation',
+__all__ = ['PERTURBATION_METHODS', 'patch_size', 'occlusion', 'feature_ids', 'Game', 'subsets', 'feature_ablation',
            'shapley_sampling', 'kernel_shap', 'lime', 'RandomMasks', 'rise']
 
-# %% ../../nbs/api/46_attribution_perturbation.ipynb #a3d107ab
+# %% ../../nbs/api/46_attribution_perturbation.ipynb #37d97022
 def patch_size(
     sample,  # a Sample
     size=None,  # mm, one number or one an axis; None: an eighth of the longest side of a picture, a sixth of a volume's
@@ -33,13 +33,14 @@ def patch_size(
     if not (np.isfinite(given).all() and (given > 0).all()): raise ValueError(f'{what} must be positive mm values, got {size!r}')
     voxels = np.clip(np.rint(given/sample.spacing), 1, sample.shape).astype(int)
     if (voxels == sample.shape).all(): raise ValueError(
-        f'{what} of {size} mm covers the whole image of {" x ".join(f"{o:.4g}" for o in mm)} mm, so that there is nothing to compare; choose a smaller one')
+        f'{what} of {size} mm covers the whole image of {" x ".join(f"{o:.4g}" for o in mm)} mm, which leaves nothing to compare; choose less')
     return tuple(voxels.tolist())
 
 
-def check_n(n, least=1, why=''):
-    "Raise ValueError unless n is a whole number of at least `least`."
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least: raise ValueError(f'n must be a whole number of at least {least}{why}, got {n!r}')
+def _check_n(n, least=1, why=''):
+    "n_samples as an int. ValueError unless it is a whole number of at least `least`."
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < least:
+        raise ValueError(f'n_samples must be a whole number of at least {least}{why}, got {n!r}')
     return int(n)
 
 # %% ../../nbs/api/46_attribution_perturbation.ipynb #aff77aab
@@ -126,7 +127,7 @@ def feature_ids(
     if not ids.any(): raise ValueError('features hold a single feature, so that there is nothing to compare')
     return ids
 
-# %% ../../nbs/api/46_attribution_perturbation.ipynb #d52a2038
+# %% ../../nbs/api/46_attribution_perturbation.ipynb #bbbd5910
 class Game:
     "The features of an image as players."
     def __init__(
@@ -160,7 +161,9 @@ class Game:
     def raw(self, values) -> Raw: "Each voxel gets the value of its feature."; return Raw(np.asarray(values)[self.ids])
 
 
-def subsets(n): "All coalitions of n players as bool (2^n, n); in coalition i those whose bit is set."; return np.arange(2**n)[:, None] >> np.arange(n) & 1 > 0
+def subsets(n):
+    "All coalitions of n players as bool (2^n, n): in coalition i those whose bit is set."
+    return np.arange(2**n)[:, None] >> np.arange(n) & 1 > 0
 
 # %% ../../nbs/api/46_attribution_perturbation.ipynb #98dbb55f
 def feature_ablation(
@@ -171,8 +174,8 @@ def feature_ablation(
     game = Game(q, baseline, features, size, per_channel)
     return game.raw(game.full - game.scores(game.n, lambda i, j: np.arange(game.n) != np.arange(i, j)[:, None]))
 
-# %% ../../nbs/api/46_attribution_perturbation.ipynb #045166e5
-def _all_asked(n_features, budget): "Do all coalitions but the full and the empty one cost no more than `budget` images?"; return 2.**n_features - 2 <= budget
+# %% ../../nbs/api/46_attribution_perturbation.ipynb #5c1db62f
+def _all_asked(f, budget): "Do all coalitions of f features cost no more than `budget` images?"; return 2.**f - 2 <= budget
 
 
 def _all_scores(game):
@@ -184,10 +187,10 @@ def _all_scores(game):
 def shapley_sampling(
     q,  # a Question
     *, baseline='blur', features='blocks', size=None, per_channel=False,  # see `Game`
-    n=10,  # orders in which features are shown
+    n_samples=10,  # orders in which features are shown
 ) -> Raw:
     "Shapley values of features (Castro et al. 2009); exact where there are few of them."
-    game, n = Game(q, baseline, features, size, per_channel), check_n(n)
+    game, n = Game(q, baseline, features, size, per_channel), _check_n(n_samples)
     f = game.n
     if _all_asked(f, n*(f - 1)):
         v, z, values = _all_scores(game), subsets(f), np.empty(f)
@@ -206,10 +209,10 @@ def shapley_sampling(
     v[:, 0], v[:, 1:-1], v[:, -1] = game.empty, game.scores(n*(f - 1), shown).reshape(n, f - 1), game.full
     return game.raw(np.take_along_axis(np.diff(v), place, 1).mean(0))
 
-# %% ../../nbs/api/46_attribution_perturbation.ipynb #0125ca9d
+# %% ../../nbs/api/46_attribution_perturbation.ipynb #d6b764a4
 def _n_coalitions(game_n, n):
     "Number of coalitions for a fit: four times the number of features, at least 200, where it is not given."
-    return max(200, 4*game_n) if n is None else check_n(n, 2*game_n, f', twice the number of features ({game_n})')
+    return max(200, 4*game_n) if n is None else _check_n(n, 2*game_n, f', twice the number of features ({game_n})')
 
 
 def _kernel_coalitions(f, n, rng):
@@ -226,33 +229,33 @@ def _kernel_coalitions(f, n, rng):
 def kernel_shap(
     q,  # a Question
     *, baseline='blur', features='blocks', size=None, per_channel=False,  # see `Game`
-    n=None,  # coalitions; None: four times as many as features, at least 200
+    n_samples=None,  # coalitions; None: four times as many as features, at least 200
 ) -> Raw:
     "Shapley values by weighted least squares (Lundberg and Lee 2017, theorem 2); exact where there are few features."
     game = Game(q, baseline, features, size, per_channel)
-    z, weights = _kernel_coalitions(game.n, _n_coalitions(game.n, n), q.rng())
+    z, weights = _kernel_coalitions(game.n, _n_coalitions(game.n, n_samples), q.rng())
     won, y = game.full - game.empty, game.scores(len(z), lambda i, j: z[i:j]) - game.empty
     root, z = np.sqrt(weights)[:, None], z.astype(float)
-    rest = np.linalg.lstsq(root*(z[:, :-1] - z[:, -1:]), root[:, 0]*(y - z[:, -1]*won), rcond=None)[0]  # the last value follows, as all add up to `won`
-    return game.raw([*rest, won - rest.sum()])
+    rest = np.linalg.lstsq(root*(z[:, :-1] - z[:, -1:]), root[:, 0]*(y - z[:, -1]*won), rcond=None)[0]
+    return game.raw([*rest, won - rest.sum()])                               # the last value follows, as all add up
 
-# %% ../../nbs/api/46_attribution_perturbation.ipynb #8d185f32
+# %% ../../nbs/api/46_attribution_perturbation.ipynb #28298bda
 def lime(
     q,  # a Question
     *, baseline='blur', features='blocks', size=None, per_channel=False,  # see `Game`
-    n=None,  # coalitions; None: four times as many as features, at least 200
+    n_samples=None,  # coalitions; None: four times as many as features, at least 200
     width=.25,  # of the weights: cosine distance at which they fall to 1/e
 ) -> Raw:
     "Coefficients of a linear model fitted around the image (Ribeiro et al. 2016)."
     if not (np.isscalar(width) and width > 0): raise ValueError(f'width must be a positive number, got {width!r}')
     game = Game(q, baseline, features, size, per_channel)
-    z = q.rng().random((_n_coalitions(game.n, n), game.n)) < .5
+    z = q.rng().random((_n_coalitions(game.n, n_samples), game.n)) < .5
     y = np.append(game.scores(len(z), lambda i, j: z[i:j]), game.full)
     z = np.vstack([z, np.ones(game.n)])
     root = np.exp(-((1 - np.sqrt(z.mean(1)))/width)**2/2)[:, None]
     return game.raw(np.linalg.lstsq(root*np.column_stack([z, np.ones(len(z))]), root[:, 0]*y, rcond=None)[0][:-1])
 
-# %% ../../nbs/api/46_attribution_perturbation.ipynb #03f64290
+# %% ../../nbs/api/46_attribution_perturbation.ipynb #85cdd315
 class RandomMasks:
     "Smooth random masks between 0 (covered) and 1 (shown)."
     def __init__(
@@ -269,20 +272,22 @@ class RandomMasks:
         self, i, j, like,  # masks i to j - 1, of the type and on the device of this tensor
     ) -> torch.Tensor:  # (j - i, 1, *S)
         grids = torch.as_tensor(self.grids[i:j], device=like.device).to(like.dtype)
-        large = torch.nn.functional.interpolate(grids, [g*c for g, c in zip(grids.shape[2:], self.cell)], mode={2: 'bilinear', 3: 'trilinear'}[len(self.cell)])
-        starts = self.shifts[i:j] + np.array(self.cell)//2                   # the border of the enlarged grid is flat: leave it out
-        return torch.stack([m[(slice(None), *(slice(a, a + n) for a, n in zip(at, self.shape)))] for m, at in zip(large, starts.tolist())])
+        size, mode = [g*c for g, c in zip(grids.shape[2:], self.cell)], {2: 'bilinear', 3: 'trilinear'}[len(self.cell)]
+        large = torch.nn.functional.interpolate(grids, size, mode=mode)
+        starts = (self.shifts[i:j] + np.array(self.cell)//2).tolist()        # the border of the enlarged grid is flat: leave it out
+        return torch.stack([m[(slice(None), *(slice(a, a + n) for a, n in zip(at, self.shape)))] for m, at in zip(large, starts)])
 
 
 def rise(
     q,  # a Question
     *, baseline='blur', size=None,  # what covers; mm of a cell, see `patch_size`
-    n=500,  # masks
+    n_samples=500,  # masks
     p=.5,  # chance that a cell is shown
 ) -> Raw:
     "Mean score of randomly covered images that show a voxel, less that of those which hide it (after Petsiuk et al. 2018, eq. 6)."
     if not (np.isscalar(p) and 0 < p < 1): raise ValueError(f'p must be between 0 and 1, got {p!r}')
-    masks = RandomMasks(check_n(n, 2), q.shape, patch_size(q.sample, size), p, q.rng())
+    n = _check_n(n_samples, 2)
+    masks = RandomMasks(n, q.shape, patch_size(q.sample, size), p, q.rng())
     cover, first = q.baseline(baseline), None
     scores, shown, both = 0., torch.zeros_like(q.x[0, :1]), torch.zeros_like(q.x[0, :1])
     with torch.no_grad():
@@ -295,14 +300,14 @@ def rise(
     tiny = torch.finfo(q.x.dtype).eps
     return Raw(both/shown.clamp_min(tiny) - (scores - both)/(n - shown).clamp_min(tiny))
 
-# %% ../../nbs/api/46_attribution_perturbation.ipynb #81567315
+# %% ../../nbs/api/46_attribution_perturbation.ipynb #649fa5d2
 def _featured(count):  # f(number of features, options) -> images
     "The cost of a method with features."
     return lambda q, o: (count(int(feature_ids(q.sample, o['features'], o['size'], o['per_channel']).max()) + 1, o), 0)
 
 
-def _n_orders(f, o): return 2**f if _all_asked(f, o['n']*(f - 1)) else o['n']*(f - 1) + 2
-def _n_fit(f, o): return 2**f if _all_asked(f, _n_coalitions(f, o['n'])) else _n_coalitions(f, o['n']) + 2
+def _n_orders(f, o): return 2**f if _all_asked(f, o['n_samples']*(f - 1)) else o['n_samples']*(f - 1) + 2
+def _n_fit(f, o): return 2**f if _all_asked(f, _n_coalitions(f, o['n_samples'])) else _n_coalitions(f, o['n_samples']) + 2
 def _n_windows(q, o): return len(_boxes(q, o['size'], o['stride'], o['per_channel'])) + 1, 0
 
 
@@ -311,7 +316,8 @@ PERTURBATION_METHODS = [Method(name, 'perturbation', f, words, origin, cost, nee
                         for name, f, words, origin, cost, options in [
     ('occlusion', occlusion, 'windows + 1', 'Zeiler and Fergus 2014', _n_windows, dict(baseline='blur', size=None, stride=None, per_channel=False)),
     ('feature_ablation', feature_ablation, 'features + 1', 'Zeiler and Fergus 2014', _featured(lambda f, o: f + 1), _PARTS),
-    ('rise', rise, 'n', 'Petsiuk et al. 2018', lambda q, o: (o['n'], 0), dict(baseline='blur', size=None, n=500, p=.5)),
-    ('shapley_sampling', shapley_sampling, 'n (features - 1) + 2', 'Castro et al. 2009', _featured(_n_orders), _PARTS | dict(n=10)),
-    ('lime', lime, 'n + 1', 'Ribeiro et al. 2016', _featured(lambda f, o: _n_coalitions(f, o['n']) + 1), _PARTS | dict(n=None, width=.25)),
-    ('kernel_shap', kernel_shap, 'n + 2', 'Lundberg and Lee 2017', _featured(_n_fit), _PARTS | dict(n=None))]]
+    ('rise', rise, 'n_samples', 'Petsiuk et al. 2018', lambda q, o: (o['n_samples'], 0), dict(baseline='blur', size=None, n_samples=500, p=.5)),
+    ('shapley_sampling', shapley_sampling, 'n_samples (features - 1) + 2', 'Castro et al. 2009', _featured(_n_orders), _PARTS | dict(n_samples=10)),
+    ('lime', lime, 'n_samples + 1', 'Ribeiro et al. 2016', _featured(lambda f, o: _n_coalitions(f, o['n_samples']) + 1),
+     _PARTS | dict(n_samples=None, width=.25)),
+    ('kernel_shap', kernel_shap, 'n_samples + 2', 'Lundberg and Lee 2017', _featured(_n_fit), _PARTS | dict(n_samples=None))]]

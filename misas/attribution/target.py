@@ -62,7 +62,7 @@ def _region(target, k, sample, prediction):
         f'region: a mask must be bool of shape {shape} as the sample, or name a voxel by {len(shape)} whole numbers; got {a.dtype} of shape {a.shape}')
     return a, 'mask'
 
-# %% ../../nbs/api/40_attribution_target.ipynb #6aa997c4
+# %% ../../nbs/api/40_attribution_target.ipynb #6080deba
 @dataclass(frozen=True, eq=False)
 class Frozen:
     "A target whose region is fixed. `Target.freeze` makes it."
@@ -87,7 +87,13 @@ class Frozen:
         x,  # (n, C, *S) tensor
     ) -> torch.Tensor:  # (n,)
         "The score of each image, differentiable where the model is."
-        z, mask = model.logits(x), torch.as_tensor(self.mask, device=model.device)
+        return self.of(model.logits(x))
+
+    def of(
+        self, z,  # logits (n, K, *S)
+    ) -> torch.Tensor:  # (n,)
+        "The score, from logits."
+        mask = torch.as_tensor(self.mask, device=z.device)
         if self.reduce == 'dice':
             p = z.softmax(1)[:, self.k].flatten(1)
             m = mask.flatten().to(p)
