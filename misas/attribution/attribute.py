@@ -100,14 +100,14 @@ class Attribution:
 
     def __repr__(self): return f'Attribution({self.text})'
 
-# %% ../../nbs/api/49_attribution_attribute.ipynb #fc99dbdf
+# %% ../../nbs/api/49_attribution_attribute.ipynb #9358f681
 LIMIT = .05  # of the score's difference that a complete map may miss
 
 
 def _refusal(m, q, options):
     "Why this method must not run, or None."
     if m.needs == 'gradient' and q.module is None and q.anatomy.gradient:
-        return f'{q.anatomy.gradient}; use a method without gradients, such as occlusion'
+        return f'{q.anatomy.gradient.removeprefix(q.model.name + ": ")}; use a method without gradients, such as occlusion'
     try: return m.refuse(q, options) if m.refuse else None
     except ImportError as e: return str(e)
 
@@ -127,7 +127,7 @@ def _checked(raw, m, q):
         'take more n_steps where the method has them, a baseline nearer to the image, or a method without a baseline, such as smoothgrad')
     return map.astype(np.float32)
 
-# %% ../../nbs/api/49_attribution_attribute.ipynb #e5e4667a
+# %% ../../nbs/api/49_attribution_attribute.ipynb #73b34fe9
 COMMON = dict(baseline='blur', n_steps=50, layer='auto')  # options of many methods, with what `attribute` has by default
 
 
@@ -164,7 +164,8 @@ def attribute(
     q = Question(model, sample, target, internal_batch=internal_batch, seed=seed, progress=progress)
     with untouched(q.module):
         if reason := _refusal(m, q, options): raise Refused(f'{m.name} refuses {q.model.name}: {reason}')
-        raw = m.run(q, **options)
+        try: raw = m.run(q, **options)
+        except Refused as e: raise Refused(f'{m.name} refuses {q.model.name}: {e}') from e
         passes = q.passes.forwards, q.passes.backwards
         map = _checked(raw, m, q)
         return Attribution(map, m.name, q.target, q.sample, q.model, q.prediction, options, q.value, passes, raw.delta, raw.gap, asked)

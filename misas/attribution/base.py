@@ -24,7 +24,7 @@ from ..models.base import as_batch
 __all__ = ['BASELINES', 'Refused', 'Raw', 'Method', 'make_baseline', 'is_constant', 'measures', 'seen_by_preprocess', 'Measured',
            'Passes', 'Question']
 
-# %% ../../nbs/api/42_attribution_base.ipynb #be975dc3
+# %% ../../nbs/api/42_attribution_base.ipynb #e367f32d
 class Refused(ValueError):
     "A method that would be wrong on this network, or cannot run on it; the message says why, and what to use instead."
 
@@ -51,6 +51,7 @@ class Method:
     options: dict = field(default_factory=dict)  # its own, with defaults
     library: str = 'captum'  # that computes it
     unit: str = ''  # of the map; {score} stands for that of the target
+    slope: bool = False  # are its values slopes, which have to be multiplied by a change of the image to say what it does?
 
 # %% ../../nbs/api/42_attribution_base.ipynb #096907b9
 BASELINES = 'blur', 'mean', 'min', 'zero'

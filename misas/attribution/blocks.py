@@ -40,13 +40,12 @@ def block_labels(
     index = [(np.arange(n) + (c*k - n)//2)//k for n, k, c in zip(shape, steps, counts)]
     return np.ravel_multi_index(np.meshgrid(*index, indexing='ij'), counts)
 
-# %% ../../nbs/api/57_attribution_blocks.ipynb #446d8ce1
+# %% ../../nbs/api/57_attribution_blocks.ipynb #83ed851d
 def is_slope(
     attribution,  # or `OwnMap`
 ) -> bool:
     "Are the values of a map slopes, so that they have to be multiplied by the change?"
-    if isinstance(attribution, OwnMap): return attribution.slope
-    return attribution.method == 'guided_grad_cam' or METHODS[attribution.method].unit == '{score} per grey value'
+    return attribution.slope if isinstance(attribution, OwnMap) else METHODS[attribution.method].slope
 
 # %% ../../nbs/api/57_attribution_blocks.ipynb #430e73ae
 class OwnMap:

@@ -282,7 +282,7 @@ def _features_used(q, options):
     k = next(c for c in q.anatomy.calls if c.name == pick_layer(q, options['layer'])[0]).shape[1]
     return 1 + min(k, options['most'] or k), 0
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #9ac4b526
+# %% ../../nbs/api/44_attribution_cam.ipynb #dc51ed65
 def guided_grad_cam(q: Question, layer='auto') -> Raw:
     "Guided backpropagation where Grad-CAM is positive, times Grad-CAM. With signs."
     return Raw(guided_backprop(q).map*grad_cam(q, layer).map)
@@ -302,4 +302,4 @@ CAM_METHODS = [
     Method('score_cam', 'class activation', score_cam, '1 a feature', 'Wang et al. 2020', _features_used, refuse_layers, 'scores',
            dict(layer='auto', baseline='blur', most=None), 'misas', 'weighted features'),
     Method('guided_grad_cam', 'class activation', guided_grad_cam, '2', 'Selvaraju et al. 2017', lambda q, o: (2, 2), _refuse_both, options=_auto,
-           library='misas')]
+           library='misas', unit='slope x weighted features', slope=True)]

@@ -77,7 +77,7 @@ def with_logits(
     model.forward, model.activation = logs, 'softmax'
     return model
 
-# %% ../../nbs/api/41_attribution_network.ipynb #1fb56142
+# %% ../../nbs/api/41_attribution_network.ipynb #6a71deff
 def _hookable(module): return module is not None and not any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
 
 
@@ -89,7 +89,7 @@ def _picture_of(m):
 def _put_back(m, held):
     for k in [k for k in vars(m) if k not in held]: del m.__dict__[k]
     for k, (v, content) in held.items():
-        if content is not None and v != content:
+        if content is not None:  # compared they cannot be: they hold tensors
             v.clear()
             (v.extend if isinstance(v, list) else v.update)(content)
         m.__dict__[k] = v
@@ -180,7 +180,7 @@ class _Watch(TorchDispatchMode):
         self.products += len(where) == 2 and not self.constants & set(where)
         return 'mul'
 
-# %% ../../nbs/api/41_attribution_network.ipynb #d79e6118
+# %% ../../nbs/api/41_attribution_network.ipynb #a46e0605
 ACTIVATION_KINDS = {n for n in nn.modules.activation.__all__ if n != 'MultiheadAttention'}
 
 
@@ -217,8 +217,9 @@ class Anatomy:
         return found
 
     def pick_layer(self) -> str:
-        "The last layer after an activation at the coarsest resolution. ValueError if there is none."
-        fit = [c for c in self.calls if c.name and c.after_activation and len(c.shape) == self.ndim + 2 and c.shape[1] > 1 and np.prod(c.shape[2:]) > 1]
+        "The last layer after an activation at the coarsest resolution, of those that work once in a pass. ValueError if there is none."
+        maps = [c for c in self.calls if c.name and len(c.shape) == self.ndim + 2 and c.shape[1] > 1 and np.prod(c.shape[2:]) > 1]
+        fit = [c for c in maps if c.after_activation and c.n == self.forwards]
         if not fit: raise ValueError('layer: the network has no layer that ends in an activation; name one of model.layers(sample)')
         coarsest = min(np.prod(c.shape[2:]) for c in fit)
         return [c for c in fit if np.prod(c.shape[2:]) == coarsest][-1].name

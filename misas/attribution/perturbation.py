@@ -300,7 +300,7 @@ def rise(
     tiny = torch.finfo(q.x.dtype).eps
     return Raw(both/shown.clamp_min(tiny) - (scores - both)/(n - shown).clamp_min(tiny))
 
-# %% ../../nbs/api/46_attribution_perturbation.ipynb #649fa5d2
+# %% ../../nbs/api/46_attribution_perturbation.ipynb #c386867d
 def _featured(count):  # f(number of features, options) -> images
     "The cost of a method with features."
     return lambda q, o: (count(int(feature_ids(q.sample, o['features'], o['size'], o['per_channel']).max()) + 1, o), 0)
@@ -312,7 +312,7 @@ def _n_windows(q, o): return len(_boxes(q, o['size'], o['stride'], o['per_channe
 
 
 _PARTS = dict(baseline='blur', features='blocks', size=None, per_channel=False)
-PERTURBATION_METHODS = [Method(name, 'perturbation', f, words, origin, cost, needs='scores', options=options, library='misas')
+PERTURBATION_METHODS = [Method(name, 'perturbation', f, words, origin, cost, needs='scores', options=options, library='misas', unit='{score}')
                         for name, f, words, origin, cost, options in [
     ('occlusion', occlusion, 'windows + 1', 'Zeiler and Fergus 2014', _n_windows, dict(baseline='blur', size=None, stride=None, per_channel=False)),
     ('feature_ablation', feature_ablation, 'features + 1', 'Zeiler and Fergus 2014', _featured(lambda f, o: f + 1), _PARTS),
