@@ -126,7 +126,7 @@ class Measured:
         like, self.turn = self.images[self.turn % len(self.images)], self.turn + 1
         return self.preprocess(image, like=like)
 
-# %% ../../nbs/api/42_attribution_base.ipynb #59faede8
+# %% ../../nbs/api/42_attribution_base.ipynb #49cc2671
 @dataclass
 class Passes:
     "Images that went through the network."
@@ -165,14 +165,19 @@ class Question:
         if model.activation in ('softmax', 'sigmoid'): return model  # translated from ONNX without its last softmax
         return with_logits(model, kind) if kind in ('none', 'labels') and (self.target.log_odds or self.target.reduce == 'dice') else model
 
+    def _together(self, most):
+        "How many images a CPU takes at once: small ones in numbers; of volumes up to `most` voxels two, as torch is slow with a single one."
+        voxels = int(np.prod(self.shape))
+        return max(min(8, 2**16//voxels), 2 if self.ndim == 3 and voxels <= most else 1)
+
     @property
     def batch(self):
-        "Images in one pass without gradients: on a CPU one picture, as more are no faster there, or four volumes; eight pictures elsewhere."
-        return self.internal_batch or ({2: 1, 3: 4} if self.model.device.type == 'cpu' else {2: 8, 3: 2})[self.ndim]
+        "Images in one pass without gradients."
+        return self.internal_batch or (self._together(2**18) if self.model.device.type == 'cpu' else {2: 8, 3: 2}[self.ndim])
     @property
     def grad_batch(self):
-        "Images in one pass with gradients."
-        return self.internal_batch or (1 if self.model.device.type == 'cpu' or self.ndim == 3 else 8)
+        "Images in one pass with gradients, which remember all features, so fewer."
+        return self.internal_batch or (self._together(2**17) if self.model.device.type == 'cpu' else {2: 8, 3: 1}[self.ndim])
 
     @cached_property
     def anatomy(self): "What the network is made of; one forward pass."; return anatomy(self.net, self.x)

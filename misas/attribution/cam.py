@@ -151,7 +151,7 @@ def mean_removed_by(
             done.add(n)
     return ' and '.join(sorted(norms))
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #ec6aefb1
+# %% ../../nbs/api/44_attribution_cam.ipynb #fb049012
 def _listen(q, module, grads, score, x):
     "Features of a layer for each call of the network, spatial shapes of its input, and the score, from which gradients reach the features."
     grids, kept = [], []
@@ -170,7 +170,7 @@ def features(
     q: Question,
     layer='auto',  # see `pick_layer`
     grads=True,  # with gradients of the score?
-    x=None,  # (1, C, *S) tensor; None: the image of the question
+    x=None,  # (n, C, *S) tensor; None: the image of the question
 ) -> Features:
     "What a layer gives for an image. Refused if the score of the question's image does not depend on it."
     name, module = pick_layer(q, layer)
@@ -179,7 +179,7 @@ def features(
     found = Features(name, plain(kept), [], grids, [placement(q.anatomy.calls, g, k.shape[2:]) for g, k in zip(grids, kept)])
     if not grads: return found
     if score.requires_grad:
-        q.passes.backwards += 1
+        q.passes.backwards += 1 if x is None else len(x)
         if x is None: found.norm = mean_removed_by(score, kept[0])
         found.grads = plain(torch.zeros_like(t) if g is None else g for g, t in zip(torch.autograd.grad(score, kept, allow_unused=True), kept))
     if x is None and not any(g.any() for g in found.grads):

@@ -30,7 +30,7 @@ def input_x_gradient(q: Question) -> Raw:
     "Grey value times gradient."
     return Raw((q.x*q.gradient(q.x))[0])
 
-# %% ../../nbs/api/43_attribution_gradient.ipynb #4a7bfba7
+# %% ../../nbs/api/43_attribution_gradient.ipynb #3b51eb7e
 def over_gradients(
     q: Question,
     n,  # images
@@ -50,7 +50,9 @@ def completed(
     baselines,  # list of (1, C, *S)
 ) -> Raw:  # with delta, gap
     "How far the map is from adding up to the difference between the image's score and that of the baselines."
-    base = q.scores(len(baselines), lambda i, j: torch.cat(baselines[i:j]))
+    asked = baselines if 'value' in q.__dict__ else [q.x, *baselines]  # what is known is not asked again
+    base = q.scores(len(asked), lambda i, j: torch.cat(asked[i:j]))
+    if asked is not baselines: q.value, base = float(base[0]), base[1:]
     difference, total = q.value - base.mean(), float(map.double().sum())
     scale = max(abs(difference), .02*float(map.double().abs().sum()), 1e-12)  # where contributions cancel, a small rest says nothing
     return Raw(map, total - difference, abs(total - difference)/scale)
