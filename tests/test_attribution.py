@@ -56,13 +56,13 @@ def test_leaves_no_trace(name, d):
     "Byte for byte and hook for hook: after a run, and after being stopped in each of its passes."
     net, sample = unet(d, act=lambda: nn.ReLU(inplace=True)), SAMPLES[d]
     model, target, image = as_model(net, activation='softmax'), Target(1, sample.labels == 1), sample.image.copy()
-    before, luck = trace(net), (torch.get_rng_state(), np.random.get_state()[1].copy())  # noqa: NPY002
+    before, luck = trace(net), (torch.get_rng_state(), np.random.get_state()[1].copy())
     a = attribute(model, sample, target, name, progress=False, **quick(name))
     assert np.isfinite(a.map).all() and a.map.any() and a.map.shape[1:] == sample.shape
 
     def clean():
         assert trace(net) == before
-        assert torch.equal(torch.get_rng_state(), luck[0]) and np.array_equal(np.random.get_state()[1], luck[1])  # noqa: NPY002
+        assert torch.equal(torch.get_rng_state(), luck[0]) and np.array_equal(np.random.get_state()[1], luck[1])
         assert np.array_equal(sample.image, image)
     clean()
     again = attribute(model, sample, target, name, progress=False, **quick(name))

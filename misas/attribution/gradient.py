@@ -211,7 +211,7 @@ def refuse_constant(q, options):
             f'baseline is constant, and {words(q.anatomy.norms)} divides by the spread of each image, so the contributions would not add up; '
             "use baseline='blur'")
 
-# %% ../../nbs/api/43_attribution_gradient.ipynb #fc3dc8de
+# %% ../../nbs/api/43_attribution_gradient.ipynb #c028681f
 _noise, _path = dict(n_samples=50, sigma=.05), dict(baseline='blur', n_steps=50)
 _slope, _square, _part = '{score} per grey value', '({score} per grey value)²', '{score}'
 def _once(q, o): return 1, 1
@@ -220,7 +220,8 @@ def _shap(q, o): return o['n_samples'] + 1 + len(several(q, o['baseline'])), o['
 def _lifts(q, o): return 1 + 3*len(several(q, o['baseline'])), 2*len(several(q, o['baseline']))
 
 
-GRADIENT_METHODS = [Method(name, 'gradient', f, words, origin, cost, refuse, options=options, library='misas', unit=unit, slope=unit == _slope)
+GRADIENT_METHODS = [Method(name, 'gradient', f, words, origin, cost, refuse, options=options, library='misas', unit=unit,
+                           slope=unit == _slope)
                     for name, f, words, origin, cost, refuse, options, unit in [
     ('saliency', saliency, '1', 'Simonyan et al. 2013', _once, None, {}, _slope),
     ('input_x_gradient', input_x_gradient, '1', 'Shrikumar et al. 2016', _once, None, {}, _part),
@@ -230,7 +231,8 @@ GRADIENT_METHODS = [Method(name, 'gradient', f, words, origin, cost, refuse, opt
     ('smoothgrad_squared', smoothgrad_squared, 'n_samples', 'Hooker et al. 2019', _sampled, None, _noise, _square),
     ('vargrad', vargrad, 'n_samples', 'Adebayo et al. 2018', _sampled, None, _noise, _square),
     ('gradient_shap', gradient_shap, 'n_samples', 'Erion et al. 2021', _shap, refuse_constant, dict(baseline='blur', n_samples=50), _part)]]
-GRADIENT_METHODS += [Method(name, 'modified gradient', f, words, origin, cost, refuse, options=options, library='captum', unit=unit, slope=unit == _slope)
+GRADIENT_METHODS += [Method(name, 'modified gradient', f, words, origin, cost, refuse, options=options, library='captum', unit=unit,
+                            slope=unit == _slope)
                      for name, f, words, origin, cost, refuse, options, unit in [
     ('deep_lift', deep_lift, '2', 'Shrikumar et al. 2017', lambda q, o: (4, 2), refuse_deep_lift, dict(baseline='blur'), _part),
     ('deep_lift_shap', deep_lift_shap, '2 a baseline', 'Lundberg & Lee 2017', _lifts, refuse_deep_lift, dict(baseline='blur'), _part),

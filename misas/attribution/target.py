@@ -17,7 +17,7 @@ from ..sample import Sample, class_names
 # %% auto #0
 __all__ = ['REDUCE', 'Target', 'Frozen']
 
-# %% ../../nbs/api/40_attribution_target.ipynb #342b0883
+# %% ../../nbs/api/40_attribution_target.ipynb #e7e92a5b
 REDUCE = {'mean': 'mean logit', 'sum': 'sum of the logits', 'dice': 'soft Dice'}
 
 
@@ -28,7 +28,7 @@ class Target:
     region: object = 'prediction'  # 'prediction', 'labels', 'boundary', a mask (*S), or a voxel
     reduce: str = 'mean'  # 'mean' or 'sum' of the logits; 'dice': soft Dice of the class's probabilities with the region
     band: float | None = field(default=None, kw_only=True)  # mm on each side of the outline, for 'boundary'; None: one voxel
-    log_odds: bool = field(default=False, kw_only=True)  # of the class against all others, instead of its logit; also for models that have only probabilities
+    log_odds: bool = field(default=False, kw_only=True)  # of the class against all others; also for models with probabilities only
 
     def __post_init__(self):
         if self.reduce not in REDUCE: raise ValueError(f'reduce must be one of {", ".join(REDUCE)}, got {self.reduce!r}')
@@ -36,7 +36,7 @@ class Target:
             raise ValueError(f"region must be 'prediction', 'labels', 'boundary', a mask or a voxel, got {self.region!r}")
         if self.band is not None and not self.band > 0: raise ValueError(f'band must be a positive number of mm, got {self.band!r}')
 
-# %% ../../nbs/api/40_attribution_target.ipynb #4ca2f6eb
+# %% ../../nbs/api/40_attribution_target.ipynb #6974a3ab
 def _near_outline(mask, spacing, band):
     "Voxels within `band` mm of the outline of `mask`, on both sides; by default the voxels next to it."
     from scipy.ndimage import distance_transform_edt
@@ -59,7 +59,7 @@ def _region(target, k, sample, prediction):
         a[at] = True
         return a, f'voxel {at}'
     if a.dtype != bool or a.shape != shape: raise ValueError(
-        f'region: a mask must be bool of shape {shape} as the sample, or name a voxel by {len(shape)} whole numbers; got {a.dtype} of shape {a.shape}')
+        f'region must be a bool mask of shape {shape} as the sample, or a voxel, {len(shape)} whole numbers; got {a.dtype} of shape {a.shape}')
     return a, 'mask'
 
 # %% ../../nbs/api/40_attribution_target.ipynb #6080deba
