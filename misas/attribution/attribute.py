@@ -52,7 +52,7 @@ def methods(
             rows.append((None, None, reason) if reason else (*m.cost(q, m.options), ''))
     return table.assign(**dict(zip(('forward', 'backward', 'refused'), zip(*rows)))).astype(dict(forward='Int64', backward='Int64'))
 
-# %% ../../nbs/api/49_attribution_attribute.ipynb #18694096
+# %% ../../nbs/api/49_attribution_attribute.ipynb #c679a91a
 @dataclass(frozen=True, eq=False)
 class Attribution:
     "Where a model looks, in one image, for one target, by one method. `attribute` makes it."
@@ -67,6 +67,7 @@ class Attribution:
     passes: tuple  # images that went forward and backward through the network
     delta: float | None = None  # for methods whose map must add up: sum of the map - (score of the image - score of the baseline)
     gap: float | None = None  # the same as a fraction of what it must add up to
+    baseline_score: float | None = None  # what the target scores without anything to be seen; near `score`, there is little to explain
     asked: dict = field(default_factory=dict, repr=False)  # how it was called
 
     @property
@@ -77,8 +78,9 @@ class Attribution:
     @property
     def text(self):
         gap = '' if self.gap is None else f'; adds up to within {100*self.gap:.2g} %'
+        base = '' if self.baseline_score is None else f' ({self.baseline_score:.3g} for the baseline)'
         cost = f'{self.passes[0]} forward and {self.passes[1]} backward passes'
-        return f'{self.method} of the {self.target.text}, which is {self.score:.3g}{gap}; {cost}'
+        return f'{self.method} of the {self.target.text}, which is {self.score:.3g}{base}{gap}; {cost}'
 
     @property
     def unit(self): return METHODS[self.method].unit.format(score=self.target.unit)
@@ -127,7 +129,7 @@ def _checked(raw, m, q):
         'take more n_steps where the method has them, a baseline nearer to the image, or a method without a baseline, such as smoothgrad')
     return map.astype(np.float32)
 
-# %% ../../nbs/api/49_attribution_attribute.ipynb #73b34fe9
+# %% ../../nbs/api/49_attribution_attribute.ipynb #5ef5c194
 COMMON = dict(baseline='blur', n_steps=50, layer='auto')  # options of many methods, with what `attribute` has by default
 
 
@@ -168,4 +170,4 @@ def attribute(
         except Refused as e: raise Refused(f'{m.name} refuses {q.model.name}: {e}') from e
         passes = q.passes.forwards, q.passes.backwards
         map = _checked(raw, m, q)
-        return Attribution(map, m.name, q.target, q.sample, q.model, q.prediction, options, q.value, passes, raw.delta, raw.gap, asked)
+        return Attribution(map, m.name, q.target, q.sample, q.model, q.prediction, options, q.value, passes, raw.delta, raw.gap, raw.base, asked)

@@ -24,7 +24,7 @@ from ..models.base import as_batch
 __all__ = ['BASELINES', 'Refused', 'Raw', 'Method', 'make_baseline', 'is_constant', 'measures', 'seen_by_preprocess', 'Measured',
            'Passes', 'Question']
 
-# %% ../../nbs/api/42_attribution_base.ipynb #e367f32d
+# %% ../../nbs/api/42_attribution_base.ipynb #53395b5d
 class Refused(ValueError):
     "A method that would be wrong on this network, or cannot run on it; the message says why, and what to use instead."
 
@@ -35,6 +35,7 @@ class Raw:
     map: object  # tensor or array (C', *S): C' channels of the image, or 1 where all are treated together
     delta: float | None = None  # sum of the map - (score of the image - score of the baseline), for methods whose map must add up
     gap: float | None = None  # |delta| as a fraction of what it must add up to
+    base: float | None = None  # score of the baseline
 
 
 @dataclass(frozen=True)

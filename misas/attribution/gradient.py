@@ -30,7 +30,7 @@ def input_x_gradient(q: Question) -> Raw:
     "Grey value times gradient."
     return Raw((q.x*q.gradient(q.x))[0])
 
-# %% ../../nbs/api/43_attribution_gradient.ipynb #3b51eb7e
+# %% ../../nbs/api/43_attribution_gradient.ipynb #1f731783
 def over_gradients(
     q: Question,
     n,  # images
@@ -55,7 +55,7 @@ def completed(
     if asked is not baselines: q.value, base = float(base[0]), base[1:]
     difference, total = q.value - base.mean(), float(map.double().sum())
     scale = max(abs(difference), .02*float(map.double().abs().sum()), 1e-12)  # where contributions cancel, a small rest says nothing
-    return Raw(map, total - difference, abs(total - difference)/scale)
+    return Raw(map, total - difference, abs(total - difference)/scale, float(base.mean()))
 
 # %% ../../nbs/api/43_attribution_gradient.ipynb #a907aac5
 def _noisy(q, n_samples, sigma):
@@ -96,7 +96,7 @@ def integrated_gradients(q: Question, baseline='blur', n_steps=50) -> Raw:
     over_gradients(q, n_steps, lambda i, j: base + column(along, i, j)*(q.x - base), use, 'steps')
     return completed(q, (q.x - base)[0]*total.to(q.x), [base])
 
-# %% ../../nbs/api/43_attribution_gradient.ipynb #a4fa0eb6
+# %% ../../nbs/api/43_attribution_gradient.ipynb #ef2714a8
 def several(
     q: Question,
     spec='blur',  # 'blur': three widths; another baseline, or a list of them
@@ -117,7 +117,7 @@ def gradient_shap(q: Question, baseline='blur', n_samples=50) -> Raw:
     def use(i, g): total.add_(((q.x - pick(i, i + len(g)))*g).double().sum(0))
     over_gradients(q, n_samples, points, use, 'points')
     done = completed(q, total/n_samples, [bases[k] for k in range(len(bases))])
-    return Raw(done.map, done.delta)
+    return Raw(done.map, done.delta, base=done.base)
 
 # %% ../../nbs/api/43_attribution_gradient.ipynb #2ad909b6
 class _Scored(nn.Module):

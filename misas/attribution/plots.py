@@ -233,7 +233,7 @@ def colour_bar(
     bar.ax.tick_params(labelsize=7)
     return bar
 
-# %% ../../nbs/api/48_attribution_plots.ipynb #e98ac9c0
+# %% ../../nbs/api/48_attribution_plots.ipynb #cee192fe
 def panels(
     wide, high,  # mm: width of each column, height of the highest picture
     n_rows=1,
@@ -274,7 +274,8 @@ def side_by_side(
     alone, zero, t = flat_map(sample, np.zeros(sample.shape, np.float32), mask, index, axis)
     n, (high, wide) = len(maps) + bool(image), size_mm(alone)
     n_cols = min(n_cols, n)
-    fig, axs, cax = panels([wide]*n_cols, high, -(-n//n_cols), n_cols*size + 1, words=.55 if any(units) else .4)
+    fig, axs, cax = panels([wide]*n_cols, high, -(-n//n_cols), n_cols*size + 1,
+                           words=.08 + .16*(2 + any(units) + max(str(k).count('\n') for k in maps)))
     if image: draw_map(axs.flat[0], alone, zero, t, 1., window, title=alone.name)
     for ax, (name, total) in zip(axs.flat[int(bool(image)):], totals.items()):
         unit, limit = units.get(name, '') if isinstance(units, dict) else units, map_limit(total)
