@@ -182,3 +182,113 @@ def test_saved_map_lies_where_the_image_lies(tmp_path):
     a = attribute(as_model(unet(3), activation='softmax'), sample, Target(1, sample.labels == 1), 'saliency')
     file = nib.load(a.save(tmp_path/'map.nii.gz'))
     assert np.allclose(file.affine, affine) and np.array_equal(np.asarray(file.dataobj), a.map[0])
+
+
+class Rereads(nn.Module):
+    "An in-place ReLU whose input is read again: what it reads then has been overwritten."
+    def __init__(self, inplace):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.act, self.b, self.c = nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(inplace), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        y = self.b(self.act(x))
+        return self.c(x + y)
+
+
+def on_slice(net, method, **kw):
+    sample = SAMPLES[2]
+    return attribute(as_model(net, activation='softmax'), sample, Target(1, sample.labels == 1), method, progress=False, **kw)
+
+
+def test_in_place_is_part_of_the_network():
+    net, sample = Rereads(True), SAMPLES[2]
+    a = on_slice(net, 'saliency')
+    with torch.no_grad(): own = net(torch.as_tensor(sample.image[None]))[0, 1][torch.as_tensor(sample.labels == 1)].mean().item()
+    assert abs(a.score - own) < 1e-6 and abs(on_slice(Rereads(False), 'saliency').score - own) > 1e-3
+    for method in ('guided_backprop', 'deep_lift', 'lrp'):
+        with pytest.raises(Refused, match='in-place activation overwrites'): on_slice(net, method)
+
+
+class GuidedRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp_min(0)
+
+    @staticmethod
+    def backward(ctx, g): return g.clamp_min(0)*(ctx.saved_tensors[0] > 0)
+
+
+def test_guided_where_a_relu_shares_its_input():
+    "The skip beside a ReLU keeps its own gradient; the rule is written out by hand here."
+    net, sample = Rereads(False).eval(), SAMPLES[2]
+    x = torch.as_tensor(sample.image[None]).requires_grad_()
+    y = net.a(x)
+    net.c(y + net.b(GuidedRule.apply(y)))[0, 1][torch.as_tensor(sample.labels == 1)].mean().backward()
+    assert np.abs(on_slice(net, 'guided_backprop').map - x.grad[0].numpy()).max() < 1e-6*x.grad.abs().max()
+
+
+def test_deep_lift_through_pooling_behind_an_activation():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 1))
+    assert on_slice(net, 'deep_lift').gap < 1e-3
+
+
+def test_images_of_a_batch_that_change_each_other():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    for method in ('rise', 'lime', 'occlusion', 'integrated_gradients'):
+        assert np.array_equal(on_slice(net, method, **quick(method)).map, on_slice(net, method, internal_batch=1, **quick(method)).map)
+
+
+def test_compiled_networks_run_as_written():
+    plain = on_slice(unet(2), 'guided_backprop')
+    net = unet(2)
+    net.compile(backend='eager')
+    on_slice(net, 'saliency')
+    assert np.array_equal(on_slice(net, 'guided_backprop').map, plain.map) and net._compiled_call_impl is not None
+
+
+def test_channels_last_is_no_feature_map():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.l, self.g, self.u = nn.Conv2d(1, 8, 4, 4), nn.Linear(8, 8), nn.GELU(), nn.ConvTranspose2d(8, 2, 4, 4)
+
+        def forward(self, x): return self.u(self.g(self.l(self.c(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2))
+    with pytest.raises(Refused, match='no layer that ends in an activation'): on_slice(Last(), 'grad_cam')
+    with pytest.raises(Refused, match='no feature maps'): on_slice(Last(), 'grad_cam', layer='g')
+
+
+@pytest.mark.parametrize('inside', [torch.no_grad, torch.inference_mode])
+def test_inside_no_grad(inside):
+    for method in ('saliency', 'deep_lift', 'grad_cam', 'lrp'):
+        net = unet(2)
+        with inside(): there = on_slice(net, method)
+        assert np.allclose(there.map, on_slice(net, method).map, atol=1e-6)
+
+
+def test_learner_leaves_chance_alone():
+    import random
+
+    from misas.demo import demo_learner, demo_sample
+    learn, sample = demo_learner(), demo_sample()
+    before = random.getstate()
+    attribute(learn, sample, 'WM', 'saliency')
+    assert random.getstate() == before
+
+
+def test_onnx_without_translation(tmp_path, monkeypatch):
+    "What onnx2torch cannot translate has no gradients, but scores."
+    from misas.models.onnx import OnnxModel
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)).eval()
+    torch.onnx.export(net, torch.zeros(1, 1, 24, 20), str(tmp_path/'net.onnx'), input_names=['x'], dynamo=False, opset_version=13)
+
+    def fails(self): raise ValueError('onnx2torch cannot translate it, so it has no gradients')
+    monkeypatch.setattr(OnnxModel, 'to_torch', fails)
+    sample = SAMPLES[2]
+    model, target = as_model(tmp_path/'net.onnx', activation='softmax'), Target(1, sample.labels == 1)
+    assert np.allclose(attribute(model, sample, target, 'occlusion').map, attribute(as_model(net, activation='softmax'), sample, target, 'occlusion').map, atol=1e-5)
+    with pytest.raises(Refused, match='has no gradients; .*such as occlusion'): attribute(model, sample, target, 'saliency')

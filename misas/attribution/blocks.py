@@ -89,7 +89,7 @@ def map_again(
     if not np.isfinite(raw).all(): raise ValueError(f'{a.method} gives NaN or infinite values when something is changed')
     return raw.astype(np.float32)
 
-# %% ../../nbs/api/57_attribution_blocks.ipynb #4d48008e
+# %% ../../nbs/api/57_attribution_blocks.ipynb #44793640
 class Blocks:
     "The image of an attribution in blocks that can be replaced."
     def __init__(
@@ -101,6 +101,7 @@ class Blocks:
         progress=True,  # show a progress bar when it takes long?
     ):
         a = attribution
+        if not hasattr(a, 'target'): raise TypeError(f'attribution must come from attribute(...), or be an OwnMap; got {type(a).__name__}')
         self.q = Question(a.model, a.sample, a.target, internal_batch=internal_batch, progress=progress)
         own = a.options.get('baseline', 'blur')
         self.baseline = baseline if baseline is not None else own[0] if isinstance(own, (list, tuple)) else own  # of several the first

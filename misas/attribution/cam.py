@@ -72,7 +72,7 @@ def bring_home(
         maps = [torch.where(w > 0, m/w, 0) for m, w in zip(maps, weights)]
     return home(maps)
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #4a038cdc
+# %% ../../nbs/api/44_attribution_cam.ipynb #52d4ce5d
 @dataclass
 class Features:
     "What a layer gives for one image; the lists have an entry for each call of the network."
@@ -107,7 +107,7 @@ def pick_layer(
     except ValueError as e: raise Refused(str(e)) from None
     module, call = q.anatomy.layer(name), next(c for c in q.anatomy.calls if c.name == name)
     gives = f'an output of shape {call.shape}' if call.shape else 'no single tensor'
-    if len(call.shape) != q.anatomy.ndim + 2: raise Refused(f'layer {name!r} gives {gives}, no feature maps (N, K, *S); choose another one')
+    if not q.anatomy.gives_maps(call): raise Refused(f'layer {name!r} gives {gives}, no feature maps (N, K, *S); choose another one')
     if call.n > q.anatomy.forwards: raise Refused(f'layer {name!r} works {call.n//q.anatomy.forwards} times in one pass; choose one that works once')
     return name, module
 

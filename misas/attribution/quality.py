@@ -66,7 +66,7 @@ class Infidelity:
         ax.grid(alpha=.3)
         return ax
 
-# %% ../../nbs/api/60_attribution_quality.ipynb #cb1ef6d6
+# %% ../../nbs/api/60_attribution_quality.ipynb #721a388b
 def infidelity(
     attribution,
     *, n=100,  # changed images
@@ -81,7 +81,7 @@ def infidelity(
 ) -> Infidelity:
     "How well does the map foretell what happens to the score when parts of the image change? n forward passes."
     if by not in ('baseline', 'noise'): raise ValueError(f"by must be 'baseline' or 'noise', got {by!r}")
-    n, share = check_count('n', n, 2), check_share('share', share or (.02 if by == 'baseline' else 1.))
+    n, share = check_count('n', n, 2), check_share('share', (.02 if by == 'baseline' else 1.) if share is None else share)
     scale = (1. if by == 'baseline' else .2) if scale is None else scale
     if not isinstance(scale, Real) or not 0 < scale < np.inf: raise ValueError(f'scale must be a number above 0, got {scale!r}')
     if by == 'noise' and not is_slope(attribution): raise ValueError(

@@ -85,7 +85,7 @@ def _as_methods(methods, question, budget):
     if not out: raise ValueError('methods is empty; name at least one, or leave it out for all that are cheap enough')
     return out, []
 
-# %% ../../nbs/api/61_attribution_rank.ipynb #be810aef
+# %% ../../nbs/api/61_attribution_rank.ipynb #0d978dac
 def _one(model, sample, frozen, name, f, options, common):
     "The attribution of one method; `common` are the options that all methods share, as far as they take them."
     if f is not None: return OwnMap(SimpleNamespace(model=model, sample=sample, target=frozen, options={}), f, name, **options)
@@ -106,7 +106,10 @@ def _graded(index, model, sample, frozen, chosen, measures, options, common, bar
             if bar is not None: bar.update()
         if f is None: yield 'cost', (name, *a.passes)
         for what, (measure, kw) in measures.items():
-            got = measure.grade(a, blocks, **kw)
+            try: got = measure.grade(a, blocks, **kw)
+            except ValueError as e:  # one measure on one image; the rest goes on
+                yield 'refused', (sample.name, name, f'{what}: {e}')
+                continue
             low, high = got.interval() if hasattr(got, 'interval') else (np.nan, np.nan)
             yield 'value', (index, sample.name, name, what, float(getattr(got, 'value', got)), low, high)
 

@@ -44,7 +44,7 @@ def _need(module, what):
     try: return import_module(module)
     except ImportError as e: raise ImportError(f'{what} needs {module}: pip install "misas[onnx]"') from e
 
-# %% ../../nbs/api/13_models_onnx.ipynb #2a153bf2
+# %% ../../nbs/api/13_models_onnx.ipynb #71880905
 class OnnxModel(Model):
     "A model made of an ONNX file."
     def __init__(
@@ -59,11 +59,13 @@ class OnnxModel(Model):
         gpu = self.device.type == 'cuda'
         if gpu and 'CUDAExecutionProvider' not in ort.get_available_providers(): raise ValueError(
             "device='cuda' needs onnxruntime with CUDA (pip install onnxruntime-gpu); or use to_torch()")
+        self._torch = self._failed = None  # the translation, or why there is none
         self._open()
         inputs = self.session.get_inputs()
         if len(inputs) != 1: raise ValueError(f'{path}: the network has {len(inputs)} inputs, only one can be served')
         self.input = inputs[0]
-        if self.input.shape and self.input.shape[0] == 1: kw['batch_size'] = 1
+        self.one_by_one = bool(self.input.shape) and self.input.shape[0] == 1  # the file takes no more
+        if self.one_by_one: kw['batch_size'] = 1
         super().__init__(**{'name': self.path.stem, **kw})
 
     def _open(self):
@@ -109,4 +111,10 @@ class OnnxModel(Model):
             self._torch = TorchModel(net, activation=kind or self.activation, **same)
         return self._torch
 
-    def logits(self, x): return self.to_torch().logits(x)
+    def logits(self, x):
+        if self._failed is None:
+            try: self.to_torch()
+            except ValueError as e: self._failed = e
+        if self._failed is None: return self.to_torch().logits(x)
+        if isinstance(x, torch.Tensor) and x.requires_grad: raise ValueError(str(self._failed))
+        return super().logits(x)  # by onnxruntime, without gradients
