@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,8 +60,26 @@ def clean_outputs(outputs):
     return json.loads(json.dumps(res))
 
 
+@contextmanager
+def classes_as_they_are():
+    "A notebook gives classes of the package its own methods (`@patch`); afterwards they have those of the package again."
+    import misas.all  # noqa: F401
+    ours = [m for n, m in sys.modules.items() if n.startswith('misas')]
+    held = {c: dict(vars(c)) for m in ours for c in vars(m).values() if isinstance(c, type) and c.__module__.startswith('misas')}
+    try: yield
+    finally:
+        for c, old in held.items():
+            for k, v in [*vars(c).items()]:
+                if k not in old: delattr(c, k)
+                elif old[k] is not v: setattr(c, k, old[k])
+
+
 def run(path):
     "The notebook at `path`, run in its own folder, with fresh outputs. An exception in a cell is raised here."
+    with classes_as_they_are(): return _run(path)
+
+
+def _run(path):
     from execnb.shell import CaptureShell
     nb, here = read(path), os.getcwd()
     shell = CaptureShell(mpl_format='png')

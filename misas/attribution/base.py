@@ -22,7 +22,7 @@ from ..models.base import as_batch
 
 # %% auto #0
 __all__ = ['BASELINES', 'Refused', 'Raw', 'Method', 'make_baseline', 'is_constant', 'measures', 'seen_by_preprocess', 'Measured',
-           'Passes', 'Question']
+           'Passes', 'Together', 'Question']
 
 # %% ../../nbs/api/42_attribution_base.ipynb #53395b5d
 class Refused(ValueError):
@@ -128,7 +128,7 @@ class Measured:
         like, self.turn = self.images[self.turn % len(self.images)], self.turn + 1
         return self.preprocess(image, like=like)
 
-# %% ../../nbs/api/42_attribution_base.ipynb #e51eb72b
+# %% ../../nbs/api/42_attribution_base.ipynb #d169cc76
 @dataclass
 class Passes:
     "Images that went through the network."
@@ -136,7 +136,39 @@ class Passes:
     backwards: int = 0
 
 
-class Question:
+class Together:
+    "How many images of a question go through the network together."
+    def _together(self, most):
+        "How many images a CPU takes at once: small ones in numbers; of volumes up to `most` voxels two, as torch is slow with a single one."
+        voxels = int(np.prod(self.shape))
+        return max(min(8, 2**16//voxels), 2 if self.ndim == 3 and voxels <= most else 1)
+
+    def look(self, x):
+        "Logits without counting."
+        before = replace(self.passes)
+        try: return self.logits(x)
+        finally: self.passes = before
+
+    def _alone_or(self, n): return 1 if n > 1 and self.coupled else n
+
+    @cached_property
+    def coupled(self):
+        "Does what an image gets depend on the others that go through the network with it (norms over the batch)? Not counted."
+        other = .5*self.x.flip(-1) + .1*self.x.amax()
+        with torch.no_grad(): alone, both = self.look(self.x), self.look(torch.cat([self.x, other]))
+        return bool((alone - both[:1]).abs().max() > 1e-3*alone.abs().max())
+
+    @property
+    def batch(self):
+        "Images in one pass without gradients."
+        return self.internal_batch or self._alone_or(self._together(2**18) if self.model.device.type == 'cpu' else {2: 8, 3: 2}[self.ndim])
+    @property
+    def grad_batch(self):
+        "Images in one pass with gradients, which remember all features, so fewer."
+        return self.internal_batch or self._alone_or(self._together(2**17) if self.model.device.type == 'cpu' else {2: 8, 3: 1}[self.ndim])
+
+# %% ../../nbs/api/42_attribution_base.ipynb #83a2904c
+class Question(Together):
     "One model, one image, one target."
     def __init__(
         self, model,  # a Model, or anything `as_model` takes
@@ -174,20 +206,6 @@ class Question:
         if model.activation in ('softmax', 'sigmoid'): return model  # translated from ONNX without its last softmax
         return with_logits(model, kind) if kind in ('none', 'labels') and (self.target.log_odds or self.target.reduce == 'dice') else model
 
-    def _together(self, most):
-        "How many images a CPU takes at once: small ones in numbers; of volumes up to `most` voxels two, as torch is slow with a single one."
-        voxels = int(np.prod(self.shape))
-        return max(min(8, 2**16//voxels), 2 if self.ndim == 3 and voxels <= most else 1)
-
-    def _alone_or(self, n): return 1 if n > 1 and self.coupled else n
-
-    @cached_property
-    def coupled(self):
-        "Does what an image gets depend on the others that go through the network with it (norms over the batch)? Not counted."
-        other = .5*self.x.flip(-1) + .1*self.x.amax()
-        with torch.no_grad(): alone, both = self.look(self.x), self.look(torch.cat([self.x, other]))
-        return bool((alone - both[:1]).abs().max() > 1e-3*alone.abs().max())
-
     @cached_property
     def overwrites(self):
         "Does an in-place activation overwrite features that are read again? Made to work on copies, it would be another network."
@@ -196,21 +214,6 @@ class Question:
             as_is = self.look(self.x)
             with out_of_place(self.module): copied = self.look(self.x)
         return bool((as_is - copied).abs().max() > 1e-4*as_is.abs().max())
-
-    def look(self, x):
-        "Logits without counting."
-        before = replace(self.passes)
-        try: return self.logits(x)
-        finally: self.passes = before
-
-    @property
-    def batch(self):
-        "Images in one pass without gradients."
-        return self.internal_batch or self._alone_or(self._together(2**18) if self.model.device.type == 'cpu' else {2: 8, 3: 2}[self.ndim])
-    @property
-    def grad_batch(self):
-        "Images in one pass with gradients, which remember all features, so fewer."
-        return self.internal_batch or self._alone_or(self._together(2**17) if self.model.device.type == 'cpu' else {2: 8, 3: 1}[self.ndim])
 
     @cached_property
     def anatomy(self):
@@ -228,7 +231,7 @@ class Question:
 
     def baseline(self, spec='blur'): "See `make_baseline`."; return make_baseline(self.x, spec, self.sample.spacing)
 
-# %% ../../nbs/api/42_attribution_base.ipynb #4be4e110
+# %% ../../nbs/api/42_attribution_base.ipynb #691d8abf
 def _explained(e, q, asked=True):
     "An error while differentiating, in words."
     if 'on Tensor that requires grad' in str(e):
@@ -274,7 +277,7 @@ def score(self: Question, x) -> torch.Tensor:
 @patch
 def _backward(self: Question, g): self.passes.backwards += len(g)
 
-
+# %% ../../nbs/api/42_attribution_base.ipynb #a83998b3
 @patch
 def gradient(self: Question, x) -> torch.Tensor:
     "Gradient of the summed scores with respect to the images x, of the same shape."
