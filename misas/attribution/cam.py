@@ -186,7 +186,7 @@ def features(
         raise Refused(f'layer {name!r} has no influence on the {q.target.text}; choose another one')
     return found
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #ec549621
+# %% ../../nbs/api/44_attribution_cam.ipynb #2f16df47
 def _void(q, layer, norm):
     last = next((c.name for c in reversed(q.anatomy.calls) if c.after_activation and c.name), '')
     return (f'the mean gradient of the features of layer {layer!r} says nothing: the {norm or "norm"} behind it removes the mean; '
@@ -208,7 +208,7 @@ def refuse_means(q, options):
     if why := refuse_layers(q, options): return why
     if not q.anatomy.norms: return None
     name, module = pick_layer(q, options['layer'])
-    kept, _, score = _listen(q, module, True, lambda x: q.target.score(q.net, x), q.x)  # a look, not a pass to be counted
+    kept, _, score = _listen(q, module, True, lambda x: q.target.of(q.look(x)), q.x)  # a look, not a pass to be counted
     norm = mean_removed_by(score, kept[0]) if score.requires_grad else ''
     return _void(q, name, norm) if norm else None
 

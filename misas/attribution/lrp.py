@@ -132,7 +132,7 @@ class _Sharing(TorchFunctionMode):
         if func is resize and live: return _Shared.apply(lambda x: resize(x, *args[1:], **kwargs), *self.how, live[0])
         return func(*args, **kwargs)
 
-# %% ../../nbs/api/47_attribution_lrp.ipynb #a45bccf9
+# %% ../../nbs/api/47_attribution_lrp.ipynb #e3666b45
 @contextmanager
 def ruled(
     module, rule,  # the network; zennit rule for layers with weights
@@ -171,7 +171,7 @@ def network_calls(q: Question, count=True):
         ins.append(args[0].detach().as_subclass(torch.Tensor))
         outs.append(first_tensor(out).requires_grad_())
     hook = q.module.register_forward_hook(leave)
-    try: score = (q.score(q.x) if count else q.target.score(q.net, q.x)).sum()
+    try: score = (q.score(q.x) if count else q.target.of(q.look(q.x))).sum()
     finally: hook.remove()
     return list(zip(ins, [o.detach().as_subclass(torch.Tensor) for o in outs], torch.autograd.grad(score, outs)))
 
