@@ -8,6 +8,7 @@ from misas.attribution import attribute as module
 from misas.attribution.attribute import METHODS, attribute, methods
 from misas.attribution.base import Question, Refused
 from misas.attribution.network import trace
+from misas.attribution.quality import infidelity
 from misas.attribution.target import Target
 from misas.models.adapt import as_model
 from misas.phantom import disc
@@ -239,8 +240,23 @@ def test_deep_lift_through_pooling_behind_an_activation():
 def test_images_of_a_batch_that_change_each_other():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    for method in ('rise', 'lime', 'occlusion', 'integrated_gradients'):
-        assert np.array_equal(on_slice(net, method, **quick(method)).map, on_slice(net, method, internal_batch=1, **quick(method)).map)
+    for method in ('rise', 'lime', 'occlusion', 'integrated_gradients', 'smoothgrad', 'layer_conductance'):
+        one = on_slice(net, method, internal_batch=1, **quick(method))
+        for n in (None, 3):
+            many = on_slice(net, method, internal_batch=n, **quick(method))
+            assert np.abs(many.map - one.map).max() < 1e-5*np.abs(one.map).max() and many.passes == one.passes
+    graded = [infidelity(one, n=8, internal_batch=n, progress=False).value for n in (None, 1)]
+    assert abs(graded[0] - graded[1]) < 1e-5
+
+
+def test_deep_lift_where_baseline_and_image_change_each_other():
+    "It needs both in one pass, where they do; that its contributions do not add up to the scores of each alone tells it."
+    class Mixing(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.r, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)
+        def forward(self, x): return self.b(self.r(self.a(x/x.sum((0, 2, 3), keepdim=True)*x[0].numel())))
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match='contributions miss'): on_slice(Mixing(), 'deep_lift')
+    assert on_slice(Mixing(), 'integrated_gradients', n_steps=100).gap < .02
 
 
 def test_compiled_networks_run_as_written():

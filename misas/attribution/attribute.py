@@ -26,7 +26,7 @@ from ..sample import Sample
 # %% auto #0
 __all__ = ['METHODS', 'LIMIT', 'COMMON', 'methods', 'Attribution', 'attribute']
 
-# %% ../../nbs/api/49_attribution_attribute.ipynb #731d1e08
+# %% ../../nbs/api/49_attribution_attribute.ipynb #98b9cab6
 METHODS = {m.name: m for m in [*GRADIENT_METHODS, *CAM_METHODS, *LAYER_METHODS, *PERTURBATION_METHODS, *LRP_METHODS]}
 
 
@@ -49,7 +49,7 @@ def methods(
     q, rows = Question(model, sample, target, progress=False), []
     with untouched(q.module):
         for m in METHODS.values():
-            reason = _refusal(m, q, m.options)
+            reason = _refusal(m, q, m.options, ahead=True)
             rows.append((None, None, reason) if reason else (*m.cost(q, m.options), ''))
     return table.assign(**dict(zip(('forward', 'backward', 'refused'), zip(*rows)))).astype(dict(forward='Int64', backward='Int64'))
 
@@ -103,14 +103,14 @@ class Attribution:
 
     def __repr__(self): return f'Attribution({self.text})'
 
-# %% ../../nbs/api/49_attribution_attribute.ipynb #9358f681
+# %% ../../nbs/api/49_attribution_attribute.ipynb #e2bdacfc
 LIMIT = .05  # of the score's difference that a complete map may miss
 
 
-def _refusal(m, q, options):
-    "Why this method must not run, or None."
-    if m.needs == 'gradient' and q.module is None and q.anatomy.gradient:
-        return f'{q.anatomy.gradient.removeprefix(q.model.name + ": ")}; use a method without gradients, such as occlusion'
+def _refusal(m, q, options, ahead=False):
+    "Why this method must not run, or None; `ahead` also of what it would find out by itself."
+    if m.needs == 'gradient' and (ahead or q.module is None) and q.unreached:
+        return f'{q.unreached.removeprefix(q.model.name + ": ")}; use a method without gradients, such as occlusion'
     try: return m.refuse(q, options) if m.refuse else None
     except ImportError as e: return str(e)
 

@@ -89,7 +89,7 @@ def map_again(
     if not np.isfinite(raw).all(): raise ValueError(f'{a.method} gives NaN or infinite values when something is changed')
     return raw.astype(np.float32)
 
-# %% ../../nbs/api/57_attribution_blocks.ipynb #44793640
+# %% ../../nbs/api/57_attribution_blocks.ipynb #760b7467
 class Blocks:
     "The image of an attribution in blocks that can be replaced."
     def __init__(
@@ -118,10 +118,9 @@ class Blocks:
     ) -> np.ndarray:  # (n, 2)
         "Score and soft Dice of changed images; n forward passes."
         q, out = self.q, np.empty((n, 2))
-        batches = [(i, min(i + q.batch, n)) for i in range(0, n, q.batch)]
         with untouched(q.module), torch.no_grad():
-            for i, j in q.steps(batches, what):
-                z = q.logits(q.x - torch.cat([change(k) for k in range(i, j)]))
+            for i, j in q.steps(q.portions(n, q.batch), what):
+                z = q.apart(q.x - torch.cat([change(k) for k in range(i, j)]))
                 out[i:j] = np.stack([f.of(z).cpu().double().numpy() for f in (q.target, self.dice)], 1)
         return out
 

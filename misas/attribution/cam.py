@@ -282,7 +282,7 @@ def _features_used(q, options):
     k = next(c for c in q.anatomy.calls if c.name == pick_layer(q, options['layer'])[0]).shape[1]
     return 1 + min(k, options['most'] or k), 0
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #dc51ed65
+# %% ../../nbs/api/44_attribution_cam.ipynb #f7d20bf0
 def guided_grad_cam(q: Question, layer='auto') -> Raw:
     "Guided backpropagation where Grad-CAM is positive, times Grad-CAM. With signs."
     return Raw(guided_backprop(q).map*grad_cam(q, layer).map)
@@ -293,12 +293,12 @@ def _refuse_both(q, options): return refuse_guided(q, options) or refuse_means(q
 
 _once, _auto, _each = (lambda q, o: (1, 1)), dict(layer='auto'), '{score}'
 CAM_METHODS = [
-    Method('grad_cam', 'class activation', grad_cam, '1', 'Selvaraju et al. 2017', _once, refuse_means, options=_auto, library='misas',
-           unit='weighted features'),
-    Method('grad_cam_pp', 'class activation', grad_cam_pp, '1', 'Chattopadhay et al. 2018', _once, refuse_means, options=_auto, library='misas',
-           unit='weighted features'),
-    Method('hires_cam', 'class activation', hires_cam, '1', 'Draelos & Carin 2020', _once, refuse_layers, options=_auto, library='misas', unit=_each),
-    Method('layer_cam', 'class activation', layer_cam, '1', 'Jiang et al. 2021', _once, refuse_layers, options=_auto, library='misas', unit=_each),
+    Method('grad_cam', 'class activation', grad_cam, '1', 'Selvaraju et al. 2017', _once, refuse_means, 'features', _auto, 'misas',
+           'weighted features'),
+    Method('grad_cam_pp', 'class activation', grad_cam_pp, '1', 'Chattopadhay et al. 2018', _once, refuse_means, 'features', _auto, 'misas',
+           'weighted features'),
+    Method('hires_cam', 'class activation', hires_cam, '1', 'Draelos & Carin 2020', _once, refuse_layers, 'features', _auto, 'misas', _each),
+    Method('layer_cam', 'class activation', layer_cam, '1', 'Jiang et al. 2021', _once, refuse_layers, 'features', _auto, 'misas', _each),
     Method('score_cam', 'class activation', score_cam, '1 a feature', 'Wang et al. 2020', _features_used, refuse_layers, 'scores',
            dict(layer='auto', baseline='blur', most=None), 'misas', 'weighted features'),
     Method('guided_grad_cam', 'class activation', guided_grad_cam, '2', 'Selvaraju et al. 2017', lambda q, o: (2, 2), _refuse_both, options=_auto,

@@ -18,7 +18,7 @@ from .gradient import refuse_constant
 __all__ = ['LAYER_METHODS', 'layer_activation', 'layer_gradient_x_activation', 'along', 'conductance', 'layer_conductance',
            'layer_internal_influence', 'refuse_path']
 
-# %% ../../nbs/api/45_attribution_layer.ipynb #bdb303bd
+# %% ../../nbs/api/45_attribution_layer.ipynb #8d44eb36
 def _summed(maps): return [m.sum(1) for m in maps]
 
 
@@ -37,9 +37,9 @@ def layer_gradient_x_activation(q: Question, layer='auto') -> Raw:
 def along(q, layer, baseline, at):
     "Features and gradients at some points of the straight way from the baseline (0) to the image (1)."
     base, n = q.baseline(baseline), q.internal_batch or max(q.grad_batch, q.ndim - 1)  # two volumes: single ones are slow in Conv3d on a CPU
-    if q.anatomy.forwards > 1: n = 1  # calls of several images would be mixed up
-    for i in q.steps(range(0, len(at), n), 'steps'):
-        t = q.x.new_tensor(at[i:i + n]).view(-1, *[1]*(q.x.ndim - 1))
+    if q.anatomy.forwards > 1 or n > 1 and q.coupled: n = 1  # calls of several images would be mixed up, or images change each other
+    for i, j in q.steps(q.portions(len(at), n), 'steps'):
+        t = q.x.new_tensor(at[i:j]).view(-1, *[1]*(q.x.ndim - 1))
         f = features(q, layer, x=base + t*(q.x - base))
         if n == 1: yield f
         else: yield from (replace(f, maps=[a], grads=[g]) for a, g in zip(torch.cat(f.maps).split(1), torch.cat(f.grads).split(1)))
@@ -74,7 +74,7 @@ def layer_internal_influence(q: Question, layer='auto', baseline='blur', n_steps
         total = step if total is None else [o + s for o, s in zip(total, step)]
     return Raw(f.home(q, total))
 
-# %% ../../nbs/api/45_attribution_layer.ipynb #81645818
+# %% ../../nbs/api/45_attribution_layer.ipynb #cd71dbc9
 def refuse_path(q, options):
     "Why a layer cannot be listened to, or a baseline is of no use; None if all is well."
     return refuse_layers(q, options) or refuse_constant(q, options)
@@ -85,8 +85,8 @@ LAYER_METHODS = [
     Method('layer_activation', 'layer', layer_activation, '1', '', lambda q, o: (1, 0), refuse_layers, 'scores', _layer, 'misas',
            'sum of the features'),
     Method('layer_gradient_x_activation', 'layer', layer_gradient_x_activation, '1', 'Draelos & Carin 2020', lambda q, o: (1, 1), refuse_layers,
-           options=_layer, library='misas', unit=_each),
+           'features', _layer, 'misas', _each),
     Method('layer_conductance', 'layer', layer_conductance, 'n_steps', 'Dhamdhere et al. 2018', lambda q, o: (o['n_steps'] + 1,)*2, refuse_path,
-           options=_path, library='misas', unit=_each),
+           'features', _path, 'misas', _each),
     Method('layer_internal_influence', 'layer', layer_internal_influence, 'n_steps', 'Leino et al. 2018', lambda q, o: (o['n_steps'],)*2, refuse_path,
-           options=_path, library='misas', unit='{score} per unit of the features')]
+           'features', _path, 'misas', '{score} per unit of the features')]

@@ -21,10 +21,10 @@ from ..sample import Sample
 
 # %% auto #0
 __all__ = ['ACTIVATION_OPS', 'NORM_OPS', 'QUIET_OPS', 'OTHER_OPS', 'GATES', 'ACTIVATION_KINDS', 'rebuilt', 'innermost',
-           'differentiable', 'network', 'output_of', 'with_logits', 'untouched', 'out_of_place', 'trace', 'Call',
-           'Anatomy', 'anatomy']
+           'differentiable', 'asks_itself', 'network', 'output_of', 'with_logits', 'untouched', 'out_of_place', 'trace',
+           'Call', 'of_the_image', 'Anatomy', 'watched', 'anatomy', 'unreached']
 
-# %% ../../nbs/api/41_attribution_network.ipynb #748c17f8
+# %% ../../nbs/api/41_attribution_network.ipynb #966c9cd6
 def rebuilt(
     model: Model,
     f,  # innermost Model -> Model
@@ -54,6 +54,12 @@ def differentiable(
     new.__dict__.update(model.__dict__)
     if isinstance(getattr(new, 'module', None), nn.Module): new.module = getattr(new.module, '_orig_mod', new.module)  # of torch.compile
     return new
+
+
+def asks_itself(model: Model) -> bool:
+    "Does a prediction run the very module that `network` gives, once, and nothing around it?"
+    own = next((m for m in (getattr(model, 'module', None), getattr(model, 'f', None)) if isinstance(m, nn.Module)), None)
+    return own is not None and innermost(model) is model and own is network(model)
 
 
 def network(model: Model):  # -> nn.Module or None
@@ -150,7 +156,7 @@ def trace(
         tensors=[(n, id(p), p.requires_grad, None if p.grad is None else _bytes(p.grad), len(p._backward_hooks or {}))
                  for n, p in module.named_parameters()])
 
-# %% ../../nbs/api/41_attribution_network.ipynb #6824eb91
+# %% ../../nbs/api/41_attribution_network.ipynb #88bfdd98
 ACTIVATION_OPS = {'relu', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu', 'mish', 'sigmoid', 'tanh', 'softplus', 'hardtanh',
                   'hardswish', 'hardsigmoid', 'threshold', 'prelu', '_prelu_kernel', 'rrelu_with_noise', 'clamp_min', 'clamp', '_softmax'}
 NORM_OPS = {'native_group_norm': 'GroupNorm', 'native_layer_norm': 'LayerNorm'}
@@ -172,33 +178,39 @@ class Call:
     ops: set = field(default_factory=set)  # activations that ran in it, outside its submodules
 
 
+def of_the_image(func, args) -> bool:
+    "Is an operation a norm that uses statistics of the image? On a GPU it has other names, and the flag another place."
+    if 'batch_norm' not in func.__name__: return False
+    flags = {a.name: v for a, v in zip(func._schema.arguments, args)}
+    return bool(flags.get('training', 'with_update' in func.__name__))
+
+
 class _Watch(TorchDispatchMode):
     "Notes operations and the modules in which they run."
     def __init__(self, constants):
         super().__init__()
         self.stack, self.last, self.norms, self.products = [], '', set(), 0
-        self.constants, self.gated = constants, ()  # where weights lie in memory; where the last sigmoid lies, and what it was of
+        self.constants, self.gated = constants, ()  # where weights lie in memory; the last sigmoid, and what it was of
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__.rstrip('_')
         if not self.stack or name in QUIET_OPS: return out
-        if name == 'sigmoid': self.gated = out.data_ptr(), args[0].data_ptr()
+        if name == 'sigmoid': self.gated = out, args[0]  # kept, so that nothing else comes to lie there
         if name == 'mul': name = self.product(*args[:2])
         self.last = name
         if name in ACTIVATION_OPS | OTHER_OPS: self.stack[-1].ops.add(name)
         if name in NORM_OPS: self.norms.add(NORM_OPS[name])
-        if name == 'native_batch_norm' and args[5] or name.endswith('.no_stats') or 'batch_norm' in name and func._overloadname == 'no_stats':
-            self.norms.add('InstanceNorm')
+        if of_the_image(func, args): self.norms.add('InstanceNorm')
         return out
 
     def product(self, a, b):
         "What a multiplication is: SiLU written as x sigmoid(x), one of two features with each other, or with a weight."
         where = [o.data_ptr() for o in (a, b) if isinstance(o, torch.Tensor) and o.ndim]
-        if len(where) == 2 and sorted(where) == sorted(self.gated): return 'silu'
+        if len(where) == 2 and sorted(where) == sorted(o.data_ptr() for o in self.gated): return 'silu'
         self.products += len(where) == 2 and not self.constants & set(where)
         return 'mul'
 
-# %% ../../nbs/api/41_attribution_network.ipynb #30fd4b84
+# %% ../../nbs/api/41_attribution_network.ipynb #409e49e6
 ACTIVATION_KINDS = {n for n in nn.modules.activation.__all__ if n != 'MultiheadAttention'}
 
 
@@ -209,8 +221,7 @@ class Anatomy:
     norms: set  # kinds of norms that use the statistics of the image
     products: int  # how often features are multiplied with each other (gates)
     forwards: int  # how often the network is called for one image
-    script: bool = False  # TorchScript: nothing can be hooked
-    gradient: str = ''  # why the image gets no gradient; '' if it does
+    script: bool = False  # nothing can be hooked: TorchScript, or no network at all
     ndim: int = 2  # spatial axes of what the network gets
 
     @property
@@ -249,15 +260,15 @@ class Anatomy:
         coarsest = min(np.prod(c.shape[2:]) for c in fit)
         return [c for c in fit if np.prod(c.shape[2:]) == coarsest][-1].name
 
-# %% ../../nbs/api/41_attribution_network.ipynb #9d289a22
-def anatomy(
-    model: Model,  # with a network
-    x,  # (1, C, *S) tensor
-) -> Anatomy:
-    "Look at one forward pass of the network in `model`."
-    module = network(model)
-    if module is None: return Anatomy([], set(), 0, 1, True, _reached(model, x), x.ndim - 2)
-    if not _hookable(module): return Anatomy([], set(), 0, 1, True, _reached(model, x), x.ndim - 2)
+# %% ../../nbs/api/41_attribution_network.ipynb #f5b5645c
+@contextmanager
+def watched(
+    module,  # the network, or None
+):  # yields a function: the `Anatomy` of what happened so far, or None where the network was not at work
+    "Inside, it is noted what a network does. Whatever is asked, its answer stays the same."
+    if not _hookable(module):
+        yield lambda: None
+        return
     names, calls, times = {m: n for n, m in module.named_modules()}, {}, []
     watch = _Watch({t.data_ptr() for t in (*module.parameters(), *module.buffers())})
     axes = []  # spatial ones of what the network itself gets: two, if it is asked about a volume slice by slice
@@ -272,17 +283,32 @@ def anatomy(
         call.shape = tuple(out.shape) if isinstance(out, torch.Tensor) else ()
         call.after_activation, call.n = watch.last in ACTIVATION_OPS - {*GATES}, call.n + 1
         if m is module: times.append(1)
-    with untouched(module):
-        for m in names: m.register_forward_pre_hook(enter), m.register_forward_hook(leave)
-        with watch:
-            gradient = _reached(model, x)
-            if not times:  # the image never got to the network; the layers can be seen all the same
-                with torch.no_grad(): model.predict(x)
-    return Anatomy(list(calls.values()), watch.norms, watch.products, len(times), False, gradient, *axes)
+    hooks = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # attention in one operation, in which nothing can be seen
+    try:
+        with watch: yield lambda: Anatomy(list(calls.values()), watch.norms, watch.products, len(times), False, *axes) if times else None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for h in hooks: h.remove()
 
 
-def _reached(model, x):
-    "Why the image gets no gradient from the model's logits; '' if it does."
+def anatomy(
+    model: Model,  # with a network
+    x,  # (1, C, *S) tensor
+) -> Anatomy:
+    "Look at one forward pass of the network in `model`."
+    module = network(model)
+    with untouched(module), watched(module) as seen:
+        if _hookable(module): model.predict(x)
+    return seen() or Anatomy([], set(), 0, 1, True, x.ndim - 2)
+
+# %% ../../nbs/api/41_attribution_network.ipynb #f9480a99
+def unreached(
+    model: Model,
+    x,  # (1, C, *S) tensor
+) -> str:
+    "Why the image gets no gradient from the model's logits; '' if it does. One forward pass."
     try: return '' if model.logits(x.detach().requires_grad_()).requires_grad else 'its output does not depend on the image in a differentiable way'
     except (RuntimeError, ValueError) as e:
         cause = e

@@ -255,7 +255,7 @@ def lime(
     root = np.exp(-((1 - np.sqrt(z.mean(1)))/width)**2/2)[:, None]
     return game.raw(np.linalg.lstsq(root*np.column_stack([z, np.ones(len(z))]), root[:, 0]*y, rcond=None)[0][:-1])
 
-# %% ../../nbs/api/46_attribution_perturbation.ipynb #85cdd315
+# %% ../../nbs/api/46_attribution_perturbation.ipynb #fd6dc588
 class RandomMasks:
     "Smooth random masks between 0 (covered) and 1 (shown)."
     def __init__(
@@ -291,9 +291,9 @@ def rise(
     cover, first = q.baseline(baseline), None
     scores, shown, both = 0., torch.zeros_like(q.x[0, :1]), torch.zeros_like(q.x[0, :1])
     with torch.no_grad():
-        for i in q.steps(range(0, n, q.batch), 'masks'):
-            m = masks(i, min(n, i + q.batch), q.x)
-            s = q.score(m*q.x + (1 - m)*cover).to(m)
+        for i, j in q.steps(q.portions(n, q.batch), 'masks'):
+            m = masks(i, j, q.x)
+            s = q.score(m*q.x + (1 - m)*cover, apart=True).to(m)
             first = s[0] if first is None else first
             s = (s - first).view(-1, *(1,)*(q.ndim + 1))                     # a constant does not matter, but costs digits
             scores, shown, both = scores + s.sum(), shown + m.sum(0), both + (s*m).sum(0)
