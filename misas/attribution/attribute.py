@@ -24,7 +24,7 @@ from .target import Frozen
 from ..sample import Sample
 
 # %% auto #0
-__all__ = ['METHODS', 'LIMIT', 'COMMON', 'methods', 'Attribution', 'attribute']
+__all__ = ['METHODS', 'LIMIT', 'COMMON', 'methods', 'Attribution', 'Incomplete', 'attribute']
 
 # %% ../../nbs/api/49_attribution_attribute.ipynb #98b9cab6
 METHODS = {m.name: m for m in [*GRADIENT_METHODS, *CAM_METHODS, *LAYER_METHODS, *PERTURBATION_METHODS, *LRP_METHODS]}
@@ -103,8 +103,15 @@ class Attribution:
 
     def __repr__(self): return f'Attribution({self.text})'
 
-# %% ../../nbs/api/49_attribution_attribute.ipynb #e2bdacfc
+# %% ../../nbs/api/49_attribution_attribute.ipynb #a8c7cb17
 LIMIT = .05  # of the score's difference that a complete map may miss
+
+
+class Incomplete(ValueError):
+    "Contributions that do not add up. They explain nothing, but what they cost is not lost: see `attribution`, its map and its gap."
+    def __init__(self, text, attribution=None):
+        super().__init__(text)
+        self.attribution = attribution
 
 
 def _refusal(m, q, options, ahead=False):
@@ -125,12 +132,17 @@ def _checked(raw, m, q):
     if not map.any(): raise ValueError(
         f'{which}: the map is zero everywhere; the target does not depend on the image there (a saturated output, or a region out of sight), '
         'so choose another target, baseline or method')
-    if raw.gap is not None and raw.gap > LIMIT: raise ValueError(
-        f'{which}: contributions miss {100*raw.gap:.0f} % of the difference between image and baseline; '
-        'take more n_steps where the method has them, a baseline nearer to the image, or a method without a baseline, such as smoothgrad')
     return map.astype(np.float32)
 
-# %% ../../nbs/api/49_attribution_attribute.ipynb #7c659166
+
+def _complete(a):
+    "The same Attribution. Incomplete where its contributions miss too much."
+    if a.gap is None or a.gap <= LIMIT: return a
+    raise Incomplete(
+        f'{a.method} of {a.model.name} for the {a.target.text}: contributions miss {100*a.gap:.0f} % of the difference between image and baseline; '
+        'take more n_steps where the method has them, a baseline nearer to the image, or a method without a baseline, such as smoothgrad', a)
+
+# %% ../../nbs/api/49_attribution_attribute.ipynb #6fa721be
 COMMON = dict(baseline='blur', n_steps=50, layer='auto')  # options of many methods, with what `attribute` has by default
 
 
@@ -164,7 +176,7 @@ def attribute(
     progress=True,  # show a progress bar when it takes longer than two seconds?
     **kw,  # further options of the method
 ) -> Attribution:
-    "Where the model looks. `Refused` where the method would be wrong; ValueError for maps that must not be believed."
+    "Where the model looks. `Refused` where the method would be wrong; ValueError for maps that must not be believed, `Incomplete` with the map where it does not add up."
     m, common = _method(method), dict(baseline=baseline, n_steps=n_steps, layer=layer)
     asked = dict(common, internal_batch=internal_batch, seed=seed, progress=progress, **kw)
     options = _own_options(m, common, kw)
@@ -176,4 +188,5 @@ def attribute(
         except Refused as e: raise Refused(f'{m.name} refuses {q.model.name}: {e}') from e
         passes = q.passes.forwards, q.passes.backwards
         map = _checked(raw, m, q)
-        return Attribution(map, m.name, q.target, q.sample, q.model, q.prediction, options, q.value, passes, raw.delta, raw.gap, raw.base, asked)
+        about = q.target, q.sample, q.model, q.prediction, options, q.value, passes
+        return _complete(Attribution(map, m.name, *about, raw.delta, raw.gap, raw.base, asked))
