@@ -142,7 +142,7 @@ def _complete(a):
         f'{a.method} of {a.model.name} for the {a.target.text}: contributions miss {100*a.gap:.0f} % of the difference between image and baseline; '
         'take more n_steps where the method has them, a baseline nearer to the image, or a method without a baseline, such as smoothgrad', a)
 
-# %% ../../nbs/api/49_attribution_attribute.ipynb #6fa721be
+# %% ../../nbs/api/49_attribution_attribute.ipynb #729a2521
 COMMON = dict(baseline='blur', n_steps=50, layer='auto')  # options of many methods, with what `attribute` has by default
 
 
@@ -176,7 +176,7 @@ def attribute(
     progress=True,  # show a progress bar when it takes longer than two seconds?
     **kw,  # further options of the method
 ) -> Attribution:
-    "Where the model looks. `Refused` where the method would be wrong; ValueError for maps that must not be believed, `Incomplete` with the map where it does not add up."
+    "Where the model looks. Refused where the method would be wrong; ValueError for maps not to be believed, Incomplete for those that do not add up."
     m, common = _method(method), dict(baseline=baseline, n_steps=n_steps, layer=layer)
     asked = dict(common, internal_batch=internal_batch, seed=seed, progress=progress, **kw)
     options = _own_options(m, common, kw)
