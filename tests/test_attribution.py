@@ -249,14 +249,107 @@ def test_images_of_a_batch_that_change_each_other():
     assert abs(graded[0] - graded[1]) < 1e-5
 
 
-def test_deep_lift_where_baseline_and_image_change_each_other():
-    "It needs both in one pass, where they do; that its contributions do not add up to the scores of each alone tells it."
-    class Mixing(nn.Module):
-        def __init__(self): super().__init__(); self.a, self.r, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)
-        def forward(self, x): return self.b(self.r(self.a(x/x.sum((0, 2, 3), keepdim=True)*x[0].numel())))
+class Forward(nn.Module):
+    "A small network of which a part is given as a function."
+    def __init__(self, f, ndim=2):
+        super().__init__()
+        conv = nn.Conv2d if ndim == 2 else nn.Conv3d
+        self.f, self.a, self.r, self.b = f, conv(1, 4, 3, padding=1), nn.ReLU(), conv(4, 2, 1)
+
+    def forward(self, x): return self.f(self, x)
+
+
+def built(f, ndim=2):
     torch.manual_seed(0)
-    with pytest.raises(ValueError, match='contributions miss'): on_slice(Mixing(), 'deep_lift')
-    assert on_slice(Mixing(), 'integrated_gradients', n_steps=100).gap < .02
+    return Forward(f, ndim).eval()
+
+
+def by_hand(net, sample, k=1):
+    x = torch.as_tensor(sample.image[None]).requires_grad_()
+    net(x)[0, k][torch.as_tensor(sample.labels == k)].mean().backward()
+    return x.grad[0].numpy()
+
+
+@pytest.mark.parametrize('mix', [lambda x: x/x.norm()*10, lambda x: x/x.sum((0, 2, 3, 4), keepdim=True)*x[0].numel(), lambda x: x/x.std(),
+                                 lambda x: x.reshape(1, *x.shape[1:])], ids=['norm', 'sum', 'std', 'one image'])
+def test_one_volume_goes_alone(mix):
+    net, ball = built(lambda net, x: net.b(net.r(net.a(mix(x)))), 3), disc((16, 14, 12), radius=4)
+    map = attribute(as_model(net, activation='softmax'), ball, Target(1, ball.labels == 1), 'saliency').map
+    assert np.abs(map - by_hand(net, ball)).max() < 1e-5*np.abs(map).max()
+    one, many = (attribute(as_model(net, activation='softmax'), ball, Target(1, ball.labels == 1), 'lime', n_samples=24, size=6, internal_batch=n) for n in (1, None))
+    assert np.abs(one.map - many.map).max() < 1e-5*np.abs(one.map).max()
+
+
+@pytest.mark.parametrize('first', [nn.Identity(), nn.InstanceNorm2d(1)], ids=['plain', 'standardised'])
+def test_norms_over_the_batch_are_found(first):
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    net = built(lambda net, x: net.b(net.r(norm(net.a(first(x))))))
+    for method in ('occlusion', 'lime', 'rise'):
+        one, many = (on_slice(net, method, internal_batch=n, **quick(method)).map for n in (1, None))
+        assert np.abs(one - many).max() < 1e-5*np.abs(one).max()
+
+
+def test_deep_lift_refuses_where_baseline_and_image_change_each_other():
+    "Its contributions may add up all the same."
+    def mixed(net, x):
+        h = net.a(x)
+        m = h.mean(0, keepdim=True)
+        return net.b(net.r(h + .1*(m.roll(3, -1) - m)))
+    with pytest.raises(Refused, match='change each other'): on_slice(built(mixed), 'deep_lift')
+
+
+class Padded(nn.Module):
+    "Attention that hides a part: in evaluation torch takes a fast way there, which answers differently."
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+        self.a, self.b = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        t = self.a(x).flatten(2).mT
+        hidden = torch.arange(t.shape[1]).expand(len(t), -1) % 5 == 0
+        return self.b(self.mix(t, src_key_padding_mask=hidden).mT.unflatten(2, x.shape[2:]))
+
+
+def test_the_prediction_is_that_of_the_model():
+    torch.manual_seed(0)
+    model, sample = as_model(Padded().eval(), activation='softmax'), disc((12, 14), radius=4)
+    seen = attribute(model, sample, Target(1, sample.labels == 1), 'occlusion', size=6).prediction
+    assert np.array_equal(seen, model.label(sample)[0])
+
+
+def test_odd_networks_can_be_looked_at():
+    def again(net, x=None, twice=False):
+        return net(x=x*1., twice=True) if not twice else net.b(net.r(net.a(x)))
+    class Itself(Forward):
+        def forward(self, x=None, twice=False): return again(self, x, twice)
+    torch.manual_seed(0)
+    nets = [Itself(None).eval(), built(lambda net, x: net.b(net.r(net.a(x + 0*(net.eye*net.eye).to_dense()[0, 0]))))]
+    nets[1].register_buffer('eye', torch.eye(4).to_sparse())
+    for net in nets:
+        for method in ('saliency', 'occlusion'): assert on_slice(net, method, **quick(method)).map.any()
+    assert on_slice(nets[1], 'grad_cam').map.any()
+
+
+def test_nothing_to_differentiate():
+    "A network that cuts its own gradient, or that tells only probabilities: refused, ahead and when asked."
+    def cut(net, x):
+        with torch.no_grad(): return net.b(net.r(net.a(x)))
+    net, sample = built(cut), disc((16, 20), radius=5)
+    for name, m in METHODS.items():
+        if m.needs != 'scores':
+            with pytest.raises(Refused, match='differentiable way|no influence|statistics'): on_slice(net, name, **quick(name))
+    only = as_model(nn.Sequential(built(lambda net, x: net.b(net.r(net.a(x)))), nn.InstanceNorm2d(2), nn.Softmax(1)))
+    table = methods(only, sample, Target(1, sample.labels == 1))
+    assert table.refused.str.contains('probabilities').all()
+
+
+def test_relevance_needs_no_gradient_of_the_image():
+    model = as_model(unet(2), activation='softmax', preprocess=lambda x: torch.from_numpy(x.numpy()*1.))
+    sample = disc((32, 32), radius=8)
+    table = methods(model, sample, Target(1, sample.labels == 1)).set_index('name').refused
+    assert table['lrp'] == '' and table['grad_cam'] == '' and 'leaves torch' in table['saliency'] and 'leaves torch' in table['guided_backprop']
+    assert attribute(model, sample, Target(1, sample.labels == 1), 'lrp').map.any()
 
 
 def test_compiled_networks_run_as_written():

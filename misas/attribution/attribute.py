@@ -26,7 +26,7 @@ from ..sample import Sample
 # %% auto #0
 __all__ = ['METHODS', 'LIMIT', 'COMMON', 'methods', 'Attribution', 'Incomplete', 'attribute']
 
-# %% ../../nbs/api/49_attribution_attribute.ipynb #98b9cab6
+# %% ../../nbs/api/49_attribution_attribute.ipynb #b58a845a
 METHODS = {m.name: m for m in [*GRADIENT_METHODS, *CAM_METHODS, *LAYER_METHODS, *PERTURBATION_METHODS, *LRP_METHODS]}
 
 
@@ -48,8 +48,10 @@ def methods(
     if sample is None or target is None: raise ValueError('sample and target are needed to say what the methods would do with a model')
     q, rows = Question(model, sample, target, progress=False), []
     with untouched(q.module):
+        try: none = '' if np.isfinite(q.value) else 'the score is not finite'
+        except Refused as e: none = str(e)  # there is no score to explain
         for m in METHODS.values():
-            reason = _refusal(m, q, m.options, ahead=True)
+            reason = none or _refusal(m, q, m.options, ahead=True)
             rows.append((None, None, reason) if reason else (*m.cost(q, m.options), ''))
     return table.assign(**dict(zip(('forward', 'backward', 'refused'), zip(*rows)))).astype(dict(forward='Int64', backward='Int64'))
 

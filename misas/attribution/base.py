@@ -129,7 +129,7 @@ class Measured:
         like, self.turn = self.images[self.turn % len(self.images)], self.turn + 1
         return self.preprocess(image, like=like)
 
-# %% ../../nbs/api/42_attribution_base.ipynb #cb912f6d
+# %% ../../nbs/api/42_attribution_base.ipynb #ff56c073
 @dataclass
 class Passes:
     "Images that went through the network."
@@ -153,15 +153,10 @@ class Together:
         "Images in one pass with gradients, which remember all features, so fewer."
         return self.internal_batch or (self._together(2**17) if self.model.device.type == 'cpu' else {2: 8, 3: 1}[self.ndim])
 
-    def slow_alone(self, most=2**18):
-        "Is a single volume slower than two, and are two of at most so many voxels allowed?"
-        small = self.ndim == 3 and self.model.device.type == 'cpu' and np.prod(self.shape) <= most
-        return bool(small and self.internal_batch is None and innermost(self.net) is self.net)
-
     def portions(self, n, size):
-        "(i, j) of batches of `size` among n images; none of them a single one, if that is slower."
+        "(i, j) of batches of `size` among n images; a single volume that is left over joins those before it, as torch is slow with one."
         cuts = [*range(0, n, size), n]
-        if self.slow_alone() and size > 1 and len(cuts) > 2 and cuts[-1] - cuts[-2] == 1: del cuts[-2]
+        if self.ndim == 3 and size > 1 and self.internal_batch is None and len(cuts) > 2 and cuts[-1] - cuts[-2] == 1: del cuts[-2]
         return list(zip(cuts, cuts[1:]))
 
     def look(self, x):
@@ -170,24 +165,22 @@ class Together:
         try: return self.logits(x)
         finally: self.passes = before
 
-    def _single(self, x):
-        "Logits of one image (1, C, *S); a small volume goes with a copy of itself, and no norm tells the two from the one. Not counted."
-        return self.look(x.expand(1 + self.slow_alone(2**17 if x.requires_grad else 2**18), *x.shape[1:]))[:1]
-
     @cached_property
     def coupled(self):
-        "Does what an image gets depend on the others that go through the network with it (norms over the batch)? Not counted."
-        other = .5*self.x.flip(-1) + .1*self.x.amax()
-        with torch.no_grad(): alone, both = self._single(self.x), self.look(torch.cat([self.x, other]))
+        "Does what an image gets depend on the others that go through the network with it (norms over the batch), if it takes several? Not counted."
+        noise = torch.randn(self.x.shape, generator=self.generator()).to(self.x)  # other values, and other shapes
+        with torch.no_grad(): alone = self.look(self.x)
+        try:
+            with torch.no_grad(): both = self.look(torch.cat([self.x, self.x.mean() + self.x.std()*noise]))
+        except (ValueError, RuntimeError): return True  # it takes no two
         return bool((alone - both[:1]).abs().max() > 1e-3*alone.abs().max())
 
     def apart(self, x) -> torch.Tensor:
         "Logits (n, K, *S) of images that share a pass, each as it would be alone: if they change each other, they go one by one."
-        self.passes.forwards += len(x)
-        if len(x) > 1 and not self.coupled: return self.look(x)
-        return torch.cat([self._single(o[None]) for o in x])
+        if len(x) == 1 or not self.coupled: return self.logits(x)
+        return torch.cat([self.logits(o[None]) for o in x])
 
-# %% ../../nbs/api/42_attribution_base.ipynb #6ccd520d
+# %% ../../nbs/api/42_attribution_base.ipynb #84382dae
 class Question(Together):
     "One model, one image, one target."
     def __init__(
@@ -231,16 +224,15 @@ class Question(Together):
     def overwrites(self):
         "Does an in-place activation overwrite features that are read again? Made to work on copies, it would be another network."
         if self.module is None or not any(getattr(m, 'inplace', None) is True for m in self.module.modules()): return False
-        with torch.no_grad():
-            as_is = self.look(self.x)
-            with out_of_place(self.module): copied = self.look(self.x)
+        with torch.no_grad(): as_is = self.look(self.x)
+        with torch.no_grad(), out_of_place(self.module): copied = self.look(self.x)
         return bool((as_is - copied).abs().max() > 1e-4*as_is.abs().max())
 
     @cached_property
     def anatomy(self):
         "What the network is made of; one forward pass, where the prediction has not shown it."
-        innermost(self.net).batch_size = n = 1 + self.slow_alone()
-        return anatomy(self.net, self.x.expand(n, *self.x.shape[1:]))
+        innermost(self.net).batch_size = 1
+        return anatomy(self.net, self.x)
     @cached_property
     def unreached(self):
         "Why the image gets no gradient; '' if it does. Not counted."
@@ -254,7 +246,7 @@ class Question(Together):
 
     def baseline(self, spec='blur'): "See `make_baseline`."; return make_baseline(self.x, spec, self.sample.spacing)
 
-# %% ../../nbs/api/42_attribution_base.ipynb #491da2b9
+# %% ../../nbs/api/42_attribution_base.ipynb #af528627
 def _explained(e, q, asked=True):
     "An error while differentiating, in words."
     if 'on Tensor that requires grad' in str(e):
@@ -263,6 +255,8 @@ def _explained(e, q, asked=True):
     if 'not logits' in str(e) or 'no logits' in str(e):
         return Refused(f'{e}; or explain Target(..., log_odds=True)')
     if not asked: return e
+    if 'register a hook on a tensor' in str(e): return Refused(f'the output of {q.model.name} does not depend on the image in a differentiable way; '
+                                                               'use a method without gradients, such as occlusion')
     if 'inplace operation' in str(e): return Refused(f'{q.model.name} changes features in place that its own gradient needs; '
                                                      'write that operation without _ or +=, or use a method without gradients')
     return Refused(f'{e}; or use a method without gradients, such as occlusion') if 'differentiable' in str(e) or 'has no gradients' in str(e) else e

@@ -72,7 +72,7 @@ def bring_home(
         maps = [torch.where(w > 0, m/w, 0) for m, w in zip(maps, weights)]
     return home(maps)
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #52d4ce5d
+# %% ../../nbs/api/44_attribution_cam.ipynb #3f7fc0f4
 @dataclass
 class Features:
     "What a layer gives for one image; the lists have an entry for each call of the network."
@@ -102,7 +102,7 @@ def pick_layer(
     "The layer to listen to. ValueError if there is none of that name, Refused if it gives no feature maps or works several times in one pass."
     instead = 'use a method that needs no layer, such as occlusion'
     if q.module is None: raise Refused(f'{q.model.name} is a function, which has no layers; {instead}')
-    if q.anatomy.script: raise Refused(f'TorchScript has no layers that can be listened to; {instead}')
+    if q.anatomy.script: raise Refused(f'{q.model.name} has no layers that can be listened to (TorchScript, or not called as a module); {instead}')
     try: name = q.anatomy.pick_layer() if layer == 'auto' else layer
     except ValueError as e: raise Refused(str(e)) from None
     module, call = q.anatomy.layer(name), next(c for c in q.anatomy.calls if c.name == name)
@@ -151,7 +151,7 @@ def mean_removed_by(
             done.add(n)
     return ' and '.join(sorted(norms))
 
-# %% ../../nbs/api/44_attribution_cam.ipynb #fb049012
+# %% ../../nbs/api/44_attribution_cam.ipynb #652d3c41
 def _listen(q, module, grads, score, x):
     "Features of a layer for each call of the network, spatial shapes of its input, and the score, from which gradients reach the features."
     grids, kept = [], []
@@ -182,7 +182,7 @@ def features(
         q.passes.backwards += 1 if x is None else len(x)
         if x is None: found.norm = mean_removed_by(score, kept[0])
         found.grads = plain(torch.zeros_like(t) if g is None else g for g, t in zip(torch.autograd.grad(score, kept, allow_unused=True), kept))
-    if x is None and not any(g.any() for g in found.grads):
+    if not found.grads or x is None and not any(g.any() for g in found.grads):
         raise Refused(f'layer {name!r} has no influence on the {q.target.text}; choose another one')
     return found
 

@@ -118,7 +118,7 @@ def gradient_shap(q: Question, baseline='blur', n_samples=50) -> Raw:
     done = completed(q, total/n_samples, [bases[k] for k in range(len(bases))])
     return Raw(done.map, done.delta, base=done.base)
 
-# %% ../../nbs/api/43_attribution_gradient.ipynb #b67e9c29
+# %% ../../nbs/api/43_attribution_gradient.ipynb #838ce601
 class _Scored(nn.Module):
     "The network and the target as one module with one output, as captum wants it."
     def __init__(self, q):
@@ -143,7 +143,7 @@ GATES = {'Sigmoid', 'Softmax'}
 def no_hooks(q):
     "Why modules of this network cannot be held, or None."
     if q.module is None: return f'{q.model.name} is a function without modules'
-    return 'TorchScript has no modules that can be held' if q.anatomy.script else None
+    return f'{q.model.name} has no modules that can be held (TorchScript, or not called as a module)' if q.anatomy.script else None
 
 
 OVERWRITES = 'an in-place activation overwrites features that are read again, so they cannot be held'
@@ -188,6 +188,7 @@ def refuse_deep_lift(q, options):
     if a.functional: return f'activations are functions ({words(a.functional)}), which cannot be held; {instead}'
     if a.products: return f'features are multiplied with each other, for which it has no rule; {instead}'
     if q.overwrites: return f'{OVERWRITES}; {instead}'
+    if q.coupled: return f'images that go through the network together change each other, and it needs image and baseline together; {instead}'
     if a.reused: return f'activation {a.reused[0]!r} works more than once in one pass; {instead}'
     if a.activations - DEEP_LIFT_KNOWS: return f'it has no rule for {words(a.activations - DEEP_LIFT_KNOWS)}; {instead}'
     if a.forwards > 1: return f'the network is called {a.forwards} times for one image, and it needs image and baseline in one call; {instead}'

@@ -20,7 +20,7 @@ from ..models.torch import evaluating
 __all__ = ['ROUTES', 'PASS_ON', 'SUMS', 'RULES', 'INSTEAD', 'LRP_METHODS', 'first_tensor', 'graph', 'no_rule', 'plan', 'ruled',
            'network_calls', 'refuse_relevance', 'lrp', 'excitation_backprop']
 
-# %% ../../nbs/api/47_attribution_lrp.ipynb #149328e5
+# %% ../../nbs/api/47_attribution_lrp.ipynb #1263875b
 ROUTES = ('Cat', 'Stack', 'MaxPool', 'AvgPool', 'Upsample', 'Slice', 'Split', 'View', 'UnsafeView', 'Reshape', 'Permute', 'Transpose', 'Squeeze',
           'Unsqueeze', 'Clone', 'Alias', 'ToCopy', 'Copy', 'ConstantPad', 'ReflectionPad', 'ReplicationPad', 'PixelShuffle', 'Relu', 'Add')
 PASS_ON = ('LeakyReLU', 'PReLU', 'ELU', 'CELU', 'SELU', 'GELU', 'SiLU', 'Hardswish', 'Mish', 'Tanh', 'Hardtanh', 'ReLU6')  # f(0) = 0
@@ -53,7 +53,8 @@ def graph(
         with evaluating(module), torch.enable_grad(): out = first_tensor(module(x.detach().requires_grad_().clone()))
     finally:
         for h in hooks: h.remove()
-    seen, todo = {out.grad_fn: None}, [out.grad_fn]
+    todo = [out.grad_fn] if out.grad_fn is not None else []
+    seen = dict.fromkeys(todo)
     while todo:
         for n, _ in todo.pop().next_functions:
             if n is not None and n not in seen:
@@ -61,7 +62,7 @@ def graph(
                 todo.append(n)
     return list(seen), made
 
-# %% ../../nbs/api/47_attribution_lrp.ipynb #33d1c523
+# %% ../../nbs/api/47_attribution_lrp.ipynb #e98aa6dd
 def no_rule(node, made, ways):
     "Why there is no rule for an operation, or None."
     name, m = node.name().split('::')[-1].split('Backward')[0], made.get(node)
@@ -91,9 +92,10 @@ def plan(
 
 def _plan(q):
     if q.module is None: return f'{q.model.name} is a function without modules', []
-    if q.anatomy.script: return 'TorchScript has no modules that can be held', []
+    if q.anatomy.script: return f'{q.model.name} has no modules that can be held (TorchScript, or not called as a module)', []
     if q.anatomy.norms: return f'{words(q.anatomy.norms)} uses the statistics of each image, for which there is no rule', []
     nodes, made = graph(q.module, network_calls(q, count=False)[0][0])
+    if not nodes: return f'the output of {q.model.name} does not depend on the image in a differentiable way', []
     readers = {}
     for n in nodes:
         for o, _ in n.next_functions: readers[o] = readers.get(o, 0) + 1
@@ -210,7 +212,7 @@ def _relevance(q, rule, alone, positive, epsilon):
     home = lambda ms: bring_home(q, ms, [m.shape[1:] for m in ms], [[(1, 0)]*(m.ndim - 1) for m in ms], add=True)
     return torch.cat([home([m[:, i] for m in maps]) for i in range(maps[0].shape[1])]), end, start
 
-# %% ../../nbs/api/47_attribution_lrp.ipynb #cb777b2f
+# %% ../../nbs/api/47_attribution_lrp.ipynb #12580e7f
 def lrp(
     q: Question,
     rule='gamma',  # 'epsilon', 'gamma' or 'alpha_beta'
@@ -238,6 +240,6 @@ def excitation_backprop(q: Question) -> Raw:  # delta: what is lost in units tha
 
 LRP_METHODS = [
     Method('lrp', 'relevance', lrp, '1', 'Bach et al. 2015', lambda q, o: (2, 1), refuse_relevance,
-           options=dict(rule='gamma', gamma=.25, epsilon=1e-6), library='zennit', unit='{score}'),
+           'features', dict(rule='gamma', gamma=.25, epsilon=1e-6), 'zennit', '{score}'),
     Method('excitation_backprop', 'relevance', excitation_backprop, '1', 'Zhang et al. 2016', lambda q, o: (2, 1), refuse_relevance,
-           library='zennit', unit='probability')]
+           'features', library='zennit', unit='probability')]

@@ -24,7 +24,7 @@ __all__ = ['ACTIVATION_OPS', 'NORM_OPS', 'QUIET_OPS', 'OTHER_OPS', 'GATES', 'ACT
            'differentiable', 'asks_itself', 'network', 'output_of', 'with_logits', 'untouched', 'out_of_place', 'trace',
            'Call', 'of_the_image', 'Anatomy', 'watched', 'anatomy', 'unreached']
 
-# %% ../../nbs/api/41_attribution_network.ipynb #966c9cd6
+# %% ../../nbs/api/41_attribution_network.ipynb #66232d40
 def rebuilt(
     model: Model,
     f,  # innermost Model -> Model
@@ -57,9 +57,11 @@ def differentiable(
 
 
 def asks_itself(model: Model) -> bool:
-    "Does a prediction run the very module that `network` gives, once, and nothing around it?"
+    "Does a prediction run the very module that `network` gives, once, and nothing around it, so that it may be `watched`?"
     own = next((m for m in (getattr(model, 'module', None), getattr(model, 'f', None)) if isinstance(m, nn.Module)), None)
-    return own is not None and innermost(model) is model and own is network(model)
+    if own is None or innermost(model) is not model or own is not network(model): return False
+    fast = nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer  # these predict otherwise than `watched` lets them
+    return not any(isinstance(m, fast) for m in own.modules())
 
 
 def network(model: Model):  # -> nn.Module or None
@@ -156,7 +158,7 @@ def trace(
         tensors=[(n, id(p), p.requires_grad, None if p.grad is None else _bytes(p.grad), len(p._backward_hooks or {}))
                  for n, p in module.named_parameters()])
 
-# %% ../../nbs/api/41_attribution_network.ipynb #88bfdd98
+# %% ../../nbs/api/41_attribution_network.ipynb #d92c3da3
 ACTIVATION_OPS = {'relu', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu', 'mish', 'sigmoid', 'tanh', 'softplus', 'hardtanh',
                   'hardswish', 'hardsigmoid', 'threshold', 'prelu', '_prelu_kernel', 'rrelu_with_noise', 'clamp_min', 'clamp', '_softmax'}
 NORM_OPS = {'native_group_norm': 'GroupNorm', 'native_layer_norm': 'LayerNorm'}
@@ -185,6 +187,12 @@ def of_the_image(func, args) -> bool:
     return bool(flags.get('training', 'with_update' in func.__name__))
 
 
+def _place(t):
+    "Where a tensor lies in memory; one without storage of its own (sparse) is told by itself."
+    try: return t.data_ptr()
+    except RuntimeError: return id(t)
+
+
 class _Watch(TorchDispatchMode):
     "Notes operations and the modules in which they run."
     def __init__(self, constants):
@@ -196,21 +204,22 @@ class _Watch(TorchDispatchMode):
         out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__.rstrip('_')
         if not self.stack or name in QUIET_OPS: return out
         if name == 'sigmoid': self.gated = out, args[0]  # kept, so that nothing else comes to lie there
+        if 'scaled_dot_product' in name: name, self.products = '_softmax', self.products + 1  # attention in one operation
         if name == 'mul': name = self.product(*args[:2])
         self.last = name
         if name in ACTIVATION_OPS | OTHER_OPS: self.stack[-1].ops.add(name)
         if name in NORM_OPS: self.norms.add(NORM_OPS[name])
-        if of_the_image(func, args): self.norms.add('InstanceNorm')
+        if of_the_image(func, args): self.norms.add('InstanceNorm' if 'Batch' not in self.stack[-1].kind else 'BatchNorm without running statistics')
         return out
 
     def product(self, a, b):
         "What a multiplication is: SiLU written as x sigmoid(x), one of two features with each other, or with a weight."
-        where = [o.data_ptr() for o in (a, b) if isinstance(o, torch.Tensor) and o.ndim]
-        if len(where) == 2 and sorted(where) == sorted(o.data_ptr() for o in self.gated): return 'silu'
+        where = [_place(o) for o in (a, b) if isinstance(o, torch.Tensor) and o.ndim]
+        if len(where) == 2 and {*where} == {_place(o) for o in self.gated}: return 'silu'
         self.products += len(where) == 2 and not self.constants & set(where)
         return 'mul'
 
-# %% ../../nbs/api/41_attribution_network.ipynb #409e49e6
+# %% ../../nbs/api/41_attribution_network.ipynb #141ad5c5
 ACTIVATION_KINDS = {n for n in nn.modules.activation.__all__ if n != 'MultiheadAttention'}
 
 
@@ -221,7 +230,7 @@ class Anatomy:
     norms: set  # kinds of norms that use the statistics of the image
     products: int  # how often features are multiplied with each other (gates)
     forwards: int  # how often the network is called for one image
-    script: bool = False  # nothing can be hooked: TorchScript, or no network at all
+    script: bool = False  # nothing can be hooked: TorchScript, a function, or a network that is not called as a module
     ndim: int = 2  # spatial axes of what the network gets
 
     @property
@@ -260,7 +269,7 @@ class Anatomy:
         coarsest = min(np.prod(c.shape[2:]) for c in fit)
         return [c for c in fit if np.prod(c.shape[2:]) == coarsest][-1].name
 
-# %% ../../nbs/api/41_attribution_network.ipynb #f5b5645c
+# %% ../../nbs/api/41_attribution_network.ipynb #e2e0569a
 @contextmanager
 def watched(
     module,  # the network, or None
@@ -270,10 +279,10 @@ def watched(
         yield lambda: None
         return
     names, calls, times = {m: n for n, m in module.named_modules()}, {}, []
-    watch = _Watch({t.data_ptr() for t in (*module.parameters(), *module.buffers())})
+    watch = _Watch({_place(t) for t in (*module.parameters(), *module.buffers())})
     axes = []  # spatial ones of what the network itself gets: two, if it is asked about a volume slice by slice
     def enter(m, args):
-        if m is module: axes[:] = [args[0].ndim - 2]
+        if m is module: axes[:] = [t.ndim - 2 for t in args[:1] if isinstance(t, torch.Tensor)] or axes
         watch.stack.append(calls.get(m) or Call(names[m], m, type(m).__name__))
     def leave(m, args, out):
         call = watch.stack.pop()
@@ -282,7 +291,7 @@ def watched(
         while isinstance(out, (list, tuple)) and out: out = out[0]
         call.shape = tuple(out.shape) if isinstance(out, torch.Tensor) else ()
         call.after_activation, call.n = watch.last in ACTIVATION_OPS - {*GATES}, call.n + 1
-        if m is module: times.append(1)
+        if m is module and not watch.stack: times.append(1)  # a network may call itself
     hooks = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # attention in one operation, in which nothing can be seen
