@@ -129,7 +129,7 @@ class Measured:
         like, self.turn = self.images[self.turn % len(self.images)], self.turn + 1
         return self.preprocess(image, like=like)
 
-# %% ../../nbs/api/42_attribution_base.ipynb #ff56c073
+# %% ../../nbs/api/42_attribution_base.ipynb #69e55459
 @dataclass
 class Passes:
     "Images that went through the network."
@@ -169,10 +169,10 @@ class Together:
     def coupled(self):
         "Does what an image gets depend on the others that go through the network with it (norms over the batch), if it takes several? Not counted."
         noise = torch.randn(self.x.shape, generator=self.generator()).to(self.x)  # other values, and other shapes
-        with torch.no_grad(): alone = self.look(self.x)
-        try:
-            with torch.no_grad(): both = self.look(torch.cat([self.x, self.x.mean() + self.x.std()*noise]))
-        except (ValueError, RuntimeError): return True  # it takes no two
+        with torch.no_grad():
+            alone = self.look(self.x)
+            try: both = self.look(torch.cat([self.x, self.x.mean() + self.x.std()*noise]))
+            except (ValueError, RuntimeError): return True  # it takes no two
         return bool((alone - both[:1]).abs().max() > 1e-3*alone.abs().max())
 
     def apart(self, x) -> torch.Tensor:
@@ -180,7 +180,7 @@ class Together:
         if len(x) == 1 or not self.coupled: return self.logits(x)
         return torch.cat([self.logits(o[None]) for o in x])
 
-# %% ../../nbs/api/42_attribution_base.ipynb #84382dae
+# %% ../../nbs/api/42_attribution_base.ipynb #051030ae
 class Question(Together):
     "One model, one image, one target."
     def __init__(
@@ -200,7 +200,7 @@ class Question(Together):
 
     def _prepare(self, target):
         with watched(self.module if asks_itself(self.model) else None) as seen: self.prediction = self.model.label(self.sample)[0]
-        if seen(): self.anatomy = seen()  # so it need not be asked once more
+        if found := seen(): self.anatomy = found  # so it need not be asked once more
         self.target = target if isinstance(target, Frozen) else (target if isinstance(target, Target) else Target(target)).freeze(
             self.model, self.sample, self.prediction)
         if self.target.mask.shape != self.sample.shape: raise ValueError(

@@ -24,7 +24,7 @@ __all__ = ['ACTIVATION_OPS', 'NORM_OPS', 'QUIET_OPS', 'OTHER_OPS', 'GATES', 'ACT
            'differentiable', 'asks_itself', 'network', 'output_of', 'with_logits', 'untouched', 'out_of_place', 'trace',
            'Call', 'of_the_image', 'Anatomy', 'watched', 'anatomy', 'unreached']
 
-# %% ../../nbs/api/41_attribution_network.ipynb #66232d40
+# %% ../../nbs/api/41_attribution_network.ipynb #2f5c4481
 def rebuilt(
     model: Model,
     f,  # innermost Model -> Model
@@ -58,7 +58,7 @@ def differentiable(
 
 def asks_itself(model: Model) -> bool:
     "Does a prediction run the very module that `network` gives, once, and nothing around it, so that it may be `watched`?"
-    own = next((m for m in (getattr(model, 'module', None), getattr(model, 'f', None)) if isinstance(m, nn.Module)), None)
+    own = _module(model)
     if own is None or innermost(model) is not model or own is not network(model): return False
     fast = nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer  # these predict otherwise than `watched` lets them
     return not any(isinstance(m, fast) for m in own.modules())
@@ -66,8 +66,10 @@ def asks_itself(model: Model) -> bool:
 
 def network(model: Model):  # -> nn.Module or None
     "The network inside a model; None for functions."
-    inner = differentiable(innermost(model))
-    return next((m for m in (getattr(inner, 'module', None), getattr(inner, 'f', None)) if isinstance(m, nn.Module)), None)
+    return _module(differentiable(innermost(model)))
+
+
+def _module(model): return next((m for m in (getattr(model, 'module', None), getattr(model, 'f', None)) if isinstance(m, nn.Module)), None)
 
 # %% ../../nbs/api/41_attribution_network.ipynb #fcf5ede6
 def output_of(model: Model) -> str:
@@ -269,12 +271,12 @@ class Anatomy:
         coarsest = min(np.prod(c.shape[2:]) for c in fit)
         return [c for c in fit if np.prod(c.shape[2:]) == coarsest][-1].name
 
-# %% ../../nbs/api/41_attribution_network.ipynb #e2e0569a
+# %% ../../nbs/api/41_attribution_network.ipynb #16ad3ff2
 @contextmanager
 def watched(
     module,  # the network, or None
 ):  # yields a function: the `Anatomy` of what happened so far, or None where the network was not at work
-    "Inside, it is noted what a network does. Whatever is asked, its answer stays the same."
+    "Inside, it is noted what a network does. Its answers stay the same, but for torch's fast way through attention, which is not taken."
     if not _hookable(module):
         yield lambda: None
         return
