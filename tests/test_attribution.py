@@ -6,12 +6,12 @@ from torch import nn
 
 from misas.attribution import attribute as module
 from misas.attribution.attribute import METHODS, attribute, methods
-from misas.attribution.base import Question, Refused
-from misas.attribution.network import trace
+from misas.inside.question import Question, Refused
+from misas.inside.anatomy import trace
 from misas.attribution.quality import infidelity
-from misas.attribution.target import Target
+from misas.inside.target import Target
 from misas.models.adapt import as_model
-from misas.phantom import disc
+from misas.data.phantom import disc
 
 SEED = 4  # one where the deepest features speak for the target
 QUICK = dict(n_steps=40, n_samples=3)
@@ -155,7 +155,7 @@ def test_class_that_is_not_predicted():
 def test_maps_that_must_not_be_believed(what, monkeypatch):
     from dataclasses import replace
 
-    from misas.attribution.base import Raw
+    from misas.inside.question import Raw
     sample = SAMPLES[2]
     raw = {'zero': Raw(torch.zeros(1, 24, 20)), 'nan': Raw(torch.full((1, 24, 20), torch.nan)), 'shape': Raw(torch.ones(1, 5, 5)), 'gap': Raw(torch.ones(1, 24, 20), 1., .3)}[what]
     monkeypatch.setitem(module.METHODS, 'saliency', replace(METHODS['saliency'], run=lambda q: raw))
@@ -177,7 +177,7 @@ def test_methods_table():
 def test_saved_map_lies_where_the_image_lies(tmp_path):
     import nibabel as nib
 
-    from misas.sample import Sample
+    from misas.data.sample import Sample
     affine = np.array([[-2., 0, 0, 30], [0, 0, 1.5, -20], [0, 3, 0, 5], [0, 0, 0, 1]])
     sample = Sample(SAMPLES[3].image, SAMPLES[3].labels, affine=affine)
     a = attribute(as_model(unet(3), activation='softmax'), sample, Target(1, sample.labels == 1), 'saliency')

@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import nn
 
-from misas.grid import sensitivity_grid
-from misas.io import as_sample, load
-from misas.metrics import confusion, loss, score, surface_distance
+from misas.sweep.pairs import sensitivity_grid
+from misas.data.io import as_sample, load
+from misas.metrics.voxels import confusion, loss, score, surface_distance
 from misas.models.adapt import as_model
 from misas.models.torch import TorchModel
-from misas.phantom import ThresholdModel, disc
-from misas.sample import Sample, take_slice
-from misas.sensitivity import sensitivity
-from misas.tolerance import tolerance
+from misas.data.phantom import ThresholdModel, disc
+from misas.data.sample import Sample, take_slice
+from misas.sweep.sensitivity import sensitivity
+from misas.sweep.tolerance import tolerance
 from misas.transforms.artifact import BiasField, Ghosting, Gibbs, Motion, Spike, SpikePosition, Undersampling
 from misas.transforms.base import Transform, from_function
 from misas.transforms.catalogue import CATALOGUE
-from misas.transforms.grid import Crop, Dihedral, Flip, Resize, Resolution
+from misas.transforms.voxels import Crop, Dihedral, Flip, Resize, Resolution
 from misas.transforms.intensity import Blur, Brightness, ChannelScale, Contrast, Gamma, Noise, Rician, WindowWidth
 from misas.transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 

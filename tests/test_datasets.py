@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from misas import datasets
+from misas.data import datasets
 
 
 @pytest.fixture

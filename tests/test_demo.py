@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from misas.demo import main
-from misas.phantom import ThresholdModel, short_axis
+from misas.data.phantom import ThresholdModel, short_axis
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ['curve.png', 'gallery.png', 'rotation.gif', 'sensitivity.csv']
@@ -47,7 +47,7 @@ def test_demo(tmp_path):
 
 def test_help_and_version(tmp_path):
     assert 'demo' in python(cwd=tmp_path).stdout and python('--version', cwd=tmp_path).stdout.startswith('misas ')
-    code = 'import sys, misas.demo; print([m for m in ("fastai", "matplotlib", "pandas", "nilearn", "misas.sensitivity") if m in sys.modules])'
+    code = 'import sys, misas.demo; print([m for m in ("fastai", "matplotlib", "pandas", "nilearn", "misas.sweep.sensitivity") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == '[]'
 
 
@@ -98,7 +98,7 @@ def test_a_case_without_its_mask(own, capsys):
 @pytest.mark.parametrize('what, code, words', [(KeyboardInterrupt, 130, 'interrupted'), (MemoryError, 2, 'MemoryError')])
 def test_interrupted(own, capsys, monkeypatch, what, code, words):
     def stop(*a, **kw): raise what
-    monkeypatch.setattr('misas.plot.save_gif', stop)  # the last file: all others are there by then
+    monkeypatch.setattr('misas.view.plot.save_gif', stop)  # the last file: all others are there by then
     assert main([*OWN, '--trusted', '--label-map', '255=1']) == code
     assert words in capsys.readouterr().err and sorted(os.listdir()) == ['net.pt', 'own']
 

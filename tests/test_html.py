@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from misas import plot
+from misas.view import plot
 from misas.models.adapt import as_model
-from misas.phantom import short_axis, short_axis_stack
-from misas.sample import Sample
-from misas.sensitivity import sensitivity
-from misas.transforms.grid import Dihedral, Flip, Resize
+from misas.data.phantom import short_axis, short_axis_stack
+from misas.data.sample import Sample
+from misas.sweep.sensitivity import sensitivity
+from misas.transforms.voxels import Dihedral, Flip, Resize
 from misas.transforms.intensity import Brightness
 from misas.transforms.spatial import Rotation
 from misas.widgets.html import to_html

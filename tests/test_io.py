@@ -1,4 +1,4 @@
-"What `misas.io` must refuse, by name, and what else its notebook has no room for."
+"What `misas.data.io` must refuse, by name, and what else its notebook has no room for."
 import gzip
 import importlib
 import os
@@ -12,8 +12,8 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
-from misas.io import as_sample, load, save
-from misas.sample import Sample
+from misas.data.io import as_sample, load, save
+from misas.data.sample import Sample
 
 DATA = os.environ.get('MISAS_DATA')
 GREY = np.random.default_rng(0).integers(0, 256, (12, 16)).astype(np.uint8)

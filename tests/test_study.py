@@ -24,16 +24,16 @@ import torch
 from distributed import Client, LocalCluster
 from PIL import Image
 
-from misas.archive import COLUMNS
-from misas.datasets import cardiac_net
+from misas.study.archive import COLUMNS
+from misas.data.datasets import cardiac_net
 from misas.demo import demo_learner, demo_sample
-from misas.fingerprint import fingerprint
+from misas.data.fingerprint import fingerprint
 from misas.models.adapt import as_model
 from misas.models.base import FunctionModel
-from misas.phantom import ThresholdModel, disc, short_axis_stack
-from misas.study import Study
+from misas.data.phantom import ThresholdModel, disc, short_axis_stack
+from misas.study.study import Study
 from misas.transforms.base import from_function
-from misas.transforms.grid import Flip
+from misas.transforms.voxels import Flip
 from misas.transforms.intensity import Blur, Brightness, Contrast, Gamma, Noise
 from misas.transforms.spatial import Rotation, Scale, Shear, Translation
 
@@ -269,9 +269,9 @@ class Full:
     def __init__(self, n): self.left = n
     def __fingerprint__(self): return ()
     def __call__(self, x):
-        import misas.archive
+        import misas.study.archive
         self.left -= 1
-        if self.left == 0: misas.archive.os = Disk()
+        if self.left == 0: misas.study.archive.os = Disk()
         return (x[:, 0] > .5).astype(int)
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import nbrun
-from misas import plot
+from misas.view import plot
 
 DONE = 'ALL CELLS ARE DONE'
 KERNEL = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
@@ -203,9 +203,9 @@ def measure(view, slider, picture, what, keys):
 def phantom_sweep():
     "The result of api/51, made in the same way."
     from misas.models.adapt import as_model
-    from misas.phantom import ThresholdModel, short_axis
-    from misas.sample import Sample
-    from misas.sensitivity import sensitivity
+    from misas.data.phantom import ThresholdModel, short_axis
+    from misas.data.sample import Sample
+    from misas.sweep.sensitivity import sensitivity
     from misas.transforms.intensity import Brightness
     heart = short_axis((128, 128), spacing=2.4, seed=2)
     heart = Sample(heart.image, heart.image[0] > 500, spacing=2.4, classes=('background', 'bright'), name='phantom')
@@ -220,7 +220,7 @@ def frames(result, **kw):
 
 def test_sweep(lab):
     from misas.widgets.base import CurvePicture
-    page, result = opened(lab, 'api/51_widgets_sweep'), phantom_sweep()
+    page, result = opened(lab, 'api/widgets/sweep'), phantom_sweep()
     view, pictures, values = View(page), frames(result), result.values
 
     def check(value, metric='hausdorff95'):
@@ -277,10 +277,10 @@ def test_sweep(lab):
 
 def test_sweep_of_a_volume(lab):
     from misas.models.adapt import as_model
-    from misas.phantom import ThresholdModel, short_axis_stack
-    from misas.sensitivity import sensitivity
+    from misas.data.phantom import ThresholdModel, short_axis_stack
+    from misas.sweep.sensitivity import sensitivity
     from misas.transforms.spatial import Rotation
-    page = opened(lab, 'api/51_widgets_sweep')
+    page = opened(lab, 'api/widgets/sweep')
     volume = short_axis_stack((64, 60, 9))
     volume = volume.replace(labels=(volume.image[0] > 500).astype(np.uint8), classes=('background', 'bright'), name='stack')
     result = sensitivity(as_model(ThresholdModel(500.), classes=volume.classes), volume, Rotation([-30, 0, 30]), progress=False)
@@ -344,8 +344,8 @@ display(LiveExplorer(heart, model, transforms=[Brightness(), Rotation()]))
 
 def test_live(lab):
     from misas.models.adapt import as_model
-    from misas.phantom import ThresholdModel, short_axis
-    from misas.sample import Sample
+    from misas.data.phantom import ThresholdModel, short_axis
+    from misas.data.sample import Sample
     from misas.transforms.intensity import Brightness
     from misas.transforms.spatial import Rotation
     page = opened(lab, None, LIVE)
@@ -369,7 +369,7 @@ def test_live(lab):
     view['B-predict'].click()
     until(page, lambda: nearest(view.settled('O-after'), [after(False), after(True), plain])[0] == 1)
     s = (Brightness() + Rotation())(heart, (number(1), number(2)))
-    from misas.metrics import score
+    from misas.metrics.voxels import score
     got = score(model.label(s)[0], s.labels, n_classes=2, valid=s.valid).score.item()
     until(page, lambda: f'{got:.3f}' in view['N-scores'].inner_text() and f'{abs(got - 1):.3f}' in view['N-scores'].inner_text())
     view['B-reset1'].click()
@@ -391,7 +391,7 @@ def test_real_kernel(name):
     from nbclient import NotebookClient
     nb = nbformat.read(nbrun.NBS/f'api/{name}.ipynb', 4)
     NotebookClient(nb, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(nbrun.NBS/'api')}}).execute()
-    assert 'application/vnd.jupyter.widget-view+json' in json.dumps(nb) or name in ('50_widgets_base', '56_widgets_html')
+    assert 'application/vnd.jupyter.widget-view+json' in json.dumps(nb) or name in ('base', 'html')
 
 
 def test_running_a_cell_again_leaves_nothing_behind(lab):
@@ -417,7 +417,7 @@ def case(k):
 
 
 def test_gallery(lab):
-    from misas.metrics import score
+    from misas.metrics.voxels import score
     page = opened(lab, None, CASES + 'from misas.widgets.gallery import GalleryExplorer\n'
                   "GalleryExplorer.from_cases(map(case, range(30)), model, metrics=('dice', 'precision'), progress=False)")
     view, here = View(page), {}
@@ -464,7 +464,7 @@ VolumeExplorer(volume)
 
 def test_volume(lab):
     "Three views in the proportions of the patient; a click in one moves the others."
-    from misas.phantom import short_axis_stack
+    from misas.data.phantom import short_axis_stack
     from misas.widgets.volume import VolumeExplorer
     page = opened(lab, None, VOLUME)
     view, here = View(page), VolumeExplorer(short_axis_stack((80, 70, 20), spacing=(2., 2., 4.)))
@@ -507,9 +507,9 @@ def test_volume(lab):
 ATTRIBUTIONS = """
 import numpy as np, torch
 from misas.attribution.attribute import attribute
-from misas.attribution.target import Target
+from misas.inside.target import Target
 from misas.models.adapt import as_model
-from misas.phantom import short_axis, short_axis_stack
+from misas.data.phantom import short_axis, short_axis_stack
 from misas.widgets.attribution import AttributionExplorer
 def bump(net):
     "Is a voxel brighter than its surroundings? Where it is bright itself, more so."
