@@ -10,7 +10,8 @@ from .data import datasets, phantom
 from .view import plot
 from .attribution.attribute import Attribution, attribute, methods
 from .attribution.blocks import OwnMap
-from .attribution.sanity import complexity, localisation, random_target, randomisation_check, stability
+from .attribution.sanity import complexity, random_target, randomisation_check, stability
+from .attribution.localisation import localisation
 from .view.maps import show_map, side_by_side
 from .attribution.quality import deletion, infidelity, insertion, max_sensitivity
 from .attribution.rank import rank_methods
@@ -21,6 +22,7 @@ from .sweep.pairs import SensitivityGrid, sensitivity_grid
 from .data.io import as_sample, load, save
 from .metrics.voxels import score
 from .models.adapt import as_model
+from .models import zoo
 from .models.base import Model
 from .data.sample import Sample
 from .sweep.sensitivity import Sensitivity, sensitivity
@@ -42,4 +44,4 @@ __all__ = ['Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Co
            'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'complexity',
            'datasets', 'deletion', 'diagnose', 'explore', 'infidelity', 'insertion', 'load', 'localisation', 'max_sensitivity',
            'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity',
-           'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms']
+           'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms', 'zoo']

@@ -6,12 +6,12 @@ from torch import nn
 
 from misas.attribution import attribute as module
 from misas.attribution.attribute import METHODS, attribute, methods
-from misas.inside.question import Question, Refused
-from misas.inside.anatomy import trace
 from misas.attribution.quality import infidelity
+from misas.data.phantom import disc
+from misas.inside.question import Question, Refused
 from misas.inside.target import Target
 from misas.models.adapt import as_model
-from misas.data.phantom import disc
+from misas.models.hold import trace
 
 SEED = 4  # one where the deepest features speak for the target
 QUICK = dict(n_steps=40, n_samples=3)
@@ -155,7 +155,7 @@ def test_class_that_is_not_predicted():
 def test_maps_that_must_not_be_believed(what, monkeypatch):
     from dataclasses import replace
 
-    from misas.inside.question import Raw
+    from misas.attribution.method import Raw
     sample = SAMPLES[2]
     raw = {'zero': Raw(torch.zeros(1, 24, 20)), 'nan': Raw(torch.full((1, 24, 20), torch.nan)), 'shape': Raw(torch.ones(1, 5, 5)), 'gap': Raw(torch.ones(1, 24, 20), 1., .3)}[what]
     monkeypatch.setitem(module.METHODS, 'saliency', replace(METHODS['saliency'], run=lambda q: raw))

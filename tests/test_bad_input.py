@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from misas.sweep.pairs import sensitivity_grid
 from misas.data.io import as_sample, load
+from misas.data.phantom import ThresholdModel, disc
+from misas.data.sample import Sample, take_slice
 from misas.metrics.voxels import confusion, loss, score, surface_distance
 from misas.models.adapt import as_model
 from misas.models.torch import TorchModel
-from misas.data.phantom import ThresholdModel, disc
-from misas.data.sample import Sample, take_slice
+from misas.sweep.pairs import sensitivity_grid
 from misas.sweep.sensitivity import sensitivity
 from misas.sweep.tolerance import tolerance
 from misas.transforms.artifact import BiasField, Ghosting, Gibbs, Motion, Spike, SpikePosition, Undersampling
 from misas.transforms.base import Transform, from_function
 from misas.transforms.catalogue import CATALOGUE
-from misas.transforms.voxels import Crop, Dihedral, Flip, Resize, Resolution
 from misas.transforms.intensity import Blur, Brightness, ChannelScale, Contrast, Gamma, Noise, Rician, WindowWidth
 from misas.transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
+from misas.transforms.voxels import Crop, Dihedral, Flip, Resize, Resolution
 
 IMAGE, MASK = np.random.default_rng(0).random((1, 6, 5)), np.arange(30).reshape(6, 5) % 2
 THRESHOLD, DISC = ThresholdModel(.5), disc((12, 10), radius=3.)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from misas.demo import main
 from misas.data.phantom import ThresholdModel, short_axis
+from misas.demo import main
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ['curve.png', 'gallery.png', 'rotation.gif', 'sensitivity.csv']

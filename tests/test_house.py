@@ -13,15 +13,15 @@ import nbrun
 from nbrun import NBS, ROOT
 
 FLOORS = [  # a module imports only from floors below its own; within a floor, only what stands to its left
-    'sample',
-    'io phantom metrics statistics fingerprint',
-    'transforms.base transforms.resample transforms.spatial transforms.grid transforms.intensity transforms.artifact transforms.catalogue',
-    'models.base models.torch models.fastai models.onnx models.sliding models.adapt',
-    'datasets vessels plot',
-    'attribution.target attribution.network attribution.base attribution.gradient attribution.cam attribution.layer attribution.perturbation '
-    'attribution.lrp attribution.plots attribution.attribute attribution.blocks attribution.quality attribution.checks attribution.rank',
-    'sensitivity tolerance grid',
-    'cohort_plots cohort archive workers summary study compare diagnose',
+    'data.sample data.files data.fingerprint data.io data.cases data.cohort data.datasets data.phantom data.phantom_vessels statistics',
+    'metrics.voxels metrics.limits metrics.tables',
+    'transforms.base transforms.resample transforms.spatial transforms.voxels transforms.intensity transforms.artifact transforms.catalogue',
+    'models.hold models.anatomy models.base models.torch models.fastai models.onnx models.sliding models.adapt models.zoo',
+    'view.words view.plot view.cohort view.maps inside.network inside.target inside.question inside.layers',
+    'sweep.scoring sweep.sensitivity sweep.tolerance sweep.pairs '
+    'attribution.method attribution.gradient attribution.cam attribution.layer attribution.perturbation attribution.lrp attribution.attribute '
+    'attribution.blocks attribution.quality attribution.localisation attribution.sanity attribution.rank',
+    'study.archive study.workers study.summary study.study study.compare study.diagnose',
     'widgets.base widgets.sweep widgets.live widgets.gallery widgets.volume widgets.attribution widgets.html widgets.explore',
     'demo',
     'all']

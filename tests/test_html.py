@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from misas.view import plot
-from misas.models.adapt import as_model
 from misas.data.phantom import short_axis, short_axis_stack
 from misas.data.sample import Sample
+from misas.models.adapt import as_model
 from misas.sweep.sensitivity import sensitivity
-from misas.transforms.voxels import Dihedral, Flip, Resize
 from misas.transforms.intensity import Brightness
 from misas.transforms.spatial import Rotation
+from misas.transforms.voxels import Dihedral, Flip, Resize
+from misas.view import plot
 from misas.widgets.html import to_html
 
 SHOTS = os.environ.get('MISAS_SHOTS')  # a folder: keep screenshots there, to look at them

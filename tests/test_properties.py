@@ -8,17 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from misas.metrics.voxels import METRICS, OVERLAP, confusion, loss, score
-from misas.models.adapt import as_model
 from misas.data.phantom import OracleModel, ThresholdModel, disc
 from misas.data.sample import Sample, take_slice
+from misas.metrics.voxels import METRICS, OVERLAP, confusion, loss, score
+from misas.models.adapt import as_model
 from misas.sweep.sensitivity import sensitivity
 from misas.sweep.tolerance import tolerance
 from misas.transforms.base import Transform, from_function, sweep_values
 from misas.transforms.catalogue import CATALOGUE
-from misas.transforms.voxels import Crop, Dihedral, Flip, Resize, Resolution
 from misas.transforms.intensity import Noise
 from misas.transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
+from misas.transforms.voxels import Crop, Dihedral, Flip, Resize, Resolution
 
 
 def some(n): return settings(derandomize=True, deadline=None, max_examples=n, database=None)

@@ -24,18 +24,18 @@ import torch
 from distributed import Client, LocalCluster
 from PIL import Image
 
-from misas.study.archive import COLUMNS
-from misas.data.datasets import cardiac_net
-from misas.demo import demo_learner, demo_sample
 from misas.data.fingerprint import fingerprint
+from misas.data.phantom import ThresholdModel, disc, short_axis_stack
+from misas.demo import demo_learner, demo_sample
 from misas.models.adapt import as_model
 from misas.models.base import FunctionModel
-from misas.data.phantom import ThresholdModel, disc, short_axis_stack
+from misas.models.zoo import cardiac_net
+from misas.study.archive import COLUMNS
 from misas.study.study import Study
 from misas.transforms.base import from_function
-from misas.transforms.voxels import Flip
 from misas.transforms.intensity import Blur, Brightness, Contrast, Gamma, Noise
 from misas.transforms.spatial import Rotation, Scale, Shear, Translation
+from misas.transforms.voxels import Flip
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # or workers would have to import all this
 CLASSES = 'background', 'disc'

@@ -202,9 +202,9 @@ def measure(view, slider, picture, what, keys):
 
 def phantom_sweep():
     "The result of api/51, made in the same way."
-    from misas.models.adapt import as_model
     from misas.data.phantom import ThresholdModel, short_axis
     from misas.data.sample import Sample
+    from misas.models.adapt import as_model
     from misas.sweep.sensitivity import sensitivity
     from misas.transforms.intensity import Brightness
     heart = short_axis((128, 128), spacing=2.4, seed=2)
@@ -276,8 +276,8 @@ def test_sweep(lab):
 
 
 def test_sweep_of_a_volume(lab):
-    from misas.models.adapt import as_model
     from misas.data.phantom import ThresholdModel, short_axis_stack
+    from misas.models.adapt import as_model
     from misas.sweep.sensitivity import sensitivity
     from misas.transforms.spatial import Rotation
     page = opened(lab, 'api/widgets/sweep')
@@ -343,9 +343,9 @@ display(LiveExplorer(heart, model, transforms=[Brightness(), Rotation()]))
 
 
 def test_live(lab):
-    from misas.models.adapt import as_model
     from misas.data.phantom import ThresholdModel, short_axis
     from misas.data.sample import Sample
+    from misas.models.adapt import as_model
     from misas.transforms.intensity import Brightness
     from misas.transforms.spatial import Rotation
     page = opened(lab, None, LIVE)
@@ -384,13 +384,13 @@ def test_live(lab):
 
 # --- kernels and observers
 
-@pytest.mark.parametrize('name', [p.stem for p in sorted((nbrun.NBS/'api').glob('5*_widgets_*.ipynb'))])
+@pytest.mark.parametrize('name', [p.stem for p in sorted((nbrun.NBS/'api/widgets').glob('*.ipynb'))])
 def test_real_kernel(name):
     "Widget notebooks run in a kernel of their own, where display, comms and the event loop are real."
     import nbformat
     from nbclient import NotebookClient
-    nb = nbformat.read(nbrun.NBS/f'api/{name}.ipynb', 4)
-    NotebookClient(nb, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(nbrun.NBS/'api')}}).execute()
+    nb = nbformat.read(nbrun.NBS/f'api/widgets/{name}.ipynb', 4)
+    NotebookClient(nb, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(nbrun.NBS/'api/widgets')}}).execute()
     assert 'application/vnd.jupyter.widget-view+json' in json.dumps(nb) or name in ('base', 'html')
 
 

@@ -17,7 +17,7 @@ from .cam import CAM_METHODS
 from .gradient import GRADIENT_METHODS
 from .layer import LAYER_METHODS
 from .lrp import LRP_METHODS
-from ..inside.anatomy import untouched
+from ..models.hold import untouched
 from .perturbation import PERTURBATION_METHODS
 from ..view.maps import plot_attribution
 from ..inside.target import Frozen

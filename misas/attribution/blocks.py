@@ -14,7 +14,7 @@ import torch
 
 from .attribute import METHODS
 from ..inside.question import Question
-from ..inside.anatomy import untouched
+from ..models.hold import untouched
 
 # %% auto #0
 __all__ = ['check_count', 'block_labels', 'is_slope', 'OwnMap', 'map_again', 'Blocks']

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..inside.question import Method, Question, Raw, is_constant, make_baseline
-from ..inside.anatomy import out_of_place
+from .method import Method, Raw
+from ..inside.question import Question, is_constant, make_baseline
+from ..models.hold import out_of_place
 
 # %% auto #0
 __all__ = ['DEEP_LIFT_KNOWS', 'GATES', 'OVERWRITES', 'GRADIENT_METHODS', 'saliency', 'input_x_gradient', 'over_gradients',

@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..inside.question import Method, Question, Raw
-from .cam import features, refuse_layers
+from .method import Method, Raw
+from ..inside.question import Question
+from ..inside.layers import features, refuse_layers
 from .gradient import refuse_constant
 
 # %% auto #0

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..inside.question import Method, Question, Raw, Refused
-from .cam import bring_home
+from .method import Method, Raw
+from ..inside.question import Question, Refused
+from ..inside.layers import bring_home
 from .gradient import OVERWRITES, words
-from ..inside.anatomy import out_of_place
-from ..models.torch import evaluating
+from ..models.hold import out_of_place
+from ..models.hold import evaluating
 
 # %% auto #0
 __all__ = ['ROUTES', 'PASS_ON', 'SUMS', 'RULES', 'INSTEAD', 'LRP_METHODS', 'first_tensor', 'graph', 'no_rule', 'plan', 'ruled',

@@ -12,7 +12,7 @@ from math import comb, factorial
 import numpy as np
 import torch
 
-from ..inside.question import Method, Raw
+from .method import Method, Raw
 from ..data.sample import to_numpy
 
 # %% auto #0

@@ -15,16 +15,17 @@ import torch
 
 from ..view import maps as plots
 from ..inside.question import Question
-from ..inside.anatomy import differentiable, network, rebuilt
+from ..inside.network import differentiable, network, rebuilt
 from .blocks import check_count, map_again
+from .localisation import outline_distance
 from ..transforms.base import Transform, sweep_values
 
 # %% auto #0
-__all__ = ['CONTEXT', 'rank_correlation', 'correlation', 'outline_distance', 'distance_groups', 'map_correlation', 'with_network',
-           'output_first', 'randomise', 'cascade', 'random_target', 'Randomisation', 'randomisation_check',
-           'bring_back', 'Stability', 'stability', 'Localisation', 'localisation', 'Complexity', 'complexity']
+__all__ = ['rank_correlation', 'correlation', 'distance_groups', 'map_correlation', 'with_network', 'output_first', 'randomise',
+           'cascade', 'random_target', 'Randomisation', 'randomisation_check', 'bring_back', 'Stability', 'stability',
+           'Complexity', 'complexity']
 
-# %% ../../nbs/api/attribution/sanity.ipynb #fa10e5a3
+# %% ../../nbs/api/attribution/sanity.ipynb #747d2939
 def rank_correlation(
     a, b,  # numbers of one shape
     groups=None,  # whole numbers of the same shape: rank within each group; None: all together
@@ -44,17 +45,6 @@ def correlation(a, b) -> float:  # NaN where one is the same everywhere
     "Pearson's correlation of two arrays."
     a, b = (np.asarray(o, float).ravel() for o in (a, b))
     return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else np.nan
-
-
-def outline_distance(
-    mask,  # (*S) bool
-    spacing,  # mm
-) -> np.ndarray:  # (*S) mm, below 0 inside
-    "Distance of each voxel's centre to the outline of a region."
-    from scipy.ndimage import distance_transform_edt
-    half = min(spacing)/2
-    if mask.all(): return np.full(mask.shape, -np.inf)
-    return np.where(mask, half - distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing) - half)
 
 
 def distance_groups(attribution) -> np.ndarray:  # shape of the map
@@ -280,56 +270,6 @@ def stability(
                        dice=2*(both[0] & both[1]).sum()/max(1, both[0].sum() + both[1].sum()))
         rows.append(row)
     return Stability(a, transform, pd.DataFrame(rows), maps)
-
-# %% ../../nbs/api/attribution/sanity.ipynb #8f7fb8b5
-CONTEXT = 'Context is legitimate: what lies outside the region is not an error.'
-
-
-@dataclass(eq=False, repr=False)
-class Localisation:
-    "Where a map lies; see `localisation`."
-    frame: object  # where, voxels and share (of the image, of the absolute map), density (share/voxels), net (signed sum, as a share)
-
-    def __repr__(self):
-        rows = [f'{r["where"]} {r["share"]:.0%}' for r in self.frame.to_dict('records') if r['voxels'] > 0]
-        return f'share of the map: {", ".join(rows)}. {CONTEXT}'
-
-    def plot(self, ax=None):  # -> the axes
-        "Share of the map and of the image, from the inside to the outside."
-        import matplotlib.pyplot as plt
-        ax, f, x = ax or plt.subplots(figsize=(6, 3))[1], self.frame, np.arange(len(self.frame))
-        ax.bar(x - .2, 100*f['share'], .4, color='#E69F00', label='of the map')
-        ax.bar(x + .2, 100*f['voxels'], .4, color='#999999', label='of the image')
-        ax.set_xticks(x, f['where'], rotation=25, ha='right', fontsize=8)
-        ax.set(ylabel='share (%)', title=CONTEXT)
-        ax.title.set_fontsize(9)
-        ax.legend(fontsize=8, loc='upper center')
-        return ax
-
-
-def localisation(
-    attribution,
-    shells_mm=(5, 10, 20, 40),  # outer ends of the shells around the region
-    border_mm=None,  # on each side of the outline; None: one voxel
-) -> Localisation:
-    "Shares of the absolute map inside the region, at its border, and in shells around it."
-    import pandas as pd
-    a = attribution
-    if not a.sample.spacing_known: raise ValueError(
-        f'shells are measured in mm, but the spacing of sample {a.sample.name!r} is not known; give it one, e.g. spacing=1.5')
-    border = max(a.sample.spacing) if border_mm is None else border_mm
-    ends = [border, *np.atleast_1d(shells_mm)]
-    if any(isinstance(e, str) or not 0 < e < np.inf for e in ends) or (np.diff(ends) <= 0).any():
-        raise ValueError(f'shells_mm must be growing distances in mm beyond the border of {border:g} mm, got {shells_mm!r}')
-    distance, m = outline_distance(a.target.mask, a.sample.spacing), np.asarray(a.map, float)
-    size, net = abs(m).sum(0), m.sum(0)
-    if not size.sum() > 0: raise ValueError('the map is empty: it lies nowhere')
-    names = ['inside', f'border (±{border:.3g} mm)', *(f'{i:.3g} to {j:.3g} mm' for i, j in zip(ends, ends[1:])), f'beyond {ends[-1]:g} mm']
-    place = np.searchsorted([-border, *ends], distance)
-    rows = [(n, (place == i).mean(), size[place == i].sum()/size.sum(), net[place == i].sum()/size.sum()) for i, n in enumerate(names)]
-    frame = pd.DataFrame(rows, columns=['where', 'voxels', 'share', 'net'])
-    frame.insert(3, 'density', frame['share']/frame['voxels'].where(frame['voxels'] > 0))
-    return Localisation(frame)
 
 # %% ../../nbs/api/attribution/sanity.ipynb #6a2977e4
 class Complexity(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .datasets import Cases
+from .cases import Cases
 from .fingerprint import fingerprint
 from .io import READABLE, as_sample, load
 from .sample import Sample

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral, Real
 
@@ -14,46 +14,22 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .anatomy import anatomy, asks_itself, differentiable, innermost, network, out_of_place, output_of, rebuilt, unreached, untouched
-from .anatomy import watched, with_logits
+from .network import anatomy, asks_itself, differentiable, innermost, network, output_of, rebuilt, unreached
+from ..models.hold import out_of_place, untouched
+from ..models.anatomy import watched
+from .network import with_logits
 from .target import Frozen, Target
 from ..data.io import as_sample
 from ..models.adapt import as_model
 from ..models.base import as_batch
 
 # %% auto #0
-__all__ = ['BASELINES', 'Refused', 'Raw', 'Method', 'make_baseline', 'is_constant', 'measures', 'seen_by_preprocess', 'Measured',
-           'Passes', 'Together', 'Question']
+__all__ = ['BASELINES', 'Refused', 'make_baseline', 'is_constant', 'measures', 'seen_by_preprocess', 'Measured', 'Passes',
+           'Together', 'Question']
 
-# %% ../../nbs/api/inside/question.ipynb #8f0d33dc
+# %% ../../nbs/api/inside/question.ipynb #23b979c4
 class Refused(ValueError):
     "A method that would be wrong on this network, or cannot run on it; the message says why, and what to use instead."
-
-
-@dataclass
-class Raw:
-    "What a method returns."
-    map: object  # tensor or array (C', *S): C' channels of the image, or 1 where all are treated together
-    delta: float | None = None  # sum of the map - (score of the image - score of the baseline), for methods whose map must add up
-    gap: float | None = None  # |delta| as a fraction of what it must add up to
-    base: float | None = None  # score of the baseline
-
-
-@dataclass(frozen=True)
-class Method:
-    "One way of asking where a model looks."
-    name: str
-    family: str  # 'gradient', 'modified gradient', 'class activation', 'layer', 'perturbation' or 'relevance'
-    run: object  # f(question, **options) -> Raw
-    words: str  # passes through the network, in words
-    origin: str  # the paper
-    cost: object  # f(question, options) -> (forward, backward): images passed
-    refuse: object = None  # f(question, options) -> why not and what instead, or None
-    needs: str = 'gradient'  # of the image; 'features' of a layer; or 'scores': nothing else
-    options: dict = field(default_factory=dict)  # its own, with defaults
-    library: str = 'captum'  # that computes it
-    unit: str = ''  # of the map; {score} stands for that of the target
-    slope: bool = False  # are its values slopes, which have to be multiplied by a change of the image to say what it does?
 
 # %% ../../nbs/api/inside/question.ipynb #0c3edfbe
 BASELINES = 'blur', 'mean', 'min', 'zero'

@@ -5,17 +5,15 @@
 # %% ../../nbs/api/models/fastai.ipynb #ff6b43be
 from __future__ import annotations
 
-import random
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .hold import same_luck
 from .torch import TorchModel
 
 # %% auto #0
-__all__ = ['same_luck', 'FastaiModel', 'pipeline']
+__all__ = ['FastaiModel', 'pipeline']
 
 # %% ../../nbs/api/models/fastai.ipynb #f09c911e
 def _line(ramp, n):
@@ -40,18 +38,7 @@ def _undo(lines, shape):
         return torch.where(ok[0][:, None] & ok[1][None], out, empty.view(-1, 1, 1).to(out))
     return undo
 
-# %% ../../nbs/api/models/fastai.ipynb #c66b9ac2
-@contextmanager
-def same_luck():
-    "Whatever draws random numbers inside, the generators are afterwards as they were before."
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try: yield
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])  # noqa: NPY002
-        torch.set_rng_state(state[2])
-
-
+# %% ../../nbs/api/models/fastai.ipynb #6c4d85df
 class FastaiModel(TorchModel):
     "A model made of a fastai Learner."
     def __init__(

@@ -5,18 +5,18 @@
 # %% ../../nbs/api/models/torch.ipynb #2b5918f5
 from __future__ import annotations
 
-from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 from torch import nn
 
 from .base import Model
+from .hold import evaluating
 
 # %% auto #0
-__all__ = ['as_device', 'evaluating', 'TorchModel']
+__all__ = ['as_device', 'TorchModel']
 
-# %% ../../nbs/api/models/torch.ipynb #65cdeb7e
+# %% ../../nbs/api/models/torch.ipynb #b59ee565
 def as_device(device) -> torch.device:
     "A device with its number; ValueError if there is no such device."
     try:
@@ -24,16 +24,6 @@ def as_device(device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as e:
         raise ValueError(f'device {device!r} cannot be used here: {str(e).strip().splitlines()[0][:120]}') from e
-
-
-@contextmanager
-def evaluating(module: nn.Module):
-    "Evaluation mode for a while; every submodule gets its own mode back, also after an error."
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try: yield module
-    finally:
-        for m, mode in modes: m.training = mode
 
 
 class TorchModel(Model):

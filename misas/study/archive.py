@@ -6,53 +6,16 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from uuid import uuid4
-from zlib import crc32
 
 import numpy as np
 
+from ..data.files import as_file_name, read_json, whole, write_json
+
 # %% auto #0
-__all__ = ['COLUMNS', 'FORMAT', 'whole', 'write_json', 'read_json', 'as_file_name', 'Archive', 'differences', 'merged',
-           'read_settings', 'locked', 'now']
-
-# %% ../../nbs/api/study/archive.ipynb #694d45d1
-@contextmanager
-def whole(
-    path,  # the file to be written
-):  # yields the path to write to
-    "Write a file completely or not at all. OSError in one sentence where it cannot be written."
-    path = Path(path)
-    part = path.parent/f'.{uuid4().hex}.part'  # workers on several machines may write here
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with open(part, 'rb+') as f: os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        raise OSError(e.errno, f'cannot be written ({e.strerror or e}); everything finished before is kept', str(path)) from e
-    finally:
-        with suppress(OSError): part.unlink()
-
-
-def write_json(path, data):
-    with whole(path) as part: part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-
-
-def read_json(path):
-    "What is in a JSON file. ValueError naming the file where it is damaged."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path}: is damaged ({e}); restore it, or use another folder') from None
-
-# %% ../../nbs/api/study/archive.ipynb #e110f887
-def as_file_name(name) -> str:
-    "A file name for any text; different texts give different ones."
-    safe = re.sub(r'[^\w.+ -]+', '_', name).strip(' .')[:50]  # of characters with up to 4 bytes; a name may have 255
-    return name if safe == name and name else f'{safe or "_"}-{crc32(name.encode()):08x}'
+__all__ = ['COLUMNS', 'FORMAT', 'Archive', 'differences', 'merged', 'read_settings', 'locked', 'now']
 
 # %% ../../nbs/api/study/archive.ipynb #ff85cab1
 COLUMNS = ['model', 'sample', 'transform', 'value', 'unit', 'class', 'metric', 'score']

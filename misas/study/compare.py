@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from fastcore.basics import patch
 
-from ..view.cohort import of_samples, score_tables
+from ..metrics.tables import of_samples, score_tables
 from ..metrics.voxels import loss, metric_unit
 from ..view.plot import colour, value_axis, with_unit
 from ..statistics import averages, check_level, differences, holm, paired

@@ -17,12 +17,13 @@ from fastcore.basics import patch
 
 from ..view import cohort as cohort_plots, plot as pictures
 from . import summary as tables
-from .archive import whole
+from ..data.files import whole
 from ..data.cohort import cohort
 from ..metrics.voxels import check_metrics, loss, metric_unit
 from ..models.adapt import as_model
 from ..data.sample import to_numpy
-from ..sweep.sensitivity import as_transform, check_drop
+from ..sweep.scoring import as_transform
+from ..metrics.limits import check_drop
 from ..statistics import bootstrap, differences
 from .study import Study
 from ..transforms.artifact import BiasField

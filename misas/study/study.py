@@ -22,12 +22,14 @@ from tqdm.auto import tqdm
 
 from ..view import cohort as cohort_plots, plot as pictures
 from . import summary as tables
-from .archive import FORMAT, Archive, as_file_name, locked, merged, now, read_json, read_settings, write_json
+from .archive import FORMAT, Archive, locked, merged, now, read_settings
+from ..data.files import as_file_name, read_json, write_json
 from ..data.cohort import cohort
 from ..data.fingerprint import fingerprint
 from ..metrics.voxels import check_metrics, metric_unit
 from ..models.adapt import as_model
-from ..sweep.sensitivity import as_transform, sensitivity
+from ..sweep.scoring import as_transform
+from ..sweep.sensitivity import sensitivity
 from ..transforms.base import Transform, sweep_values
 from .workers import Work, in_processes, using_threads, work_on
 

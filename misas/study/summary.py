@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..view.cohort import of_samples, one_metric, score_tables, sized, worst_value
+from ..metrics.tables import of_samples, one_metric, score_tables, sized, worst_value
 from ..metrics.voxels import loss, metric_unit
-from ..sweep.sensitivity import Summary, check_drop, reach
+from ..view.words import Summary
+from ..metrics.limits import check_drop, reach
 from ..statistics import bootstrap
 
 # %% auto #0

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import torch
 
-from .archive import Archive, as_file_name, whole
+from .archive import Archive
+from ..data.files import as_file_name, whole
 from ..data.cohort import Case
-from ..sweep.sensitivity import Probe
+from ..sweep.scoring import Probe
 from ..transforms.base import sweep_values
 
 # %% auto #0

@@ -10,7 +10,8 @@ from fastcore.basics import patch
 
 from ..view import plot as pictures
 from ..metrics.voxels import loss, metric_unit
-from .sensitivity import Probe, check_drop, unpack_labels
+from .scoring import Probe, unpack_labels
+from ..metrics.limits import check_drop
 from ..transforms.base import Stack, Transform, sweep_values
 
 # %% auto #0

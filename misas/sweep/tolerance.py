@@ -8,7 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..metrics.voxels import loss, metric_unit
-from .sensitivity import Probe, Sensitivity, as_transform, check_drop, reach
+from .scoring import Probe, as_transform
+from .sensitivity import Sensitivity
+from ..metrics.limits import check_drop, reach
 from ..transforms.base import Transform, sweep_values
 
 # %% auto #0

@@ -10,86 +10,13 @@ from textwrap import fill
 import numpy as np
 
 from . import plot as pictures
-from ..metrics.voxels import loss, metric_unit
+from ..metrics.tables import of_samples, one_metric, score_tables, sized, worst_value
+from ..metrics.voxels import metric_unit
 from .plot import colour, value_axis, with_unit
 from ..statistics import bootstrap
 
 # %% auto #0
-__all__ = ['COLUMNS', 'MODEL_COLOURS', 'one_metric', 'sized', 'score_tables', 'of_samples', 'worst_value', 'cohort_curves',
-           'distribution', 'ranking', 'by_group']
-
-# %% ../../nbs/api/view/cohort.ipynb #c44ea1b6
-COLUMNS = 'model sample transform value unit class metric score'.split()
-
-
-def one_metric(
-    frame,  # tidy, see `COLUMNS`
-    metric=None,  # a name, or the function itself; None: the first one of the frame
-) -> tuple:  # its rows; the metric
-    "The rows of one metric. ValueError for a frame that is not tidy, or a metric that is not in it."
-    if not hasattr(frame, 'columns'): raise TypeError(f'frame must be a tidy DataFrame such as Study.frame, got {type(frame).__name__}')
-    missing = [c for c in COLUMNS if c not in frame]
-    if missing: raise ValueError(f'frame lacks the columns {", ".join(missing)}; the frame of a Study has them')
-    if frame.empty: raise ValueError('frame is empty: there are no scores to look at')
-    there = list(dict.fromkeys(frame.metric))
-    name = there[0] if metric is None else getattr(metric, '__name__', metric)
-    if name not in there: raise ValueError(f'metric {name!r} was not computed; there are {", ".join(map(str, there))}')
-    return frame[frame.metric == name], name if metric is None else metric
-
-
-def sized(metric) -> bool:
-    "Is a metric good when it is near 0, from both sides? Then a cohort is judged by its size: too much here and too little there is not right."
-    try: return float(loss(metric, -1.)) == float(loss(metric, 1.))
-    except ValueError: return False  # neither good nor bad, or a function of which only the name is known
-
-
-def score_tables(
-    frame, transforms: dict,  # tidy; name -> transform, with its identity, unit and words
-    metric=None,  # see `one_metric`
-) -> dict:  # (model, transform, class) -> DataFrame of scores, a row a sample, a column a value
-    "The scores of one metric (sizes, where it is `sized`), ordered by model, transform and class as they come in the frame."
-    frame, metric = one_metric(frame, metric)
-    if sized(metric): frame = frame.assign(score=frame.score.abs())
-    unknown = [t for t in dict.fromkeys(frame['transform']) if t not in transforms]
-    if unknown: raise ValueError(f'transform {unknown[0]!r} of the frame is not among transforms: {", ".join(transforms)}')
-    keys = ['model', 'transform', 'class']
-    if frame.duplicated([*keys, 'sample', 'value']).any(): raise ValueError('frame has two scores for one model, sample, transform, value and class')
-    order = [{name: i for i, name in enumerate(dict.fromkeys(frame[k]))} for k in keys]
-    parts = sorted(frame.groupby(keys, sort=False, observed=True), key=lambda part: [o[k] for o, k in zip(order, part[0])])
-    return {key: _table(part, key, transforms[key[1]]) for key, part in parts}
-
-
-def _table(part, key, transform):
-    "The rows of one model, transform and class as samples x values."
-    table = part.set_index(['sample', 'value']).score.unstack().reindex(list(dict.fromkeys(part['sample'])))
-    what = f'{key[1]} of model {key[0]}'
-    if table.size != len(part): raise ValueError(f'{what}: not all samples have the same values; leave out those that are not complete')
-    if transform.identity not in table.columns: raise ValueError(f'{what}: the identity {transform.identity:g} is not among the values')
-    return table
-
-# %% ../../nbs/api/view/cohort.ipynb #44b5f5b8
-def of_samples(
-    known,  # Series or dict: sample -> patient, group, ...; None: each sample stands for itself
-    samples,  # names
-    argument='cluster',  # for the error
-) -> np.ndarray:  # as many
-    "What is known of each sample. ValueError where nothing is."
-    if known is None: return np.array(list(samples), object)
-    if not hasattr(known, 'items'): raise ValueError(f'{argument} must be a Series or dict from sample to {argument}, got {known!r}')
-    known = {k: v for k, v in known.items() if v is not None and v == v}
-    gone = [s for s in samples if s not in known]
-    if gone: raise ValueError(f'{argument} says nothing about sample {gone[0]!r}' + f' and {len(gone) - 1} others'*(len(gone) > 1))
-    return np.array([known[s] for s in samples], object)
-
-
-def worst_value(
-    table,  # samples x values, see `score_tables`
-    metric,  # a name or function
-):  # -> a value, the lowest one of several; NaN where no score is defined
-    "The value at which the median over the cases is worst, undefined scores left out."
-    bad = loss(metric, table.to_numpy())
-    some = ~np.isnan(bad).all(0)
-    return table.columns[some][np.nanmedian(bad[:, some], 0).argmax()] if some.any() else np.nan
+__all__ = ['MODEL_COLOURS', 'cohort_curves', 'distribution', 'ranking', 'by_group']
 
 # %% ../../nbs/api/view/cohort.ipynb #57286d73
 MODEL_COLOURS = '#0072B2', '#D55E00', '#000000', '#CC79A7', '#009E73'  # apart from those of the first classes, and dark enough for lines

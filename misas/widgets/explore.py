@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..attribution.attribute import Attribution
-from ..data.datasets import Cases
+from ..data.cases import Cases
 from ..data.io import as_sample
 from ..data.sample import Sample
 from ..sweep.sensitivity import Sensitivity

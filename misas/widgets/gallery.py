@@ -20,7 +20,8 @@ from ..data.io import as_sample
 from ..metrics.voxels import check_metrics, loss, metric_unit, scores
 from ..models.adapt import as_model
 from ..data.sample import Sample, best_slice, class_names, cuts
-from ..sweep.sensitivity import Sensitivity, match_classes, pack_labels, unpack_labels
+from ..sweep.sensitivity import Sensitivity
+from ..sweep.scoring import match_classes, pack_labels, unpack_labels
 from .base import Panel, Picture, beside, enlarged, with_text
 from .sweep import Frame, Frames, Look, as_frame, channel_windows, class_table, score_text
 

@@ -18,7 +18,8 @@ import numpy as np
 from ..view import plot
 from ..metrics.voxels import METRICS, metric_unit
 from ..data.sample import Sample
-from ..sweep.sensitivity import Sensitivity, check_drop
+from ..sweep.sensitivity import Sensitivity
+from ..metrics.limits import check_drop
 from ..sweep.tolerance import Tolerance
 from .base import LEGEND, as_bytes, value_texts
 

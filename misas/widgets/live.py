@@ -15,7 +15,8 @@ from ..data.io import as_sample
 from ..metrics.voxels import check_metrics, in_mm, metric_unit, scores
 from ..models.adapt import as_model
 from ..data.sample import class_names
-from ..sweep.sensitivity import Probe, Sensitivity, as_transform, match_classes, sensitivity
+from ..sweep.scoring import Probe, as_transform, match_classes
+from ..sweep.sensitivity import Sensitivity, sensitivity
 from ..transforms.base import Stack, Transform, sweep_values
 from ..transforms.catalogue import CATALOGUE
 from .base import Panel, Picture, beside, close_tree, enlarged, with_text
