@@ -29,6 +29,7 @@ RULES = {  # name of a rule -> (the number it allows a module or notebook, what 
     'named lambdas': (0, 'lambdas bound to a name: write def'),
     'one letter': (0, f'one-letter names that live longer than a comprehension (other than {" ".join(sorted(ALLOWED))})'),
     'not annotated': (0, 'arguments and returns of public names without an annotation'),
+    'patched on': (0, 'methods given to a class from another module than its own'),
 }
 
 
@@ -200,12 +201,35 @@ def named_lambdas(tree):
             if isinstance(target, ast.Name) and is_lambda(value): yield target.id, value.lineno
 
 
+def foreign_methods(tree):
+    "(what, line) of methods and attributes that a module gives to classes of other modules."
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    imports = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imported = {alias.asname or alias.name for node in imports for alias in node.names}
+    for name, function in functions(tree):
+        of_class = patched_class(function)
+        if of_class and of_class not in own: yield f'{of_class}.{name}', function.lineno
+    for node in ast.walk(tree):
+        targets = [target for target, _ in bound_values(node)]
+        if isinstance(node, ast.Call) and called(node) == 'setattr': targets = [ast.Attribute(node.args[0], '...')]
+        for target in targets:
+            if isinstance(target, ast.Attribute) and is_foreign_class(target.value, imported):
+                yield ast.unparse(target), node.lineno
+
+
+def is_foreign_class(node, imported):
+    "Is this the name of a class that the module imported?  (Classes are Capitalised.)"
+    name = ast.unparse(node)
+    return name.split('.')[0] in imported and name.split('.')[-1][:1].isupper()
+
+
 def measure_module(path, into):
     text = path.read_text(encoding='utf-8')
     tree = ast.parse(text)
     into.widths = [len(line) for line in text.splitlines() if line.strip()]
     into.lambdas = sum(isinstance(node, ast.Lambda) for node in ast.walk(tree))
     into.offenders['named lambdas'] += [f'line {line}: {name} = lambda' for name, line in named_lambdas(tree)]
+    into.offenders['patched on'] += [f'line {line}: {name}' for name, line in foreign_methods(tree)]
     for name, function in functions(tree):
         size = complexity(function)
         into.complexities.append(size)
@@ -229,14 +253,16 @@ def public_names():
     return found
 
 
-def called(decorator): return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+def called(decorator):
+    "The name of what is called, or of a decorator: 'patch' of @patch and of @patch(as_prop=True)."
+    return ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
 
 
 def patched_class(function):
     "The class that a function with @patch is a method of, or None."
     if not any(called(o) == 'patch' for o in function.decorator_list): return None
     first = [*function.args.posonlyargs, *function.args.args][:1]
-    return ast.unparse(first[0].annotation) if first and first[0].annotation else None
+    return ast.unparse(first[0].annotation).strip('\'"') if first and first[0].annotation else None
 
 
 def is_public(method): return not method.startswith('_') or method in ('__init__', '__call__')
@@ -297,7 +323,7 @@ def measure():
 def table(measured):
     "Lines of text: what was counted in each room."
     heads = ['modules', 'lines', '>100', '>120', '>140', 'nb>100', 'nb>120', 'nb>140', 'lambda', 'named', 'letter',
-             'cx>10', 'cx>12', 'cx max', 'exported', 'run>80', 'run max', 'untyped']
+             'cx>10', 'cx>12', 'cx max', 'exported', 'run>80', 'run max', 'untyped', 'patched']
     rooms = {}
     for one in measured: rooms.setdefault(one.room, []).append(one)
     rooms['all'] = measured
@@ -318,7 +344,7 @@ def row(those):
     return [sum(one.module is not None for one in those), len(widths), *(over(widths, w) for w in WIDTHS),
             *(over(cells, w) for w in WIDTHS), sum(one.lambdas for one in those), count('named lambdas'), count('one letter'),
             over(sizes, 10), over(sizes, MOST_COMPLEX), max(sizes, default=0), sum(one.exported for one in those),
-            count('run'), max((one.run for one in those), default=0), count('not annotated')]
+            count('run'), max((one.run for one in those), default=0), count('not annotated'), count('patched on')]
 
 
 # ---- ratchets: what exceeds the rules today, and may only become less ----
