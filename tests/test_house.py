@@ -14,9 +14,15 @@ import nbrun
 from nbrun import NBS, ROOT
 
 FLOORS = [  # a module imports only from floors below its own; within a floor, only what stands to its left
+<<<<<<< HEAD
     'data.labels data.sample data.files data.fingerprint data.io data.cases data.cohort data.datasets data.phantom data.phantom_vessels statistics',
     'metrics.masks metrics.metric metrics.voxels metrics.limits metrics.tables',
     'transforms.base transforms.resample transforms.spatial transforms.voxels transforms.intensity transforms.artifact transforms.catalogue',
+=======
+    'data.sample data.files data.fingerprint data.io data.cases data.cohort data.datasets data.phantom data.phantom_vessels statistics',
+    'metrics.voxels metrics.limits metrics.tables',
+    'transforms.scale transforms.base transforms.resample transforms.spatial transforms.voxels transforms.intensity transforms.artifact transforms.catalogue',
+>>>>>>> room/transforms
     'models.hold models.anatomy models.base models.torch models.fastai models.onnx models.sliding models.adapt models.zoo',
     'view.words view.plot view.cohort view.maps inside.network inside.target inside.question inside.layers',
     'sweep.scoring sweep.sensitivity sweep.tolerance sweep.pairs '
