@@ -17,7 +17,7 @@ FLOORS = [  # a module imports only from floors below its own; within a floor, o
     'metrics.voxels metrics.limits metrics.tables',
     'transforms.base transforms.resample transforms.spatial transforms.voxels transforms.intensity transforms.artifact transforms.catalogue',
     'models.hold models.anatomy models.base models.torch models.fastai models.onnx models.sliding models.adapt models.zoo',
-    'view.words view.plot view.cohort view.maps inside.network inside.target inside.question inside.layers',
+    'view.words view.page view.plot view.cohort view.maps inside.network inside.target inside.question inside.layers',
     'sweep.scoring sweep.sensitivity sweep.tolerance sweep.pairs '
     'attribution.method attribution.gradient attribution.cam attribution.layer attribution.perturbation attribution.lrp attribution.attribute '
     'attribution.blocks attribution.quality attribution.localisation attribution.sanity attribution.rank',
