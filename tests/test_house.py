@@ -16,7 +16,8 @@ FLOORS = [  # a module imports only from floors below its own; within a floor, o
     'data.sample data.files data.fingerprint data.io data.cases data.cohort data.datasets data.phantom data.phantom_vessels statistics',
     'metrics.voxels metrics.limits metrics.tables',
     'transforms.base transforms.resample transforms.spatial transforms.voxels transforms.intensity transforms.artifact transforms.catalogue',
-    'models.hold models.anatomy models.base models.torch models.fastai models.onnx models.sliding models.adapt models.zoo',
+    'models.hold models.anatomy models.output models.ask models.windows models.turns models.base models.function models.torch models.fastai models.onnx '
+    'models.adapt models.zoo',
     'view.words view.plot view.cohort view.maps inside.network inside.target inside.question inside.layers',
     'sweep.scoring sweep.sensitivity sweep.tolerance sweep.pairs '
     'attribution.method attribution.gradient attribution.cam attribution.layer attribution.perturbation attribution.lrp attribution.attribute '
