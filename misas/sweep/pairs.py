@@ -10,7 +10,7 @@ from fastcore.basics import patch
 
 from ..view import plot as pictures
 from ..metrics.voxels import loss, metric_unit
-from .scoring import Probe, unpack_labels
+from .scoring import Probe, Scoring, unpack_labels
 from ..metrics.limits import check_drop
 from ..transforms.base import Stack, Transform, sweep_values
 
@@ -59,7 +59,7 @@ def sensitivity_grid(
     if not isinstance(values, (list, tuple)) or len(values) != 2 or any(v is not None and not np.ndim(v) for v in values):
         raise ValueError(f'values must be two lists, one for {" and one for ".join(t.name for t in stack.free)}, got {values!r}')
     values = [_thinned(t) if v is None else sweep_values(t, v) for t, v in zip(stack.free, values)]
-    probe = Probe(model, sample, stack, metrics, reference, space)
+    probe = Probe(model, sample, stack, Scoring(metrics, reference, space))
     pairs = [(a, b) for a in values[0] for b in values[1]]
     return SensitivityGrid(probe, values, {v: (packed, score) for v, packed, score in probe.at(pairs, progress)})
 
@@ -67,8 +67,9 @@ def sensitivity_grid(
 class SensitivityGrid:
     "The result of `sensitivity_grid`."
     def __init__(self, probe, values, found):
-        for k in ('sample', 'transform', 'classes', 'reference', 'space'): setattr(self, k, getattr(probe, k))
-        self.model, self._metrics, self.metrics, self.values = probe.model.name, probe.metrics, list(probe.metrics), values
+        for k in ('sample', 'transform', 'classes', 'foreground', 'scoring'): setattr(self, k, getattr(probe, k))
+        self.reference, self.space = self.scoring.reference, self.scoring.space
+        self.model, self._metrics, self.metrics, self.values = probe.model.name, self.scoring.metrics, list(self.scoring.metrics), values
         self._found = found  # (value, value) -> (packed label map, scores)
 
     def scores(self, metric=None, cls=None):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..metrics.voxels import loss, metric_unit
-from .scoring import Probe, as_transform
+from .scoring import Probe, Scoring, as_transform
 from .sensitivity import Sensitivity
 from ..metrics.limits import check_drop, reach
 from ..transforms.base import Transform, sweep_values
@@ -69,11 +69,12 @@ def tolerance(
     "How far one can go in both directions before a class gets worse by more than `drop`; few predictions, by bisection."
     transform = as_transform(transform)
     values = tolerance_values(transform, resolution)
-    probe = Probe(model, sample, transform, metric, reference, space)
-    if len(probe.metrics) > 1: raise ValueError(f'metric must be one metric, got {", ".join(probe.metrics)}')
-    [f], at, found = probe.metrics.values(), values.index(transform.identity), {}
+    scoring = Scoring(metric, reference, space)
+    if len(scoring.metrics) > 1: raise ValueError(f'metric must be one metric, got {", ".join(scoring.metrics)}')
+    probe = Probe(model, sample, transform, scoring)
+    [f], at, found = scoring.metrics.values(), values.index(transform.identity), {}
     loss(f, [])  # refuses a metric in which nothing is better or worse
-    drop = check_drop(drop, *probe.metrics)
+    drop = check_drop(drop, *scoring.metrics)
     def ask(indices):
         todo = [i for i in sorted(indices) if i not in found]
         found.update(zip(todo, ((packed, score) for _, packed, score in probe.at([values[i] for i in todo]))))
