@@ -13,26 +13,8 @@ import house
 import nbrun
 from nbrun import NBS, ROOT
 
-FLOORS = [  # a module imports only from floors below its own; within a floor, only what stands to its left
-<<<<<<< HEAD
-    'data.labels data.sample data.files data.fingerprint data.io data.cases data.cohort data.datasets data.phantom data.phantom_vessels statistics',
-    'metrics.masks metrics.metric metrics.voxels metrics.limits metrics.tables',
-    'transforms.base transforms.resample transforms.spatial transforms.voxels transforms.intensity transforms.artifact transforms.catalogue',
-=======
-    'data.sample data.files data.fingerprint data.io data.cases data.cohort data.datasets data.phantom data.phantom_vessels statistics',
-    'metrics.voxels metrics.limits metrics.tables',
-    'transforms.scale transforms.base transforms.resample transforms.spatial transforms.voxels transforms.intensity transforms.artifact transforms.catalogue',
->>>>>>> room/transforms
-    'models.hold models.anatomy models.base models.torch models.fastai models.onnx models.sliding models.adapt models.zoo',
-    'view.words view.plot view.cohort view.maps inside.network inside.target inside.question inside.layers',
-    'sweep.scoring sweep.sensitivity sweep.tolerance sweep.pairs '
-    'attribution.method attribution.gradient attribution.cam attribution.layer attribution.perturbation attribution.lrp attribution.attribute '
-    'attribution.blocks attribution.quality attribution.localisation attribution.sanity attribution.rank',
-    'study.archive study.workers study.summary study.study study.compare study.diagnose',
-    'widgets.base widgets.sweep widgets.live widgets.gallery widgets.volume widgets.attribution widgets.html widgets.explore',
-    'demo',
-    'all']
-LEVEL = {m: (i, j) for i, floor in enumerate(FLOORS) for j, m in enumerate(floor.split())}
+FLOORS = [[m for m in floor.split('\n') if m and m[0] != '#'] for floor in (ROOT/'tests/floors.txt').read_text().split('\n\n')]
+LEVEL = {m: (i, j) for i, floor in enumerate(FLOORS) for j, m in enumerate(floor)}
 MODULES = {'.'.join(p.relative_to(ROOT/'misas').with_suffix('').parts): p for p in (ROOT/'misas').rglob('*.py')
            if p.stem not in ('__init__', '_modidx')}
 OURS = [p for p in nbrun.notebooks()]
