@@ -17,7 +17,7 @@ from .masks import surface_distance, volume
 __all__ = ['BETTER', 'NEEDS', 'OVERLAP', 'METRICS', 'Metric', 'as_metric', 'as_metrics']
 
 # %% ../../nbs/api/metrics/metric.ipynb #fcbc8945
-BETTER = 'higher', 'lower', 'zero', ''  # 'zero': the nearer to 0 the better, from both sides; '': neither way
+BETTER = 'higher', 'lower', 'zero', '', 'unknown'  # 'zero': the nearer to 0 the better; '': neither way; 'unknown': only the name is known
 NEEDS = 'spacing', 'counts', 'instances'
 
 
@@ -39,12 +39,17 @@ class Metric:
         unknown = [o for o in self.needs if o not in NEEDS]
         if unknown: raise ValueError(f'needs of metric {self.name} may hold {", ".join(NEEDS)}, got {unknown[0]!r}')
 
+    @property
+    def __name__(self): return self.name  # goes when all rooms have moved
+
     def bad(
         self, scores,  # any number of them
     ) -> np.ndarray:  # NaN where the score is
         "Scores as numbers of which the lower is the better. ValueError where neither way is better."
         scores = np.asarray(scores, float)
         if not self.better: raise ValueError(f'{self.name} is neither good nor bad; choose volume_difference')
+        if self.better == 'unknown': raise ValueError(
+            f'metric {self.name!r} is not known: choose from {", ".join(METRICS)}, or pass the function itself or a Metric')
         if self.better == 'zero': return np.abs(scores)
         return scores if self.better == 'lower' else -scores
 
