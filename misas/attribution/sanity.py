@@ -15,7 +15,7 @@ import torch
 
 from ..view import maps as plots
 from ..inside.question import Question
-from ..inside.network import differentiable, network, rebuilt
+from ..inside.network import differentiable
 from .blocks import check_count, map_again
 from .localisation import outline_distance
 from ..transforms.base import Transform, sweep_values
@@ -75,7 +75,7 @@ def with_network(
         inner = differentiable(inner)
         setattr(inner, 'module' if isinstance(getattr(inner, 'module', None), torch.nn.Module) else 'f', module)
         return inner
-    return rebuilt(model, change)
+    return model.rebuilt(change)
 
 
 def output_first(question) -> list:
@@ -103,7 +103,7 @@ def cascade(
 ):  # yields (number of layers randomised, name of the last one, map)
     "Maps of a network that forgets, from the output to the input."
     a = attribution
-    if network(a.model) is None: raise ValueError(f'{a.model.name} is a function without a network whose weights could be changed')
+    if a.model.network is None: raise ValueError(f'{a.model.name} is a function without a network whose weights could be changed')
     q = Question(a.model, a.sample, a.target, progress=False)
     with torch.no_grad(): module = copy.deepcopy(q.module)  # TorchScript would copy with a history
     generator, names = torch.Generator().manual_seed(seed), output_first(q)

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .network import anatomy, asks_itself, differentiable, innermost, network, output_of, rebuilt, unreached
+from .network import anatomy, asks_itself, differentiable, unreached
 from ..models.hold import out_of_place, untouched
 from ..models.anatomy import watched
 from .network import with_logits
 from .target import Frozen, Target
 from ..data.io import as_sample
 from ..models.adapt import as_model
-from ..models.base import as_batch
+from ..models.ask import as_batch
+from ..models.output import NoGradient, NoLogits, no_gradient
 
 # %% auto #0
 __all__ = ['BASELINES', 'Refused', 'make_baseline', 'is_constant', 'measures', 'seen_by_preprocess', 'Measured', 'Passes',
@@ -77,9 +78,7 @@ def measures(preprocess):
 
 def _answering(model, answer):
     "A copy of an innermost model whose network is replaced by `answer`, which returns (N, 2, *S)."
-    model = differentiable(model)
-    model.forward, model.activation, model.classes, model.n_classes = answer, 'softmax', None, None
-    return model
+    return differentiable(model).replaced(answer)
 
 
 def seen_by_preprocess(
@@ -93,8 +92,8 @@ def seen_by_preprocess(
         p = inner.preprocess
         inner.preprocess = lambda image: (seen.append(image.detach().clone()), p(image))[1]
         return inner
-    if measures(innermost(model).preprocess):
-        with torch.no_grad(): rebuilt(model, listening, kept=False).logits(x)
+    if measures(model.innermost.preprocess):
+        with torch.no_grad(): model.rebuilt(listening, kept=False).logits(x)
     return seen
 
 # %% ../../nbs/api/inside/question.ipynb #a731ebac
@@ -171,7 +170,7 @@ class Question(Together):
             whole = isinstance(n, Integral) and not isinstance(n, bool) and n >= least
             if not (whole or what == 'internal_batch' and n is None):
                 raise ValueError(f'{what} must be a whole number of at least {least}, got {n!r}')
-        self.internal_batch, self.module, self.passes = internal_batch, network(self.model), Passes()
+        self.internal_batch, self.module, self.passes = internal_batch, self.model.network, Passes()
         with untouched(self.module): self._prepare(target)
 
     def _prepare(self, target):
@@ -184,16 +183,16 @@ class Question(Together):
         if self.target.k >= self.model.n_classes: raise ValueError(
             f'target is class {self.target.k}, and {self.model.name} has only {self.model.n_classes} classes, counted from 0')
         x = as_batch(self.sample).to(self.model.device)
-        self.x = x.double() if innermost(self.model).dtype == torch.float64 else x
+        self.x = x.double() if self.model.innermost.dtype == torch.float64 else x
         self.ndim, self.shape = self.sample.ndim, self.sample.shape
         self._measured, self._seen = None, seen_by_preprocess(self.model.on(self.sample), self.x)
-        self.net = rebuilt(self.model.on(self.sample), self._inner)
+        self.net = self.model.on(self.sample).rebuilt(self._inner)
 
     def _inner(self, model):
         "A private copy of the innermost model, in torch; with log-probabilities for logits where the target asks for it."
-        kind, model = output_of(self.model), differentiable(model)
+        kind, model = self.model.known.kind, differentiable(model)
         if self._seen: model.preprocess = self._measured = Measured(model.preprocess, self._seen)
-        if model.activation in ('softmax', 'sigmoid'): return model  # translated from ONNX without its last softmax
+        if model.known.kind in ('softmax', 'sigmoid'): return model  # translated from ONNX without its last softmax
         return with_logits(model, kind) if kind in ('none', 'labels') and (self.target.log_odds or self.target.reduce == 'dice') else model
 
     @cached_property
@@ -207,7 +206,7 @@ class Question(Together):
     @cached_property
     def anatomy(self):
         "What the network is made of; one forward pass, where the prediction has not shown it."
-        innermost(self.net).batch_size = 1
+        self.net.innermost.batch_size = 1
         return anatomy(self.net, self.x)
     @cached_property
     def unreached(self):
@@ -225,31 +224,23 @@ class Question(Together):
 # %% ../../nbs/api/inside/question.ipynb #af528627
 def _explained(e, q, asked=True):
     "An error while differentiating, in words."
-    if 'on Tensor that requires grad' in str(e):
-        return Refused(f'the preprocess of {q.model.name} leaves torch, so no gradient reaches the image; write it with torch operations, '
-                       'or use a method that needs none, such as occlusion')
-    if 'not logits' in str(e) or 'no logits' in str(e):
-        return Refused(f'{e}; or explain Target(..., log_odds=True)')
-    if not asked: return e
-    if 'register a hook on a tensor' in str(e): return Refused(f'the output of {q.model.name} does not depend on the image in a differentiable way; '
-                                                               'use a method without gradients, such as occlusion')
-    if 'inplace operation' in str(e): return Refused(f'{q.model.name} changes features in place that its own gradient needs; '
-                                                     'write that operation without _ or +=, or use a method without gradients')
-    return Refused(f'{e}; or use a method without gradients, such as occlusion') if 'differentiable' in str(e) or 'has no gradients' in str(e) else e
+    if isinstance(e, NoLogits): return Refused(f'{e}; or explain Target(..., log_odds=True)')
+    why = e if isinstance(e, NoGradient) else no_gradient(e, q.model.name)
+    if why is None or not asked: return e
+    if why.cause == 'output': return Refused(f'{why}; or use a method without gradients, such as occlusion')
+    return Refused(f'{why}; {why.cure}, or use a method that needs none, such as occlusion')
 
 
 @patch
 def logits(self: Question, x) -> torch.Tensor:
     "Logits (n, K, *S) of images (n, C, *S), in one pass of the network where its adapter allows; images are counted."
-    inner = innermost(self.net)
+    inner = self.net.innermost
     inner.batch_size = 1 if getattr(inner, 'one_by_one', False) else max(len(x), self.model.batch_size or 1)
     if self._measured is not None: self._measured.turn = 0  # the first slice of the first image
     self.passes.forwards += len(x)
     try: return self.net.logits(x)
     except (ValueError, RuntimeError) as e:
-        cause = e
-        while cause.__cause__ is not None and 'requires grad' not in str(cause): cause = cause.__cause__
-        better = _explained(cause if 'requires grad' in str(cause) else e, self, x.requires_grad)
+        better = _explained(e, self, x.requires_grad)
         if better is e: raise
         raise better from e
 
@@ -316,4 +307,4 @@ def to_grid(
             raise ValueError(f'maps of shape {tuple(here.shape[1:])} do not fit the input {tuple(x.shape[2:])} of the network')
         return torch.stack([here, torch.zeros_like(here)], 1)  # in the place of the background, which is 0 outside the network's view
     with torch.set_grad_enabled(any(m.requires_grad for m in maps)):  # differentiable: who adds maps up wants the weights of windows
-        return rebuilt(self.model.on(self.sample), lambda m: _answering(m, answer), kept=False).logits(self.x)[0, :1]
+        return self.model.on(self.sample).rebuilt(lambda m: _answering(m, answer), kept=False).logits(self.x)[0, :1]

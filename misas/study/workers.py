@@ -20,7 +20,7 @@ import torch
 from .archive import Archive
 from ..data.files import as_file_name, whole
 from ..data.cohort import Case
-from ..sweep.scoring import Probe
+from ..sweep.scoring import Probe, Scoring
 from ..transforms.base import sweep_values
 
 # %% auto #0
@@ -120,7 +120,8 @@ def _ask(work, case, sample, m, transforms):
         try:
             with limited(work.timeout) as check:
                 if unchanged is None: unchanged = _first(model, sample)
-                probe = Probe(model, sample, work.transforms[t], list(work.metrics.values()), work.reference, work.space, unchanged)
+                scoring = Scoring(list(work.metrics.values()), work.reference, work.space)
+                probe = Probe(model, sample, work.transforms[t], scoring, unchanged)
                 rows = list(_rows(probe, m, case, t, check))
         except (Exception, TimeOut) as e:
             if unchanged is None: return [*failed, failure(case, m, '', _reason(e, work.timeout))]
@@ -135,8 +136,8 @@ def _first(model, sample): return model.label(sample)[0]
 def _rows(probe, m, case, t, check):
     for v, _, table in probe.at(sweep_values(probe.transform)):
         check()
-        for c, row in zip(probe.classes[1:], table):
-            for k, s in zip(probe.metrics, row): yield m, case, t, v, probe.transform.unit, c, k, s
+        for c, row in zip(probe.foreground, table):
+            for k, s in zip(probe.scoring.metrics, row): yield m, case, t, v, probe.transform.unit, c, k, s
 
 # %% ../../nbs/api/study/workers.ipynb #8010a03c
 _OPEN = {}  # thread -> (path, work): models are not shared between threads

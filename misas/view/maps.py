@@ -200,7 +200,8 @@ def show_map(
 
 def draw_map(ax, s, m, t, limit, window=None, title='', **look):
     "Image, colours and outline of a slice on axes."
-    ax = plot.show(s, ax=ax, window=window, title='', legend=False)
+    fig = plot.show(s, ax=ax, window=window, title='', legend=False)
+    ax = fig.axes[0] if ax is None else ax
     ax.set_title(plot._plain(title), fontsize=8.5)
     ax.imshow(map_colours(m, limit, **look), aspect=s.spacing[0]/s.spacing[1], interpolation='nearest')
     if t is not None and t.any():
