@@ -14,7 +14,8 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..data.fingerprint import fingerprint
-from ..data.sample import Sample, as_classes, class_names
+from ..data.labels import as_classes, class_names, foreground, region_values
+from ..data.sample import Sample
 from .anatomy import anatomy, differentiable
 from .ask import as_batch, ask, checked, made_ready, naming, resized, volumes
 from .output import (ACTIVATIONS, EITHER, NoGradient, Output, above, best_class, check_threshold, choose_output, is_label_map,
@@ -93,15 +94,9 @@ class Model:
     def foreground(self) -> tuple:
         "Names of the classes that have scores: all but the background. ValueError before it is known how many there are."
         if self.n_classes is None: raise ValueError(f'{self.name} has not seen an image yet, and no classes= were given')
-        return _foreground(self.classes, self.n_classes, self.overlapping)
+        return foreground(self.classes, self.n_classes, self.overlapping)
 
-
-def _foreground(classes, n, overlapping):
-    "Names of the classes that have scores."
-    if overlapping: return tuple(classes or class_names(None, n + 1)[1:])
-    return class_names(classes, n)[1:]
-
-# %% ../../nbs/api/models/base.ipynb #7b036844
+# %% ../../nbs/api/models/base.ipynb #45a76e3f
 @patch
 def prepare(self: Model, image: torch.Tensor) -> tuple:
     "What the network gets for one image (C, *S), and the functions that bring its answer back."
@@ -139,10 +134,10 @@ def _look(self: Model, raw, ndim):
     if self.threshold is None: return seen
     if not seen.overlapping and seen.n_classes > 2: raise ValueError(
         f'threshold is for classes that may overlap, or for one class and background; its output has {seen.n_classes} classes of which each voxel has one')
-    thresholds(self.threshold, _foreground(self.classes, seen.n_classes, seen.overlapping))  # they must fit
+    thresholds(self.threshold, foreground(self.classes, seen.n_classes, seen.overlapping))  # they must fit
     return seen
 
-# %% ../../nbs/api/models/base.ipynb #cbbe9c2d
+# %% ../../nbs/api/models/base.ipynb #491859d5
 @patch
 def predict(self: Model, x) -> np.ndarray:
     "Probabilities (N, K, *S): background first, or without background where classes may overlap."
@@ -191,7 +186,7 @@ def logits(self: Model, x) -> torch.Tensor:
         raise NoGradient(f'{self.name}: its output does not depend on the image in a differentiable way', 'output')
     return out
 
-# %% ../../nbs/api/models/base.ipynb #388fba6d
+# %% ../../nbs/api/models/base.ipynb #780de975
 @patch
 def _options(self: Model):
     "What was said when it was made, but for its preprocessing."
@@ -234,7 +229,7 @@ def __repr__(self: Model):
         known = f'{self.n_classes} classes{" that may overlap"*bool(self.overlapping)}: {", ".join(names)}'
     return f'{type(self).__name__}({self.name!r}, {known}; output: {ACTIVATIONS[self.known.kind]})'
 
-# %% ../../nbs/api/models/base.ipynb #7b61be62
+# %% ../../nbs/api/models/base.ipynb #55577a08
 class Wrapped(Model):
     "A model made of another one, `self.model`. Subclasses give `around`, and what they do differently."
     batch_size = None
@@ -257,7 +252,7 @@ class Wrapped(Model):
     @property
     def dtype(self): return self.model.dtype
 
-# %% ../../nbs/api/models/base.ipynb #7c10b5d1
+# %% ../../nbs/api/models/base.ipynb #63385a5d
 @patch(as_prop=True)
 def innermost(self: Model) -> Model: "The model that has a network of its own."; return self
 @patch(as_prop=True)
@@ -308,7 +303,7 @@ def replaced(
     new.said, new.seen = say(activation, classes), None
     return new
 
-# %% ../../nbs/api/models/base.ipynb #79c4942f
+# %% ../../nbs/api/models/base.ipynb #af0c0ca9
 @patch(as_prop=True)
 def network(self: Model) -> nn.Module | None:
     "The network inside the model; None for functions."
@@ -327,7 +322,7 @@ def layers(
     found = anatomy(self.on(sample).rebuilt(differentiable), as_batch(sample).to(self.device))
     return found.table()
 
-# %% ../../nbs/api/models/base.ipynb #f590f26b
+# %% ../../nbs/api/models/base.ipynb #4b72f728
 class Choice(Wrapped):
     "A model of which other classes are asked for. Windows, slices and orientation come below the choice, so that it is made of whole answers."
     @property
@@ -387,7 +382,7 @@ class KeptModel(Choice):
         if self.model.overlapping: return z[:, self.index]
         return torch.cat([z[:, self.rest].logsumexp(1, keepdim=True), z[:, self.index]], 1)
 
-# %% ../../nbs/api/models/base.ipynb #5bff8b1c
+# %% ../../nbs/api/models/base.ipynb #927cbbb7
 class ChannelModel(Choice):
     "One of several classes that may overlap, against all that it is not."
     def __init__(
@@ -427,21 +422,7 @@ class ChannelModel(Choice):
         others = torch.zeros_like(z[:, 0]) if self.model.overlapping else z[:, rest].logsumexp(1)
         return torch.stack([others, z[:, self.index]], 1)
 
-# %% ../../nbs/api/models/base.ipynb #e962d9ed
-def _values(what, region, model):
-    "Label values of a region that is given by values or names."
-    parts = region if isinstance(region, (list, tuple, set, frozenset, range, np.ndarray)) else [region]
-    names, found = list(model.classes or ()), []
-    for part in parts:
-        if isinstance(part, str) and part in names: part = names.index(part)
-        whole = isinstance(part, (int, np.integer)) and not isinstance(part, bool)
-        if not whole or part < 0 or model.n_classes is not None and part >= model.n_classes: raise ValueError(
-            f'region {what} has no label {part!r} in {model.name}, which knows {", ".join(names) or "no names"}')
-        found.append(int(part))
-    if not found: raise ValueError(f'region {what} is empty: name its labels, e.g. {what}=(1, 2)')
-    return tuple(sorted({*found}))
-
-
+# %% ../../nbs/api/models/base.ipynb #e8c45eaa
 class RegionsModel(Choice):
     "Unions of the labels of a model, as classes that may overlap."
     def __init__(
@@ -452,7 +433,8 @@ class RegionsModel(Choice):
             f'classes of {model.name} may overlap already: keep(...) picks some of them; regions are made of label maps')
         if not regions: raise ValueError('regions must name at least one, e.g. regions(ET=4, TC=(1, 4))')
         super().__init__(model)
-        self.regions_of = {str(k): _values(k, v, model) for k, v in regions.items()}
+        self.regions_of = {k: tuple(region_values(k, v, model.classes)) for k, v in regions.items()}
+        if model.n_classes is not None: self._check(model.n_classes)
 
     def around(self, model): return RegionsModel(model, self.regions_of)
     def made_of(self): return (self.regions_of,)
@@ -462,41 +444,32 @@ class RegionsModel(Choice):
     @property
     def known(self): return Output(self.model.known.kind, len(self.regions_of), True)
 
-    def _inside(self):
-        "Channels of each region, and all others. ValueError for what the model does not have."
-        n = self.model.n_classes
+    def _check(self, n):
+        "Raise ValueError for labels that the model does not have."
         for name, values in self.regions_of.items():
-            if max(values) >= n: raise ValueError(f'region {name} has no label {max(values)} in {self.model.name}, which has {n} classes')
-            if len(values) == n: raise ValueError(f'region {name} holds every class of {self.model.name}, background too')
-            yield list(values), [k for k in range(n) if k not in values]
+            if max(values) >= n: raise ValueError(
+                f'region {name} has the label {max(values)}, but {self.model.name} knows the labels 0 to {n - 1}')
 
-# %% ../../nbs/api/models/base.ipynb #bab1c617
-@patch
-def predict(self: RegionsModel, x):
-    p = self.model.predict(x)
-    self._refuse_overlap()
-    return np.stack([p[:, inside].sum(1) for inside, _ in self._inside()], 1).clip(0, 1)
+    def _seen(self):
+        "Channels of each region and all others, once the model has answered. ValueError if it turns out that no regions can be made."
+        if self.model.overlapping: raise ValueError(f'classes of {self.model.name} may overlap: no regions can be made of them')
+        n = self.model.n_classes
+        self._check(n)
+        return [(list(values), [k for k in range(n) if k not in values]) for values in self.regions_of.values()]
 
+    def predict(self, x):
+        p = self.model.predict(x)
+        return np.stack([p[:, inside].sum(1) for inside, _ in self._seen()], 1).clip(0, 1)
 
-@patch
-def segment(self: RegionsModel, x):
-    found = self.model.segment(x)
-    self._refuse_overlap()
-    return np.stack([np.isin(found, inside) for inside, _ in self._inside()], 1)
+    def segment(self, x):
+        found = self.model.segment(x)
+        return np.stack([np.isin(found, inside) for inside, _ in self._seen()], 1)
 
+    def logits(self, x):
+        z = self.model.logits(x)
+        return torch.stack([z[:, inside].logsumexp(1) - z[:, rest].logsumexp(1) for inside, rest in self._seen()], 1)
 
-@patch
-def logits(self: RegionsModel, x):
-    z = self.model.logits(x)
-    self._refuse_overlap()
-    return torch.stack([z[:, inside].logsumexp(1) - z[:, rest].logsumexp(1) for inside, rest in self._inside()], 1)
-
-
-@patch
-def _refuse_overlap(self: RegionsModel):
-    if self.model.overlapping: raise ValueError(f'classes of {self.model.name} may overlap: no regions can be made of them')
-
-# %% ../../nbs/api/models/base.ipynb #4926a664
+# %% ../../nbs/api/models/base.ipynb #b52a2441
 class SlidingModel(Wrapped):
     "A model that is asked about an image window by window."
     def __init__(
@@ -536,7 +509,7 @@ class SlidingModel(Wrapped):
     def _no_blend(self): return ValueError(
         f'{self.model.name} returns label maps, which cannot be averaged where windows overlap: probabilities or logits are needed')
 
-# %% ../../nbs/api/models/base.ipynb #12eb7bba
+# %% ../../nbs/api/models/base.ipynb #c9d56fa4
 class SlicewiseModel(Wrapped):
     "A model of pictures that is asked about volumes, slice by slice."
     def __init__(
@@ -562,7 +535,7 @@ class SlicewiseModel(Wrapped):
     def segment(self, x): return self._each(x, self.model.segment).contiguous().numpy()
     def logits(self, x): return self._each(x, self.model.logits)
 
-# %% ../../nbs/api/models/base.ipynb #463b27d2
+# %% ../../nbs/api/models/base.ipynb #fb41395b
 class OrientedModel(Wrapped):
     "A model that gets its volumes with axes in its own order, and voxels of its own size."
     def __init__(
@@ -603,7 +576,7 @@ class OrientedModel(Wrapped):
         found = [back(self.model.logits(ready)[0]) for ready, _, back in self._laid_down(x)]
         return torch.stack(found) if len(found) > 1 else found[0][None]
 
-# %% ../../nbs/api/models/base.ipynb #93f3f1ee
+# %% ../../nbs/api/models/base.ipynb #95473295
 @patch
 def keep(
     self: Model, *names: str,  # classes, in their new order
@@ -622,12 +595,10 @@ def channel(
 
 @patch
 def regions(
-    self: Model,
-    regions: dict | None = None,  # name -> label values or names of classes
-    **named,  # the same as arguments: ET=4, TC=(1, 4)
+    self: Model, **regions: int | str | tuple,  # name=a label value or several, or names of classes
 ) -> Model:  # of classes that may overlap
     "Unions of this model's labels as classes that may overlap."
-    return RegionsModel(self, {**(regions or {}), **named})
+    return RegionsModel(self, regions)
 
 
 @patch
@@ -660,13 +631,13 @@ def oriented(
     "This model of volumes, asked about volumes that may lie in any direction."
     return OrientedModel(self, order, spacing)
 
-# %% ../../nbs/api/models/base.ipynb #f90b9482
+# %% ../../nbs/api/models/base.ipynb #605a126e
 def check_overlap(
     model: Model,
     sample: Sample,  # with or without labels
 ) -> None:
     "ValueError if the classes of one may overlap and those of the other may not; it says how to make them agree."
-    stack = bool(getattr(sample, 'overlapping', False))
+    stack = sample.overlapping
     if sample.labels is None or model.overlapping is None or stack == model.overlapping: return
     of_sample = f'labels of sample {sample.name!r}'
     names = ', '.join(f'{c}=...' for c in sample.classes or ('a', 'b'))
