@@ -20,6 +20,7 @@ from .study.compare import compare
 from .study.diagnose import diagnose
 from .sweep.pairs import SensitivityGrid, sensitivity_grid
 from .data.io import as_sample, load, save
+from .metrics.metric import Metric
 from .metrics.voxels import score
 from .models.adapt import as_model
 from .models import zoo
@@ -39,7 +40,7 @@ from .widgets.html import to_html
 
 # %% ../nbs/api/all.ipynb #7d1d99e9
 __all__ = ['Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs',
-           'Model', 'Motion', 'Noise', 'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity',
+           'Metric', 'Model', 'Motion', 'Noise', 'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity',
            'SensitivityGrid', 'Shear', 'Spike', 'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation',
            'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'complexity',
            'datasets', 'deletion', 'diagnose', 'explore', 'infidelity', 'insertion', 'load', 'localisation', 'max_sensitivity',

@@ -9,23 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import house
 import nbrun
 from nbrun import NBS, ROOT
 
-FLOORS = [  # a module imports only from floors below its own; within a floor, only what stands to its left
-    'data.sample data.files data.fingerprint data.io data.cases data.cohort data.datasets data.phantom data.phantom_vessels statistics',
-    'metrics.voxels metrics.limits metrics.tables',
-    'transforms.base transforms.resample transforms.spatial transforms.voxels transforms.intensity transforms.artifact transforms.catalogue',
-    'models.hold models.anatomy models.base models.torch models.fastai models.onnx models.sliding models.adapt models.zoo',
-    'view.words view.plot view.cohort view.maps inside.network inside.target inside.question inside.layers',
-    'sweep.scoring sweep.sensitivity sweep.tolerance sweep.pairs '
-    'attribution.method attribution.gradient attribution.cam attribution.layer attribution.perturbation attribution.lrp attribution.attribute '
-    'attribution.blocks attribution.quality attribution.localisation attribution.sanity attribution.rank',
-    'study.archive study.workers study.summary study.study study.compare study.diagnose',
-    'widgets.base widgets.sweep widgets.live widgets.gallery widgets.volume widgets.attribution widgets.html widgets.explore',
-    'demo',
-    'all']
-LEVEL = {m: (i, j) for i, floor in enumerate(FLOORS) for j, m in enumerate(floor.split())}
+FLOORS = [[m for m in floor.split('\n') if m and m[0] != '#'] for floor in (ROOT/'tests/floors.txt').read_text().split('\n\n')]
+LEVEL = {m: (i, j) for i, floor in enumerate(FLOORS) for j, m in enumerate(floor)}
 MODULES = {'.'.join(p.relative_to(ROOT/'misas').with_suffix('').parts): p for p in (ROOT/'misas').rglob('*.py')
            if p.stem not in ('__init__', '_modidx')}
 OURS = [p for p in nbrun.notebooks()]
@@ -92,7 +81,7 @@ def test_readme_is_made_from_the_index():
 def test_notebook_is_clean(path):
     nb, size = nbrun.read(path), path.stat().st_size
     assert nb['metadata'] == {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
-    limit = 1_000_000 if path.parent.name in ('cases', 'tutorials', 'guides', 'benchmarks') else 300_000
+    limit = 1_000_000 if path.relative_to(NBS).parts[0] in ('cases', 'tutorials', 'guides', 'benchmarks') else 300_000
     assert size < limit, f'{size/1e3:.0f} KB'
     first = nbrun.source(nb['cells'][0])
     assert first.startswith('# ') and '\n> ' in first, 'starts with a title and a one-line summary'
@@ -114,6 +103,24 @@ def test_api_notebook_teaches(module):
     assert 'image/png' in json.dumps([c['outputs'] for c in kinds['py']])
     assert any('assert ' in nbrun.source(c) and not nbrun.source(c).startswith('#|') for c in kinds['py'])
     assert len(kinds['md']) >= len(cells)/4
+
+
+@pytest.fixture(scope='module')
+def measured(): return house.measure()
+
+
+@pytest.mark.parametrize('rule', house.RULES)
+def test_air(measured, rule):
+    "No module and no notebook exceeds a rule by more than it did (tests/ratchets.json)."
+    allowed, what = house.RULES[rule]
+    ratchets = house.read_ratchets().get(rule, {})
+    worse = {key: one for key, one in measured.items() if one.counts[rule] > max(allowed, ratchets.get(key, 0))}
+    told = [f'{key}: {one.counts[rule]} {what} (at most {max(allowed, ratchets.get(key, 0))})\n    ' + '\n    '.join(one.offenders[rule])
+            for key, one in worse.items()]
+    assert not told, '\n'.join(told)
+    exceeding = house.exceeding(measured)[rule]
+    loose = {key: n for key, n in ratchets.items() if n > exceeding.get(key, 0)}
+    assert not loose, f'better than tests/ratchets.json says ({what}): run python tests/house.py --ratchet, which lowers {loose}'
 
 
 def test_public_names_are_curated():

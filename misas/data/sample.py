@@ -10,163 +10,208 @@ from itertools import permutations
 
 import numpy as np
 
+from .labels import as_classes, as_labels, as_stack, class_count, class_names, foreground, is_stack, mask_of
+from .labels import region_values, to_numpy
+
 # %% auto #0
-__all__ = ['OPPOSITE', 'to_numpy', 'as_labels', 'Sample', 'class_names', 'as_classes', 'axis_letters', 'slice_axes',
-           'slice_array', 'slice_letters', 'cuts', 'take_slice', 'best_slice']
-
-# %% ../../nbs/api/data/sample.ipynb #dc5681e3
-def to_numpy(
-    x,  # an array, a tensor on any device, or nested lists
-) -> np.ndarray:
-    "`x` as a NumPy array."
-    if hasattr(x, 'detach'): x = x.detach().cpu()
-    return np.asarray(x)
-
-
-def as_labels(
-    x,  # whole numbers >= 0 of any dtype
-    what='labels',  # how to name the argument in an error
-) -> np.ndarray:  # uint8, or int32 when there are more than 256 values
-    "A label map with an integer dtype. Raises ValueError for fractions, NaN and negative values."
-    x = to_numpy(x)
-    if x.dtype == bool: return x.astype(np.uint8)
-    if x.dtype.kind not in 'iuf': raise ValueError(f'{what} must hold whole numbers, got dtype {x.dtype}')
-    if x.dtype.kind == 'f' and not (np.isfinite(x).all() and (x == np.rint(x)).all()):
-        raise ValueError(f'{what} must hold whole numbers, got fractions or NaN; is it a probability map?')
-    lo, hi = (int(x.min()), int(x.max())) if x.size else (0, 0)
-    if lo < 0:
-        raise ValueError(f'{what} must be 0 or larger, got {lo}; pass voxels without a label through valid=')
-    if hi >= 2**31: raise ValueError(f'{what} hold the value {hi}, which is too large for a label')
-    return x.astype(np.uint8 if hi < 256 else np.int32)
+__all__ = ['ARRAYS', 'OPPOSITE', 'Sample', 'axis_letters', 'slice_axes', 'slice_array', 'slice_letters', 'cuts', 'take_slice',
+           'best_slice']
 
 # %% ../../nbs/api/data/sample.ipynb #a57f2b28
+def _hints(valid, spacing, affine):
+    "(argument, number of spatial axes) that say how many there are."
+    if valid is not None: yield 'valid', np.ndim(valid)
+    if spacing is not None and np.ndim(spacing): yield 'spacing', len(spacing)
+    if affine is not None: yield 'affine', len(affine) - 1
+
+
+def _readings(image, labels, hints):
+    "Numbers of spatial axes (2 or 3) that suit the shapes, first that in which `labels` is a label map."
+    fits = [n for n in (2, 3) if image.ndim in (n, n + 1) and all(n == known for _, known in hints)]
+    if labels is None: return fits
+    spatial = [(n, tuple(image.shape[image.ndim - n:])) for n in fits]
+    as_map = [n for n, shape in spatial if labels.shape == shape]
+    as_masks = [n for n, shape in spatial if labels.ndim == n + 1 and labels.shape[1:] == shape]
+    return as_map + as_masks
+
+# %% ../../nbs/api/data/sample.ipynb #9433cecb
 def _n_spatial(image, labels, valid, spacing, affine):
-    "Number of spatial axes (2 or 3) of `image`, from whatever else is known."
-    known = [('labels', None if labels is None else labels.ndim), ('valid', None if valid is None else np.ndim(valid)),
-             ('spacing', None if spacing is None or np.ndim(spacing) == 0 else len(spacing)),
-             ('affine', None if affine is None else len(affine) - 1)]
-    known = [(k, n) for k, n in known if n is not None]
-    for k, n in known:
-        if n not in (2, 3) or image.ndim not in (n, n + 1):
-            if k in ('labels', 'valid'):
-                raise ValueError(f'{k} of shape {np.shape(labels if k == "labels" else valid)} '
-                                                          f'does not fit an image of shape {image.shape}')
-            raise ValueError(f'{k} is for {n} spatial axes, which does not fit an image of shape {image.shape}')
-    if known: return known[0][1]
+    "Number of spatial axes (2 or 3) of `image`, from whatever else is known. ValueError where that does not tell."
+    hints = list(_hints(valid, spacing, affine))
+    found = _readings(image, labels, hints)
+    if not found: raise ValueError(_misfit(image, labels, hints))
+    if labels is None and not hints: return _usual(image)
+    if len(found) > 1 and labels is not None and labels.dtype == bool and len(image) <= 16: raise ValueError(
+        f'image and labels of shape {image.shape} may be a volume, or a picture with {len(image)} channels and as many masks: '
+        'pass spacing=, one number for each axis')
+    return found[0]
+
+
+def _usual(image):
+    "Number of spatial axes of an image of which only the shape is known."
     if image.ndim == 4: return 3
     if image.ndim == 3 and image.shape[0] > 16: raise ValueError(
         f'image of shape {image.shape} would be read as {image.shape[0]} channels of a 2D image: for a volume pass '
         'image[None], for channels that come last np.moveaxis(image, -1, 0), for many channels also spacing=')
-    if image.ndim in (2, 3): return 2
-    raise ValueError(f'image must be (C, H, W) or (C, X, Y, Z), got shape {image.shape}')
+    return 2
+
+
+def _misfit(image, labels, hints):
+    "Why no number of axes suits."
+    for what, n in hints:
+        if n in (2, 3) and image.ndim in (n, n + 1): continue
+        if what == 'valid': return f'valid of {n} axes does not fit an image of shape {image.shape}'
+        return f'{what} is for {n} spatial axes, which does not fit an image of shape {image.shape}'
+    if labels is not None: return f'labels of shape {labels.shape} does not fit an image of shape {image.shape}'
+    return f'image must be (C, H, W) or (C, X, Y, Z), got shape {image.shape}'
 
 # %% ../../nbs/api/data/sample.ipynb #06c4c4b1
+ARRAYS = 'image', 'labels', 'valid', 'affine'
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Sample:
     "An image with its labels, geometry and names; immutable."
     image: np.ndarray  # (C, H, W) or (C, X, Y, Z), float32; a single channel may be left out
-    labels: np.ndarray | None = None  # (*S), whole numbers, 0 is background; None: not known
+    labels: np.ndarray | None = None  # (*S), whole numbers, 0 is background; or (K, *S) masks of classes that may overlap
     spacing: tuple | None = None  # mm, one number a spatial axis or one for all; None: from the affine, else 1.0 and not known
-    classes: tuple | None = None  # names by label value, background first
+    classes: tuple | None = None  # names by label value, background first; of masks one name each
     name: str = ''  # shown in titles, tables and errors
     affine: np.ndarray | None = None  # voxel index -> mm in RAS, (4, 4) for a volume
     valid: np.ndarray | None = None  # (*S) bool: the voxels that count; None: all
     spacing_known: bool | None = None  # set by itself; false where spacing is only a placeholder
 
-    def __post_init__(self):
-        image = to_numpy(self.image)
-        if image.dtype.kind not in 'biuf':
-            raise ValueError(f'image must hold real numbers, got dtype {image.dtype}')
-        image = image.astype(np.float32)
-        labels = None if self.labels is None else as_labels(self.labels)
-        valid = None if self.valid is None else as_labels(self.valid, 'valid').astype(bool)
-        n = _n_spatial(image, labels, valid, self.spacing, self.affine)
-        if image.ndim == n: image = image[None]
-        affine = None if self.affine is None else np.array(self.affine, float)
-        known = self.spacing_known if self.spacing_known is not None else not (self.spacing is None and affine is None)
-        new = dict(image=image, labels=labels, valid=valid, affine=affine, spacing_known=known, name=str(self.name),
-                   spacing=_spacing(self.spacing, affine, n), classes=None if self.classes is None else as_classes(self.classes))
-        for a in (image, labels, valid, affine):
-            if a is not None: a.flags.writeable = False
-        for k, v in new.items(): object.__setattr__(self, k, v)
+    def __post_init__(self): self._keep(_fields(self), new=ARRAYS)
+
+    def _keep(self, given, new):
+        "Check all fields and keep them. Arrays that are not `new` come from a sample: they are shared, as they cannot change."
+        kept = {**given, **{k: _as_array(k, given[k]) for k in new}}
+        image, affine, spacing = kept['image'], kept['affine'], given['spacing']
+        n = _n_spatial(image, kept['labels'], kept['valid'], spacing, affine)
+        if image.ndim == n: kept['image'] = image[None]
+        if 'labels' in new: kept['labels'] = _as_map_or_stack(kept['labels'], n)
+        if given['spacing_known'] is None: kept['spacing_known'] = not (spacing is None and affine is None)
+        kept.update(name=str(given['name']), spacing=_spacing(spacing, affine, n))
+        kept['classes'] = None if given['classes'] is None else as_classes(given['classes'])
+        for k in ARRAYS:
+            if kept[k] is not None: kept[k].flags.writeable = False
+        for k, v in kept.items(): object.__setattr__(self, k, v)
         _check(self)
 
     @property
-    def shape(self): "Spatial shape."; return self.image.shape[1:]
+    def shape(self) -> tuple: "Spatial shape."; return self.image.shape[1:]
     @property
-    def ndim(self): "Number of spatial axes: 2 or 3."; return self.image.ndim - 1
+    def ndim(self) -> int: "Number of spatial axes: 2 or 3."; return self.image.ndim - 1
     @property
-    def n_channels(self): return self.image.shape[0]
+    def n_channels(self) -> int: "Of the image."; return self.image.shape[0]
+    @property
+    def overlapping(self) -> bool: "Are the labels masks of classes that may overlap?"; return is_stack(self.labels)
 
-    def replace(self, **kw) -> Sample:
-        "A new sample with some fields changed."
-        if 'spacing' in kw or 'affine' in kw: kw.setdefault('spacing_known', None)
-        return Sample(**{**{f.name: getattr(self, f.name) for f in fields(self)}, **kw})
+    def replace(self, **changes) -> Sample:
+        "A new sample with some fields changed; the arrays of the others are shared."
+        unknown = [k for k in changes if k not in _fields(self)]
+        if unknown: raise TypeError(f'a Sample has no {unknown[0]}; it has {", ".join(_fields(self))}')
+        if 'spacing' in changes or 'affine' in changes: changes.setdefault('spacing_known', None)
+        new = object.__new__(Sample)
+        new._keep({**_fields(self), **changes}, new=[k for k in ARRAYS if k in changes])
+        return new
 
-    def __reduce__(self): return _remake, ({f.name: getattr(self, f.name) for f in fields(self)},)  # read-only also when unpickled
+    def regions(
+        self, **regions,  # name=a label value or several, or names of classes
+    ) -> Sample:
+        "A sample whose labels are masks of regions, which may overlap: unions of its classes. ValueError where there are no labels."
+        return _in_regions(self, regions)
+
+    def __reduce__(self): return _remake, (_fields(self),)  # read-only also when unpickled
 
     def __repr__(self):
         size = ' x '.join(map(str, self.shape))
         mm = ' x '.join(f'{o:.4g}' for o in self.spacing) + ' mm' if self.spacing_known else 'spacing unknown'
-        names = () if self.labels is None else class_names(self.classes, int(self.labels.max()) + 1)[1:]
-        what = 'no labels' if self.labels is None else f'labels {", ".join(names) or "empty"}'
         part = '' if self.valid is None else f', {self.valid.mean():.0%} valid'
-        return f"Sample({self.name!r}, {self.n_channels} channel{'s'[:self.n_channels > 1]}, {size}, {mm}, {what}{part})"
+        return f"Sample({self.name!r}, {self.n_channels} channel{'s'[:self.n_channels > 1]}, {size}, {mm}, {_labels_in_words(self)}{part})"
 
 # %% ../../nbs/api/data/sample.ipynb #0a49cb19
-def class_names(
-    classes,  # names by label value, or None
-    n,  # how many are wanted
-) -> tuple:
-    "`n` class names, background first; made up (`class 1`, ...) where none were given."
-    named = tuple(classes or ())[:n]
-    return named + tuple('background' if i == 0 else f'class {i}' for i in range(len(named), n))
+def _fields(sample): return {f.name: getattr(sample, f.name) for f in fields(Sample)}
+def _remake(given): return Sample(**given)
 
 
-def _remake(kw): return Sample(**kw)
+def _as_array(what, x):
+    "An array of a sample as a copy of its own. ValueError for the wrong kind of numbers."
+    if x is None and what != 'image': return None
+    if what == 'valid': return as_labels(x, 'valid').astype(bool)
+    if what == 'affine': return np.array(x, float)
+    x = to_numpy(x)
+    if what == 'labels': return x.copy() if x.dtype == bool else as_labels(x)
+    if x.dtype.kind not in 'biuf': raise ValueError(f'image must hold real numbers, got dtype {x.dtype}')
+    return x.astype(np.float32)
 
 
-def as_classes(
-    classes,  # names by label value, background first; or a dict label value -> name
-) -> tuple:
-    "Class names as a tuple. Raises ValueError for a single string and for names given twice."
-    if isinstance(classes, str):
-        raise ValueError(f"classes must be a list of names, background first, got {classes!r}")
-    if isinstance(classes, dict): classes = [classes.get(i, f'class {i}' if i else 'background') for i in range(max(classes) + 1)]
-    classes = tuple(map(str, classes))
-    if len(set(classes)) < len(classes): raise ValueError(f'classes must be different names, got {", ".join(classes)}')
-    return classes
+def _as_map_or_stack(labels, n):
+    "Labels with one axis more than the image's `n` are masks."
+    if labels is None: return None
+    return as_stack(labels) if labels.ndim == n + 1 else as_labels(labels)
 
 
+def _labels_in_words(sample):
+    if sample.labels is None: return 'no labels'
+    if sample.overlapping: return f'masks {", ".join(foreground(sample.classes, len(sample.labels), True))}, which may overlap'
+    names = class_names(sample.classes, class_count(sample.labels) + 1)[1:]
+    return f'labels {", ".join(names) or "empty"}'
+
+
+def _in_regions(sample, regions):
+    "The sample with masks of regions for labels."
+    if sample.labels is None: raise ValueError(f'regions are made of labels, and sample {sample.name!r} has none')
+    names = ('background', *sample.classes) if sample.overlapping and sample.classes else sample.classes
+    found = {name: region_values(name, values, names) for name, values in regions.items()}
+    if not found: raise ValueError('regions: name at least one, e.g. sample.regions(whole=(1, 2))')
+    if sample.overlapping:
+        lost = [k for values in found.values() for k in values if k > len(sample.labels)]
+        if lost: raise ValueError(f'sample {sample.name!r} has {len(sample.labels)} masks, so there is no number {lost[0]}')
+    masks = [np.any([mask_of(sample.labels, k) for k in values], 0) for values in found.values()]
+    return sample.replace(labels=np.stack(masks), classes=tuple(found))
+
+# %% ../../nbs/api/data/sample.ipynb #eba3dc52
 def _spacing(spacing, affine, n):
     "Spacing as a tuple of `n` floats; from the affine when not given."
     if affine is not None and (affine.ndim != 2 or not np.isfinite(affine).all()):
         raise ValueError(f'affine must be a matrix of finite numbers, got shape {affine.shape}')
     from_affine = None if affine is None else np.sqrt((affine[:n, :n]**2).sum(0))
     if spacing is None: spacing = np.ones(n) if affine is None else from_affine
-    s = np.broadcast_to(np.asarray(spacing, float), (n,)) if np.ndim(spacing) == 0 else np.asarray(spacing, float)
-    if not (np.isfinite(s).all() and (s > 0).all()):
-        raise ValueError(f'spacing must be positive mm values, got {tuple(s.tolist())}')
-    if from_affine is not None and not np.allclose(s, from_affine, rtol=1e-3): raise ValueError(
-        f'spacing {tuple(s.tolist())} contradicts the affine, whose voxels are {tuple(from_affine.round(4).tolist())} mm')
-    return tuple(s.tolist())
+    mm = np.asarray(spacing, float)
+    if mm.ndim == 0: mm = np.broadcast_to(mm, (n,))
+    if not (np.isfinite(mm).all() and (mm > 0).all()):
+        raise ValueError(f'spacing must be positive mm values, got {tuple(mm.tolist())}')
+    if from_affine is not None and not np.allclose(mm, from_affine, rtol=1e-3): raise ValueError(
+        f'spacing {tuple(mm.tolist())} contradicts the affine, whose voxels are {tuple(from_affine.round(4).tolist())} mm')
+    return tuple(mm.tolist())
 
 
-def _check(s):
+def _check(sample):
     "Raise ValueError when the parts of a sample do not fit each other."
-    who = f' (sample {s.name!r})' if s.name else ''
-    if 0 in s.image.shape: raise ValueError(f'image of shape {s.image.shape} is empty{who}')
+    who = f' (sample {sample.name!r})' if sample.name else ''
+    if 0 in sample.image.shape: raise ValueError(f'image of shape {sample.image.shape} is empty{who}')
     for k in ('labels', 'valid'):
-        a = getattr(s, k)
-        if a is not None and a.shape != s.shape: raise ValueError(
-            f'{k} of shape {a.shape} does not fit an image of spatial shape {s.shape}{who}')
-    if s.affine is not None and s.affine.shape != (s.ndim + 1, s.ndim + 1): raise ValueError(
-        f'affine must be a {s.ndim + 1} x {s.ndim + 1} matrix, got shape {s.affine.shape}{who}')
-    if not np.isfinite(s.image).all():
+        a = getattr(sample, k)
+        if a is not None and a.shape[-sample.ndim:] != sample.shape: raise ValueError(
+            f'{k} of shape {a.shape} does not fit an image of spatial shape {sample.shape}{who}')
+    axes = sample.ndim + 1
+    if sample.affine is not None and sample.affine.shape != (axes, axes):
+        raise ValueError(f'affine must be a {axes} x {axes} matrix, got shape {sample.affine.shape}{who}')
+    if not np.isfinite(sample.image).all():
         raise ValueError(f'image holds NaN or infinite values; replace them, e.g. np.nan_to_num(image){who}')
-    top = 0 if s.labels is None else int(s.labels.max(initial=0, where=True if s.valid is None else s.valid))
-    if s.classes is not None and top >= len(s.classes): raise ValueError(
-        f'labels hold the value {top}, but classes names only 0 to {len(s.classes) - 1}: {", ".join(s.classes)}{who}')
+    if sample.labels is not None and sample.classes is not None: _check_names(sample.labels, sample.classes, sample.valid, who)
+
+
+def _check_names(labels, classes, valid, who):
+    "Raise ValueError where labels and names do not fit."
+    if is_stack(labels):
+        if len(classes) != len(labels): raise ValueError(
+            f'labels are {len(labels)} masks, so classes must be as many names, without a background; got {", ".join(classes)}{who}')
+        return
+    top = int(labels.max(initial=0, where=True if valid is None else valid))
+    if top >= len(classes): raise ValueError(
+        f'labels hold the value {top}, but classes names only 0 to {len(classes) - 1}: {", ".join(classes)}{who}')
 
 # %% ../../nbs/api/data/sample.ipynb #39619408
 def axis_letters(
@@ -251,7 +296,7 @@ def best_slice(
     valid=None,  # (X, Y, Z) bool: the voxels that count
 ) -> int:
     "The slice with most foreground in a label map; of an image, or where there is none, the middle one."
-    n, shown = a.shape[axis], a > 0
+    n, shown = a.shape[axis % 3 - 3], a.any(0) if is_stack(a) else a > 0
     if valid is not None: shown = shown & valid
     if a.dtype.kind == 'f' or not shown.any(): return n//2
     return int(np.argmax(shown.sum(tuple(i for i in range(3) if i != axis % 3))))

@@ -6,15 +6,29 @@
 from __future__ import annotations
 
 from numbers import Real
+from typing import NamedTuple
 
 import numpy as np
 
 from .voxels import metric_unit
 
 # %% auto #0
-__all__ = ['reach', 'check_drop']
+__all__ = ['SLACK', 'LIMITS', 'fails', 'holds', 'reach', 'Limits', 'limits', 'check_drop']
 
 # %% ../../nbs/api/metrics/limits.ipynb #d439b84f
+SLACK = 1e-9  # what rounding may add to a score
+
+
+def fails(bad, limit):
+    "Which numbers (the lower the better) lie beyond what still holds. Undefined ones do not."
+    return np.asarray(bad) > limit + SLACK
+
+
+def holds(bad, limit):
+    "Which numbers (the lower the better) still hold. Undefined ones do not."
+    return np.asarray(bad) <= limit + SLACK
+
+
 def reach(
     bad,  # how bad each value is: the lower the better; NaN: undefined
     limit,  # what still holds
@@ -23,11 +37,47 @@ def reach(
     "How far one can go before it breaks. Undefined scores are passed over."
     last = order[0]
     for i in order:
-        if bad[i] > limit + 1e-9: return last, i
+        if bad[i] > limit + SLACK: return last, i
         if not np.isnan(bad[i]): last = i
     return last, None
 
+# %% ../../nbs/api/metrics/limits.ipynb #925e2391
+class Limits(NamedTuple):
+    "What one curve tolerates; NaN where there is no such number."
+    unchanged: float  # score at the identity
+    lower: float  # last value that holds, below the identity
+    upper: float  # and above it
+    breaks_below: float  # first value that does not hold, below the identity
+    breaks_above: float  # and above it
+    worst: float  # score
+    worst_at: float  # value that has it; of several the lowest
+    undefined: int  # how many scores are
 
+
+LIMITS = [name.replace('_', ' ') for name in Limits._fields]  # as columns of a table
+
+# %% ../../nbs/api/metrics/limits.ipynb #9f4ca261
+def limits(
+    values,  # of the transform, sorted
+    scores,  # (values,) NaN: undefined
+    bad,  # (values,) the same as numbers of which the lower is the better, see `Metric.bad`
+    at: int,  # index of the identity
+    drop: float,  # how much worse than there still holds
+    walk: bool = True,  # False: the values are only cases, between which there is no range
+) -> Limits:
+    "The range around the identity in which a curve stays within `drop` of its score there, and where it is worst."
+    known = walk and np.isfinite(bad[at])
+    low, below = reach(bad, bad[at] + drop, range(at, -1, -1))
+    high, above = reach(bad, bad[at] + drop, range(at, len(bad)))
+
+    def value(i): return values[i] if known and i is not None else np.nan
+
+    gone = np.isnan(bad)
+    worst = None if gone.all() else int(np.nanargmax(bad))
+    end = (np.nan, np.nan) if worst is None else (scores[worst], values[worst])
+    return Limits(scores[at], value(low), value(high), value(below), value(above), *end, int(gone.sum()))
+
+# %% ../../nbs/api/metrics/limits.ipynb #152d5527
 def check_drop(
     drop,  # a positive number, or None
     metric='',  # name of the metric

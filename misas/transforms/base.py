@@ -13,6 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.sample import Sample
+from .scale import LINEAR, ValueScale, as_scale
 
 # %% auto #0
 __all__ = ['KINDS', 'as_values', 'Transform', 'sweep_values', 'FunctionTransform', 'from_function', 'Stack', 'from_settings',
@@ -77,6 +78,15 @@ class Transform:
     channels = None  # the channels it changes; None: all
     zero = 'unchanged'  # what the sample is at the identity
     in_name = ('values', 'channels')  # arguments that the name need not tell, or tells already
+    _scale = None  # as it was said; None: guessed
+
+    @property
+    def scale(self) -> ValueScale:
+        "How its values lie beside each other; see `misas.transforms.scale`. A class may say it: `scale = FACTOR`."
+        return self._scale or as_scale(self.words, sweep_values(self), self.identity)
+
+    @scale.setter
+    def scale(self, scale): self._scale = as_scale(scale)
 
     def __init_subclass__(cls): KINDS[_kind(cls)] = cls
 
@@ -158,8 +168,17 @@ def back(
 @patch
 def text(self: Transform, value) -> str:
     "The value as people write it."
-    if self.words: return self.words[value]
-    return f'{value:.3g}{self.unit}' if self.unit == '°' else f'{value:.3g} {self.unit}'.strip()
+    return self.scale.text(value, self.unit)
+
+
+@patch
+def texts(
+    self: Transform, values,  # of a sweep
+) -> list[str]:  # one a value, on one line; different values have different texts
+    "The values as people write them, in as many digits as are needed to tell them apart."
+    values = list(values)
+    texts = [self.text(v).replace('\n', ' ') for v in values]
+    return texts if len(set(texts)) == len(set(values)) else self.scale.texts(values, self.unit)
 
 
 @patch
@@ -178,9 +197,10 @@ def sweep_values(
 # %% ../../nbs/api/transforms/base.ipynb #272686d7
 class FunctionTransform(Transform):
     "A transform made of a function; see `from_function`."
-    def __init__(self, f, name, values, identity, unit='', spatial=False, inverse=None, domain=None, channels=None):
+    def __init__(self, f, name, values, identity, unit='', spatial=False, inverse=None, domain=None, channels=None, scale=None):
         self.f, self.inverse, self.name, self.unit, self.spatial = f, inverse, str(name), unit, bool(spatial)
         self._name = self.name  # without the channels
+        if scale is not None: self.scale = scale
         self.in_name = tuple(_arguments(type(self)))  # it brings a name of its own
         if domain is not None: self.domain = tuple(inf if d is None else d for d, inf in zip(domain, (-np.inf, np.inf)))
         self.moves_labels, self._checked, self.identity = self.spatial, False, self.check(identity)
@@ -213,10 +233,13 @@ class FunctionTransform(Transform):
         return _move_labels(lambda a: self._run(self.inverse, a, value), np.asarray(labels), None, (1, *np.shape(labels)))
 
     def settings(self):
+        out = super().settings()
+        out.pop('scale')
         names = {k: None if f is None else getattr(f, '__name__', '<lambda>') for k, f in (('f', self.f), ('inverse', self.inverse))}
         if '<lambda>' in names.values():
             raise ValueError(f'{self.name} is made of a function without a name, which cannot be saved: define it with def')
-        return {**super().settings(), **names, 'name': self._name, 'domain': [d if np.isfinite(d) else None for d in self.domain]}
+        scale = {} if self._scale is None else {'scale': self._scale.settings()}
+        return {**out, **names, **scale, 'name': self._name, 'domain': [d if np.isfinite(d) else None for d in self.domain]}
 
     def _run(self, f, image, value):
         out = np.asarray(f(np.array(image), value), np.float32)
@@ -252,11 +275,12 @@ def from_function(
     inverse=None,  # f's inverse (same signature), needed only to score a spatial transform in the original space
     domain=None,  # (lowest, highest) allowed value; None where there is no end
     channels=None,  # change only these channels; labels then stay where they are
+    scale=None,  # of the values: 'linear', 'factor' or a dict value -> text; None: guessed from values and identity
 ) -> Transform:
     "A transform from a function."
     if not callable(f): raise ValueError(f'f must be a function f(image, value) -> image, got {type(f).__name__}')
     if not isinstance(identity, Real): raise ValueError(f'identity must be the value at which nothing changes, got {identity!r}')
-    return FunctionTransform(f, name, values, identity, unit, spatial, inverse, domain, channels)
+    return FunctionTransform(f, name, values, identity, unit, spatial, inverse, domain, channels, scale)
 
 
 Transform.from_function = staticmethod(from_function)
@@ -273,8 +297,9 @@ class Stack(Transform):
         self.moves_labels = any(t.moves_labels for t, _ in self.parts)
         self.dims = tuple(d for d in (2, 3) if all(d in t.dims for t, _ in self.parts))
         self.n_values, self.identity = len(free), tuple(t.identity for t in free)
-        if len(free) == 1: self.identity, self.values, self.domain, self.unit, self.words = (
-            getattr(free[0], a) for a in ('identity', 'values', 'domain', 'unit', 'words'))
+        if len(free) == 1: self.identity, self.values, self.domain, self.unit, self.words, self.scale = (
+            getattr(free[0], a) for a in ('identity', 'values', 'domain', 'unit', 'words', 'scale'))
+        else: self.scale = LINEAR  # each part that is left free has its own
         if any(v not in (None, t.identity) for t, v in self.parts):
             self.zero = f'with {" and ".join(t.name for t in free)} unchanged' if free else 'as it is'
         self._last = None  # (sample, values of the leading parts, what they made of it)
@@ -306,6 +331,11 @@ class Stack(Transform):
     def text(self, value):
         if self.n_values == 1: return self.free[0].text(value)
         return ', '.join(f'{t.name} {t.text(v)}' for t, v in zip(self.free, self._numbers(value)))
+
+    def texts(self, values):
+        if self.n_values == 1: return self.free[0].texts(values)
+        columns = [t.texts(column) for t, column in zip(self.free, zip(*values))]
+        return [', '.join(f'{t.name} {text}' for t, text in zip(self.free, row)) for row in zip(*columns)]
 
     def __call__(self, sample, value=()): return self.many(sample, [value])[0]
     def __repr__(self): return self.name

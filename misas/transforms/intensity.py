@@ -10,6 +10,7 @@ from numbers import Integral
 import numpy as np
 
 from .base import Transform
+from .scale import FACTOR
 
 # %% auto #0
 __all__ = ['FACTORS', 'robust_range', 'Brightness', 'Contrast', 'Gamma', 'WindowWidth', 'WindowLevel', 'check_seed', 'Noise',
@@ -32,14 +33,14 @@ FACTORS = tuple(round(2**(k/2), 4) for k in range(-4, 5))  # 1/4 to 4
 
 class Brightness(Transform):
     "All grey values times a factor."
-    name, identity, domain, values = 'brightness', 1., (0, 1e6), FACTORS
+    name, identity, scale, domain, values = 'brightness', 1., FACTOR, (0, 1e6), FACTORS
 
     def apply(self, sample, value): return sample.replace(image=sample.image*np.float32(value))
 
 
 class Contrast(Transform):
     "Grey values stretched about the middle of the robust range by a factor."
-    name, identity, domain, values = 'contrast', 1., (0, 1e6), FACTORS
+    name, identity, scale, domain, values = 'contrast', 1., FACTOR, (0, 1e6), FACTORS
 
     def apply(self, sample, value):
         middle = sum(robust_range(sample.image))/2
@@ -48,7 +49,8 @@ class Contrast(Transform):
 # %% ../../nbs/api/transforms/intensity.ipynb #06bf2934
 class Gamma(Transform):
     "Grey values raised to a power, on a scale from 0 to 1 over the robust range; what lies below the range stays as it is."
-    name, identity, domain, values = 'gamma', 1., (.05, 20), tuple(round(2**(k/4), 4) for k in range(-4, 5))
+    name, identity, scale, domain = 'gamma', 1., FACTOR, (.05, 20)
+    values = tuple(round(2**(k/4), 4) for k in range(-4, 5))
 
     def apply(self, sample, value):
         lo, hi = robust_range(sample.image)
@@ -65,7 +67,7 @@ def _clipped(sample, image):
 
 class WindowWidth(Transform):
     "A grey window of another width about the middle of the robust range: 0.5 shows half the range, with twice the contrast, and clips the rest."
-    name, identity, domain, values = 'window width', 1., (1e-3, 1e3), FACTORS
+    name, identity, scale, domain, values = 'window width', 1., FACTOR, (1e-3, 1e3), FACTORS
 
     def apply(self, sample, value):
         middle = sum(robust_range(sample.image))/2

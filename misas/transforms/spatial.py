@@ -12,6 +12,7 @@ import numpy as np
 from ..data.sample import Sample, slice_axes
 from .base import Transform
 from .resample import grid_affine, resample, voxel_map
+from .scale import FACTOR
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'check_fill', 'Spatial', 'picture_axes', 'Rotation', 'Zoom', 'check_direction', 'direction_axis',
@@ -123,7 +124,7 @@ class Rotation(Spatial):
 # %% ../../nbs/api/transforms/spatial.ipynb #3bb8f33c
 class Zoom(Spatial):
     "Magnification about the centre of the field of view: 2 is twice as large."
-    name, identity, domain = 'zoom', 1., (1e-3, 1e3)
+    name, identity, scale, domain = 'zoom', 1., FACTOR, (1e-3, 1e3)
     values = tuple(round(2**(k/4), 4) for k in range(-4, 5))
 
     def matrix(self, sample, value): return np.eye(sample.ndim)/value
@@ -175,7 +176,7 @@ class Translation(_Directed):
 # %% ../../nbs/api/transforms/spatial.ipynb #44d4009f
 class Scale(_Directed):
     "Stretched by a factor in one direction."
-    name, identity, domain = 'scale', 1., (1e-3, 1e3)
+    name, identity, scale, domain = 'scale', 1., FACTOR, (1e-3, 1e3)
     values = tuple(round(2**(k/4), 4) for k in range(-4, 5))
 
     def matrix(self, sample, value):

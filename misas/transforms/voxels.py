@@ -9,6 +9,7 @@ import numpy as np
 
 from .base import Transform
 from .resample import grid_affine
+from .scale import FACTOR
 from .spatial import Spatial, check_direction, check_fill, direction_axis, picture_axes
 
 # %% auto #0
@@ -17,7 +18,7 @@ __all__ = ['Resize', 'coarsen', 'Resolution', 'Flip', 'Dihedral', 'Crop']
 # %% ../../nbs/api/transforms/voxels.ipynb #4745d7f0
 class Resize(Spatial):
     "The whole image with another number of pixels: 0.5 is half as many along each axis."
-    name, identity, domain = 'resize', 1., (1e-3, 1e3)
+    name, identity, scale, domain = 'resize', 1., FACTOR, (1e-3, 1e3)
     values = (.25, .35, .5, .7, .85, 1., 1.2, 1.4, 2.)
 
     def matrix(self, sample, value): return np.eye(sample.ndim)
@@ -47,7 +48,8 @@ def coarsen(
 
 class Resolution(Transform):
     "Voxels some times as large, on the old grid."
-    name, identity, domain, values = 'resolution', 1., (1, 1e3), (1., 1.5, 2., 3., 4., 6., 8.)
+    name, identity, scale, domain = 'resolution', 1., FACTOR, (1, 1e3)
+    values = (1., 1.5, 2., 3., 4., 6., 8.)
     in_name = ('values', 'channels', 'direction')
 
     def __init__(
