@@ -27,10 +27,12 @@ def whole(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with open(part, 'rb+') as f: os.fsync(f.fileno())
+        with open(part, 'rb+') as file: os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as e:
-        raise OSError(e.errno, f'cannot be written ({e.strerror or e}); everything finished before is kept', str(path)) from e
+        raise OSError(
+            e.errno, f'cannot be written ({e.strerror or e}); everything finished before is kept', str(path)
+        ) from e
     finally:
         with suppress(OSError): part.unlink()
 
@@ -41,8 +43,10 @@ def write_json(path, data):
 
 def read_json(path):
     "What is in a JSON file. ValueError naming the file where it is damaged."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise ValueError(f'{path}: is damaged ({e}); restore it, or use another folder') from None
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ValueError(f'{path}: is damaged ({e}); restore it, or use another folder') from None
 
 # %% ../../nbs/api/data/files.ipynb #e110f887
 def as_file_name(name) -> str:

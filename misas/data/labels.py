@@ -84,7 +84,7 @@ def region_values(
     values,  # label values or names of classes, one or several
     classes=None,  # names by label value
 ) -> list:  # label values
-    "The label values of a region. ValueError for the background, for a name that is not known, and for a region of nothing."
+    "Label values of a region. ValueError for the background, for unknown names, and for a region of nothing."
     several = isinstance(values, (list, tuple, set, frozenset, range, np.ndarray))
     found = [_label_value(name, v, classes) for v in (values if several else [values])]
     if not found: raise ValueError(f'region {name} is made of no label: name one at least, e.g. {name}=1')
@@ -94,8 +94,10 @@ def region_values(
 def _label_value(name, value, classes):
     "A label value from a number or a name."
     if isinstance(value, str):
-        if value not in (classes or ()): raise ValueError(
-            f'region {name} names the class {value!r}, which is not among {", ".join(classes or ()) or "the classes, as they have no names"}')
+        if value not in (classes or ()):
+            raise ValueError(
+                f'region {name} names the class {value!r}, which is not among '
+                f'{", ".join(classes or ()) or "the classes, as they have no names"}')
         value = list(classes).index(value)
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f'region {name} must be made of label values from 1 on, or names of classes, got {value!r}')
@@ -126,7 +128,8 @@ def as_classes(
     "Class names as a tuple. Raises ValueError for a single string and for names given twice."
     if isinstance(classes, str):
         raise ValueError(f"classes must be a list of names, background first, got {classes!r}")
-    if isinstance(classes, dict): classes = [classes.get(i, f'class {i}' if i else 'background') for i in range(max(classes) + 1)]
+    if isinstance(classes, dict):
+        classes = [classes.get(i, f'class {i}' if i else 'background') for i in range(max(classes) + 1)]
     classes = tuple(map(str, classes))
     if len(set(classes)) < len(classes): raise ValueError(f'classes must be different names, got {", ".join(classes)}')
     return classes

@@ -41,9 +41,11 @@ def _n_spatial(image, labels, valid, spacing, affine):
     found = _readings(image, labels, hints)
     if not found: raise ValueError(_misfit(image, labels, hints))
     if labels is None and not hints: return _usual(image)
-    if len(found) > 1 and labels is not None and labels.dtype == bool and len(image) <= 16: raise ValueError(
-        f'image and labels of shape {image.shape} may be a volume, or a picture with {len(image)} channels and as many masks: '
-        'pass spacing=, one number for each axis')
+    if len(found) > 1 and labels is not None and labels.dtype == bool and len(image) <= 16:
+        raise ValueError(
+            f'image and labels of shape {image.shape} may be a volume, or a picture with {len(image)} channels and '
+            'as many masks: '
+            'pass spacing=, one number for each axis')
     return found[0]
 
 
@@ -58,79 +60,14 @@ def _usual(image):
 
 def _misfit(image, labels, hints):
     "Why no number of axes suits."
-    for what, n in hints:
-        if n in (2, 3) and image.ndim in (n, n + 1): continue
-        if what == 'valid': return f'valid of {n} axes does not fit an image of shape {image.shape}'
-        return f'{what} is for {n} spatial axes, which does not fit an image of shape {image.shape}'
+    for what, axes in hints:
+        if axes in (2, 3) and image.ndim in (axes, axes + 1): continue
+        if what == 'valid': return f'valid of {axes} axes does not fit an image of shape {image.shape}'
+        return f'{what} is for {axes} spatial axes, which does not fit an image of shape {image.shape}'
     if labels is not None: return f'labels of shape {labels.shape} does not fit an image of shape {image.shape}'
     return f'image must be (C, H, W) or (C, X, Y, Z), got shape {image.shape}'
 
-# %% ../../nbs/api/data/sample.ipynb #06c4c4b1
-ARRAYS = 'image', 'labels', 'valid', 'affine'
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Sample:
-    "An image with its labels, geometry and names; immutable."
-    image: np.ndarray  # (C, H, W) or (C, X, Y, Z), float32; a single channel may be left out
-    labels: np.ndarray | None = None  # (*S), whole numbers, 0 is background; or (K, *S) masks of classes that may overlap
-    spacing: tuple | None = None  # mm, one number a spatial axis or one for all; None: from the affine, else 1.0 and not known
-    classes: tuple | None = None  # names by label value, background first; of masks one name each
-    name: str = ''  # shown in titles, tables and errors
-    affine: np.ndarray | None = None  # voxel index -> mm in RAS, (4, 4) for a volume
-    valid: np.ndarray | None = None  # (*S) bool: the voxels that count; None: all
-    spacing_known: bool | None = None  # set by itself; false where spacing is only a placeholder
-
-    def __post_init__(self): self._keep(_fields(self), new=ARRAYS)
-
-    def _keep(self, given, new):
-        "Check all fields and keep them. Arrays that are not `new` come from a sample: they are shared, as they cannot change."
-        kept = {**given, **{k: _as_array(k, given[k]) for k in new}}
-        image, affine, spacing = kept['image'], kept['affine'], given['spacing']
-        n = _n_spatial(image, kept['labels'], kept['valid'], spacing, affine)
-        if image.ndim == n: kept['image'] = image[None]
-        if 'labels' in new: kept['labels'] = _as_map_or_stack(kept['labels'], n)
-        if given['spacing_known'] is None: kept['spacing_known'] = not (spacing is None and affine is None)
-        kept.update(name=str(given['name']), spacing=_spacing(spacing, affine, n))
-        kept['classes'] = None if given['classes'] is None else as_classes(given['classes'])
-        for k in ARRAYS:
-            if kept[k] is not None: kept[k].flags.writeable = False
-        for k, v in kept.items(): object.__setattr__(self, k, v)
-        _check(self)
-
-    @property
-    def shape(self) -> tuple: "Spatial shape."; return self.image.shape[1:]
-    @property
-    def ndim(self) -> int: "Number of spatial axes: 2 or 3."; return self.image.ndim - 1
-    @property
-    def n_channels(self) -> int: "Of the image."; return self.image.shape[0]
-    @property
-    def overlapping(self) -> bool: "Are the labels masks of classes that may overlap?"; return is_stack(self.labels)
-
-    def replace(self, **changes) -> Sample:
-        "A new sample with some fields changed; the arrays of the others are shared."
-        unknown = [k for k in changes if k not in _fields(self)]
-        if unknown: raise TypeError(f'a Sample has no {unknown[0]}; it has {", ".join(_fields(self))}')
-        if 'spacing' in changes or 'affine' in changes: changes.setdefault('spacing_known', None)
-        new = object.__new__(Sample)
-        new._keep({**_fields(self), **changes}, new=[k for k in ARRAYS if k in changes])
-        return new
-
-    def regions(
-        self, **regions,  # name=a label value or several, or names of classes
-    ) -> Sample:
-        "A sample whose labels are masks of regions, which may overlap: unions of its classes. ValueError where there are no labels."
-        return _in_regions(self, regions)
-
-    def __reduce__(self): return _remake, (_fields(self),)  # read-only also when unpickled
-
-    def __repr__(self):
-        size = ' x '.join(map(str, self.shape))
-        mm = ' x '.join(f'{o:.4g}' for o in self.spacing) + ' mm' if self.spacing_known else 'spacing unknown'
-        part = '' if self.valid is None else f', {self.valid.mean():.0%} valid'
-        return f"Sample({self.name!r}, {self.n_channels} channel{'s'[:self.n_channels > 1]}, {size}, {mm}, {_labels_in_words(self)}{part})"
-
-# %% ../../nbs/api/data/sample.ipynb #0a49cb19
+# %% ../../nbs/api/data/sample.ipynb #de5308d7
 def _fields(sample): return {f.name: getattr(sample, f.name) for f in fields(Sample)}
 def _remake(given): return Sample(**given)
 
@@ -151,27 +88,7 @@ def _as_map_or_stack(labels, n):
     if labels is None: return None
     return as_stack(labels) if labels.ndim == n + 1 else as_labels(labels)
 
-
-def _labels_in_words(sample):
-    if sample.labels is None: return 'no labels'
-    if sample.overlapping: return f'masks {", ".join(foreground(sample.classes, len(sample.labels), True))}, which may overlap'
-    names = class_names(sample.classes, class_count(sample.labels) + 1)[1:]
-    return f'labels {", ".join(names) or "empty"}'
-
-
-def _in_regions(sample, regions):
-    "The sample with masks of regions for labels."
-    if sample.labels is None: raise ValueError(f'regions are made of labels, and sample {sample.name!r} has none')
-    names = ('background', *sample.classes) if sample.overlapping and sample.classes else sample.classes
-    found = {name: region_values(name, values, names) for name, values in regions.items()}
-    if not found: raise ValueError('regions: name at least one, e.g. sample.regions(whole=(1, 2))')
-    if sample.overlapping:
-        lost = [k for values in found.values() for k in values if k > len(sample.labels)]
-        if lost: raise ValueError(f'sample {sample.name!r} has {len(sample.labels)} masks, so there is no number {lost[0]}')
-    masks = [np.any([mask_of(sample.labels, k) for k in values], 0) for values in found.values()]
-    return sample.replace(labels=np.stack(masks), classes=tuple(found))
-
-# %% ../../nbs/api/data/sample.ipynb #eba3dc52
+# %% ../../nbs/api/data/sample.ipynb #ddac1aa7
 def _spacing(spacing, affine, n):
     "Spacing as a tuple of `n` floats; from the affine when not given."
     if affine is not None and (affine.ndim != 2 or not np.isfinite(affine).all()):
@@ -182,36 +99,137 @@ def _spacing(spacing, affine, n):
     if mm.ndim == 0: mm = np.broadcast_to(mm, (n,))
     if not (np.isfinite(mm).all() and (mm > 0).all()):
         raise ValueError(f'spacing must be positive mm values, got {tuple(mm.tolist())}')
-    if from_affine is not None and not np.allclose(mm, from_affine, rtol=1e-3): raise ValueError(
-        f'spacing {tuple(mm.tolist())} contradicts the affine, whose voxels are {tuple(from_affine.round(4).tolist())} mm')
+    if from_affine is not None and not np.allclose(mm, from_affine, rtol=1e-3):
+        raise ValueError(
+            f'spacing {tuple(mm.tolist())} contradicts the affine, whose voxels are '
+            f'{tuple(from_affine.round(4).tolist())} mm')
     return tuple(mm.tolist())
 
-
+# %% ../../nbs/api/data/sample.ipynb #7cb961b0
 def _check(sample):
     "Raise ValueError when the parts of a sample do not fit each other."
     who = f' (sample {sample.name!r})' if sample.name else ''
     if 0 in sample.image.shape: raise ValueError(f'image of shape {sample.image.shape} is empty{who}')
     for k in ('labels', 'valid'):
-        a = getattr(sample, k)
-        if a is not None and a.shape[-sample.ndim:] != sample.shape: raise ValueError(
-            f'{k} of shape {a.shape} does not fit an image of spatial shape {sample.shape}{who}')
+        array = getattr(sample, k)
+        if array is not None and array.shape[-sample.ndim:] != sample.shape: raise ValueError(
+            f'{k} of shape {array.shape} does not fit an image of spatial shape {sample.shape}{who}')
     axes = sample.ndim + 1
     if sample.affine is not None and sample.affine.shape != (axes, axes):
         raise ValueError(f'affine must be a {axes} x {axes} matrix, got shape {sample.affine.shape}{who}')
     if not np.isfinite(sample.image).all():
         raise ValueError(f'image holds NaN or infinite values; replace them, e.g. np.nan_to_num(image){who}')
-    if sample.labels is not None and sample.classes is not None: _check_names(sample.labels, sample.classes, sample.valid, who)
+    if sample.labels is not None and sample.classes is not None:
+        _check_names(sample.labels, sample.classes, sample.valid, who)
 
 
 def _check_names(labels, classes, valid, who):
     "Raise ValueError where labels and names do not fit."
     if is_stack(labels):
-        if len(classes) != len(labels): raise ValueError(
-            f'labels are {len(labels)} masks, so classes must be as many names, without a background; got {", ".join(classes)}{who}')
+        if len(classes) != len(labels):
+            raise ValueError(
+                f'labels are {len(labels)} masks, so classes must be as many names, without a background; got '
+                f'{", ".join(classes)}{who}')
         return
     top = int(labels.max(initial=0, where=True if valid is None else valid))
     if top >= len(classes): raise ValueError(
         f'labels hold the value {top}, but classes names only 0 to {len(classes) - 1}: {", ".join(classes)}{who}')
+
+# %% ../../nbs/api/data/sample.ipynb #06c4c4b1
+ARRAYS = 'image', 'labels', 'valid', 'affine'
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sample:
+    "An image with its labels, geometry and names; immutable."
+    image: np.ndarray  # (C, H, W) or (C, X, Y, Z), float32; a single channel may be left out
+    labels: np.ndarray | None = (
+        None  # (*S), whole numbers, 0 is background; or (K, *S) masks of classes that may overlap
+    )
+    spacing: tuple | None = (
+        None  # mm, one number a spatial axis or one for all; None: from the affine, else 1.0 and not known
+    )
+    classes: tuple | None = None  # names by label value, background first; of masks one name each
+    name: str = ''  # shown in titles, tables and errors
+    affine: np.ndarray | None = None  # voxel index -> mm in RAS, (4, 4) for a volume
+    valid: np.ndarray | None = None  # (*S) bool: the voxels that count; None: all
+    spacing_known: bool | None = None  # set by itself; false where spacing is only a placeholder
+
+    def __post_init__(self): self._keep(_fields(self), new=ARRAYS)
+
+    def _keep(self, given, new):
+        "Check and keep all fields. Arrays that are not `new` come from a sample and are shared: they cannot change."
+        kept = {**given, **{k: _as_array(k, given[k]) for k in new}}
+        image, affine, spacing = kept['image'], kept['affine'], given['spacing']
+        axes = _n_spatial(image, kept['labels'], kept['valid'], spacing, affine)
+        if image.ndim == axes: kept['image'] = image[None]
+        if 'labels' in new: kept['labels'] = _as_map_or_stack(kept['labels'], axes)
+        if given['spacing_known'] is None: kept['spacing_known'] = not (spacing is None and affine is None)
+        kept.update(name=str(given['name']), spacing=_spacing(spacing, affine, axes))
+        kept['classes'] = None if given['classes'] is None else as_classes(given['classes'])
+        for k in ARRAYS:
+            if kept[k] is not None: kept[k].flags.writeable = False
+        for k, value in kept.items(): object.__setattr__(self, k, value)
+        _check(self)
+
+    @property
+    def shape(self) -> tuple: "Spatial shape."; return self.image.shape[1:]
+    @property
+    def ndim(self) -> int: "Number of spatial axes: 2 or 3."; return self.image.ndim - 1
+    @property
+    def n_channels(self) -> int: "Of the image."; return self.image.shape[0]
+    @property
+    def overlapping(self) -> bool: "Are the labels masks of classes that may overlap?"; return is_stack(self.labels)
+
+    def replace(self, **changes: object) -> Sample:
+        "A new sample with some fields changed; the arrays of the others are shared."
+        unknown = [k for k in changes if k not in _fields(self)]
+        if unknown: raise TypeError(f'a Sample has no {unknown[0]}; it has {", ".join(_fields(self))}')
+        if 'spacing' in changes or 'affine' in changes: changes.setdefault('spacing_known', None)
+        new = object.__new__(Sample)
+        new._keep({**_fields(self), **changes}, new=[k for k in ARRAYS if k in changes])
+        return new
+
+    def regions(
+        self, **regions: int | str | tuple,  # name=a label value or several, or names of classes
+    ) -> Sample:
+        "Labels become masks of regions, unions of classes, which may overlap. ValueError where there are no labels."
+        return _in_regions(self, regions)
+
+    def __reduce__(self): return _remake, (_fields(self),)  # read-only also when unpickled
+
+    def __repr__(self):
+        size = ' x '.join(map(str, self.shape))
+        mm = ' x '.join(f'{o:.4g}' for o in self.spacing) + ' mm' if self.spacing_known else 'spacing unknown'
+        part = '' if self.valid is None else f', {self.valid.mean():.0%} valid'
+        channels = f'{self.n_channels} channel{"s"[:self.n_channels > 1]}'
+        return f'Sample({self.name!r}, {channels}, {size}, {mm}, {_labels_in_words(self)}{part})'
+
+# %% ../../nbs/api/data/sample.ipynb #b0579d59
+def _labels_in_words(sample):
+    if sample.labels is None: return 'no labels'
+    if sample.overlapping:
+        return f'masks {", ".join(foreground(sample.classes, len(sample.labels), True))}, which may overlap'
+    names = class_names(sample.classes, class_count(sample.labels) + 1)[1:]
+    return f'labels {", ".join(names) or "empty"}'
+
+
+def _in_regions(sample, regions):
+    "The sample with masks of regions for labels."
+    if sample.labels is None: raise ValueError(f'regions are made of labels, and sample {sample.name!r} has none')
+    if not regions: raise ValueError('regions: name at least one, e.g. sample.regions(whole=(1, 2))')
+    names = ('background', *sample.classes) if sample.overlapping and sample.classes else sample.classes
+    found = {name: region_values(name, values, names) for name, values in regions.items()}
+    if sample.overlapping: _check_numbers(found, sample)
+    masks = [np.any([mask_of(sample.labels, k) for k in values], 0) for values in found.values()]
+    return sample.replace(labels=np.stack(masks), classes=tuple(found))
+
+
+def _check_numbers(regions, sample):
+    "Raise ValueError where a region names a mask that is not there."
+    count = len(sample.labels)
+    lost = [k for values in regions.values() for k in values if k > count]
+    if lost: raise ValueError(f'sample {sample.name!r} has {count} masks, so there is no number {lost[0]}')
 
 # %% ../../nbs/api/data/sample.ipynb #39619408
 def axis_letters(
@@ -232,7 +250,12 @@ def slice_axes(
     if affine is None: return rest[1], False, rest[0], False
     to = axis_letters(affine)
     col, row = sorted(rest, key=lambda i: 'RLAPSI'.index(to[i]))  # rows run along head-feet, else front-back
-    return row, to[row] in 'AS', col, to[col] in 'RA'  # rows to feet or back, columns to the patient's left, or to the back
+    return (
+        row,
+        to[row] in 'AS',
+        col,
+        to[col] in 'RA',
+    )  # rows to feet or back, columns to the patient's left, or to the back
 
 
 def slice_array(
@@ -282,8 +305,9 @@ def take_slice(
 ) -> Sample:  # a 2D sample, turned for display
     "A slice of a volume as a sample of its own, in radiological orientation."
     if sample.ndim != 3: raise ValueError(f'sample must be a volume, got {sample!r}')
-    if index is None: index = best_slice(sample.image[0] if sample.labels is None else sample.labels, axis, sample.valid)
-    cut = lambda a: None if a is None else slice_array(a, index, axis, sample.affine)
+    if index is None:
+        index = best_slice(sample.image[0] if sample.labels is None else sample.labels, axis, sample.valid)
+    def cut(array): return None if array is None else slice_array(array, index, axis, sample.affine)
     row, _, col, _ = slice_axes(sample.affine, axis)
     return Sample(cut(sample.image), cut(sample.labels), spacing=(sample.spacing[row], sample.spacing[col]),
                   classes=sample.classes, name=f'{sample.name}[{"xyz"[axis % 3]}={index}]', valid=cut(sample.valid),
@@ -296,7 +320,7 @@ def best_slice(
     valid=None,  # (X, Y, Z) bool: the voxels that count
 ) -> int:
     "The slice with most foreground in a label map; of an image, or where there is none, the middle one."
-    n, shown = a.shape[axis % 3 - 3], a.any(0) if is_stack(a) else a > 0
+    shown = a.any(0) if is_stack(a) else a > 0
     if valid is not None: shown = shown & valid
-    if a.dtype.kind == 'f' or not shown.any(): return n//2
+    if a.dtype.kind == 'f' or not shown.any(): return shown.shape[axis]//2
     return int(np.argmax(shown.sum(tuple(i for i in range(3) if i != axis % 3))))

@@ -26,9 +26,9 @@ def confusion(
     prediction, labels = as_labels(prediction, 'prediction'), as_labels(labels)
     keep = _counted(prediction.shape, labels.shape, valid)
     if keep is not None: prediction, labels = prediction[keep], labels[keep]
-    for what, a in (('prediction', prediction), ('labels', labels)):
-        if a.size and a.max() >= n_classes:
-            raise ValueError(f'{what} hold the value {a.max()}, but n_classes={n_classes} means 0 to {n_classes - 1}')
+    for what, values in (('prediction', prediction), ('labels', labels)):
+        if values.size and values.max() >= n_classes:
+            raise ValueError(f'{what} hold the value {values.max()}, but n_classes={n_classes} means 0 to {n_classes - 1}')
     small = np.uint8 if n_classes <= 16 else np.intp
     code = labels.astype(small)*small(n_classes) + prediction.astype(small, copy=False)
     return np.bincount(code.ravel(), minlength=n_classes**2).reshape(n_classes, n_classes)
@@ -50,8 +50,10 @@ def counts(
     valid=None,  # (*S) bool: the voxels that count
 ) -> tuple:  # of arrays, a number for each class but the background: true and false positives, false and true negatives
     "Four counts a class. ValueError where prediction and labels do not fit each other."
-    if is_stack(prediction) != is_stack(labels): raise ValueError(
-        'prediction and labels must both be label maps, or both masks of classes that may overlap; sample.regions(...) makes masks of a label map')
+    if is_stack(prediction) != is_stack(labels):
+        raise ValueError(
+            'prediction and labels must both be label maps, or both masks of classes that may overlap; '
+            'sample.regions(...) makes masks of a label map')
     if is_stack(labels): return _counts_of_masks(prediction, labels, n_classes, valid)
     matrix = confusion(prediction, labels, n_classes, valid).astype(float)
     hits = np.diag(matrix)
@@ -60,8 +62,10 @@ def counts(
 
 
 def _counts_of_masks(prediction, labels, n_classes, valid):
-    if prediction.shape != labels.shape or len(labels) != n_classes: raise ValueError(
-        f'prediction of shape {prediction.shape} and labels of shape {labels.shape} must both have {n_classes} masks of one size')
+    if prediction.shape != labels.shape or len(labels) != n_classes:
+        raise ValueError(
+            f'prediction of shape {prediction.shape} and labels of shape {labels.shape} must both have {n_classes} '
+            'masks of one size')
     keep = _counted(prediction.shape[1:], labels.shape[1:], valid)
     pair = [a.reshape(n_classes, -1) if keep is None else a[:, keep] for a in (prediction, labels)]
     predicted, true = (a.sum(1).astype(float) for a in pair)
@@ -74,11 +78,15 @@ def check_spacing(
     ndim: int,  # number of axes
 ) -> tuple:  # `ndim` floats
     "Spacing as one number an axis. Raises ValueError for anything but positive numbers that fit."
-    try: mm = to_numpy(spacing).astype(float)
-    except (TypeError, ValueError): raise ValueError(f'spacing must be one number in mm or one for each axis, got {spacing!r}') from None
+    try:
+        mm = to_numpy(spacing).astype(float)
+    except (TypeError, ValueError):
+        raise ValueError(f'spacing must be one number in mm or one for each axis, got {spacing!r}') from None
     if mm.shape not in ((), (ndim,)):
-        raise ValueError(f'spacing must be one number or one for each of the {ndim} axes, got {mm.size} of shape {mm.shape}')
-    if not (np.isfinite(mm).all() and (mm > 0).all()): raise ValueError(f'spacing must be positive numbers in mm, got {mm.tolist()}')
+        raise ValueError(
+            f'spacing must be one number or one for each of the {ndim} axes, got {mm.size} of shape {mm.shape}')
+    if not (np.isfinite(mm).all() and (mm > 0).all()):
+        raise ValueError(f'spacing must be positive numbers in mm, got {mm.tolist()}')
     return tuple(np.broadcast_to(mm, ndim).tolist())
 
 
@@ -89,20 +97,28 @@ def surface_distance(
     percentile=None,  # of the distances, above 0 and up to 100; None: their mean
 ) -> float:  # mm; NaN where both masks are empty, infinite where one is
     "`assd`, or with `percentile=95` `hausdorff95`, of two masks. Raises ValueError for input that does not fit."
-    masks = [as_labels(a, k) for k, a in (('prediction', prediction), ('truth', truth))]
-    a, b = masks
-    if a.shape != b.shape or a.ndim not in (2, 3):
-        raise ValueError(f'prediction of shape {a.shape} and truth of shape {b.shape} must be masks of one shape, 2D or 3D')
-    for k, m in zip(('prediction', 'truth'), masks):
-        if m.max(initial=0) > 1: raise ValueError(f'{k} must be a mask of 0 and 1, got the value {m.max()}; compare one class, e.g. {k} == 1')
-    spacing = check_spacing(spacing, a.ndim)
-    if percentile is not None and not 0 < percentile <= 100: raise ValueError(f'percentile must be above 0 and at most 100, got {percentile}')
-    if not (a.any() and b.any()): return np.inf if a.any() or b.any() else np.nan  # MONAI: NaN or infinite, depending on the percentile
+    prediction, truth = _two_masks(prediction, truth)
+    spacing = check_spacing(spacing, truth.ndim)
+    if percentile is not None and not 0 < percentile <= 100:
+        raise ValueError(f'percentile must be above 0 and at most 100, got {percentile}')
+    found = prediction.any(), truth.any()
+    if not all(found): return np.inf if any(found) else np.nan  # MONAI: NaN or infinite, depending on the percentile
     average, hausdorff = _monai('assd' if percentile is None else f'hausdorff{percentile:g}')
-    how = dict(y_pred=a[None, None], y=b[None, None], include_background=True, spacing=spacing)
+    how = dict(y_pred=prediction[None, None], y=truth[None, None], include_background=True, spacing=spacing)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning)  # MONAI 1.6 warns about an argument that it passes to itself
         return float(average(symmetric=True, **how) if percentile is None else hausdorff(percentile=percentile, **how))
+
+
+def _two_masks(prediction, truth):
+    "Both as label maps of 0 and 1. ValueError where they are not masks of one shape."
+    prediction, truth = as_labels(prediction, 'prediction'), as_labels(truth, 'truth')
+    if prediction.shape != truth.shape or prediction.ndim not in (2, 3): raise ValueError(
+        f'prediction of shape {prediction.shape} and truth of shape {truth.shape} must be masks of one shape, 2D or 3D')
+    for what, mask in (('prediction', prediction), ('truth', truth)):
+        if mask.max(initial=0) > 1: raise ValueError(
+            f'{what} must be a mask of 0 and 1, got the value {mask.max()}; compare one class, e.g. {what} == 1')
+    return prediction, truth
 
 
 def _monai(what):

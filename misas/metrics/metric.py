@@ -17,7 +17,13 @@ from .masks import surface_distance, volume
 __all__ = ['BETTER', 'NEEDS', 'OVERLAP', 'METRICS', 'Metric', 'as_metric', 'as_metrics']
 
 # %% ../../nbs/api/metrics/metric.ipynb #fcbc8945
-BETTER = 'higher', 'lower', 'zero', ''  # 'zero': the nearer to 0 the better, from both sides; '': neither way
+BETTER = (
+    'higher',
+    'lower',
+    'zero',
+    '',
+    'unknown',
+)  # 'zero': the nearer to 0 the better; '': neither way; 'unknown': only the name is known
 NEEDS = 'spacing', 'counts', 'instances'
 
 
@@ -25,31 +31,43 @@ NEEDS = 'spacing', 'counts', 'instances'
 class Metric:
     "One way of comparing a prediction with the truth, class by class."
     name: str  # in tables and titles
-    f: Callable | None  # f(prediction == k, truth == k) -> number, with more arguments by `needs`; None: only described, not computed
+    f: (
+        Callable | None
+    )  # f(prediction == k, truth == k) -> number, with more arguments by `needs`; None: only described, not computed
     better: str = 'higher'  # see `BETTER`
     unit: str = ''  # of a volume's score, e.g. 'mm'; 'mL' becomes 'cm²' for pictures
     needs: tuple = ()  # 'spacing': f(p, t, spacing); 'counts': f(tp, fp, fn, tn) -> (above, below); 'instances'
 
     def __post_init__(self):
-        if not isinstance(self.name, str) or not self.name: raise ValueError(f'name of a metric must be a text, got {self.name!r}')
-        if self.f is not None and not callable(self.f): raise ValueError(f'f of metric {self.name} must be a function, got {self.f!r}')
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f'name of a metric must be a text, got {self.name!r}')
+        if self.f is not None and not callable(self.f):
+            raise ValueError(f'f of metric {self.name} must be a function, got {self.f!r}')
         if self.better not in BETTER:
-            raise ValueError(f'better of metric {self.name} must be one of {", ".join(map(repr, BETTER))}, got {self.better!r}')
+            raise ValueError(
+                f'better of metric {self.name} must be one of {", ".join(map(repr, BETTER))}, got {self.better!r}')
         object.__setattr__(self, 'needs', (self.needs,) if isinstance(self.needs, str) else tuple(self.needs))
         unknown = [o for o in self.needs if o not in NEEDS]
         if unknown: raise ValueError(f'needs of metric {self.name} may hold {", ".join(NEEDS)}, got {unknown[0]!r}')
 
+    @property
+    def __name__(self): return self.name  # goes when all rooms have moved
+
     def bad(
-        self, scores,  # any number of them
+        self, scores: float | np.ndarray,  # any number of them
     ) -> np.ndarray:  # NaN where the score is
         "Scores as numbers of which the lower is the better. ValueError where neither way is better."
         scores = np.asarray(scores, float)
         if not self.better: raise ValueError(f'{self.name} is neither good nor bad; choose volume_difference')
+        if self.better == 'unknown':
+            raise ValueError(
+                f'metric {self.name!r} is not known: choose from {", ".join(METRICS)}, or pass the function itself '
+                'or a Metric')
         if self.better == 'zero': return np.abs(scores)
         return scores if self.better == 'lower' else -scores
 
-    def size(self, scores) -> np.ndarray:
-        "Scores as a cohort is judged by them: too much here and too little there is not right, so without the sign where 0 is best."
+    def size(self, scores: float | np.ndarray) -> np.ndarray:
+        "Scores without their sign where 0 is best: too much here and too little there does not make a cohort right."
         return np.abs(scores) if self.better == 'zero' else scores
 
     def unit_in(
@@ -60,7 +78,7 @@ class Metric:
 
     def label(
         self, ndim: int = 3,  # spatial axes of the image
-        sized=False,  # are the scores sizes, see `size`?
+        sized: bool = False,  # are the scores sizes, see `size`?
     ) -> str:
         "Name and unit, for an axis."
         name = f'|{self.name}|' if sized and self.better == 'zero' else self.name
@@ -96,8 +114,10 @@ def as_metric(
     "A Metric. ValueError for a name that is not known."
     if isinstance(metric, Metric): return metric
     if isinstance(metric, str) and metric in METRICS: return METRICS[metric]
-    if not callable(metric): raise ValueError(
-        f'metrics: {metric!r} is not known; choose from {", ".join(METRICS)} or pass a function f(prediction == k, truth == k)')
+    if not callable(metric):
+        raise ValueError(
+            f'metrics: {metric!r} is not known; choose from {", ".join(METRICS)} or pass a function f(prediction == '
+            'k, truth == k)')
     name = getattr(metric, '__name__', type(metric).__name__)
     return Metric(name, metric, 'lower' if getattr(metric, 'lower_is_better', False) else 'higher')
 
@@ -109,7 +129,8 @@ def as_metrics(
     single = isinstance(metrics, (str, Metric)) or callable(metrics)
     given = [metrics] if single else metrics
     if isinstance(given, dict): given = list(given.values())
-    if not isinstance(given, (list, tuple, set)): raise ValueError(f'metrics must be names, functions or Metrics, got {metrics!r}')
+    if not isinstance(given, (list, tuple, set)):
+        raise ValueError(f'metrics must be names, functions or Metrics, got {metrics!r}')
     if not given: raise ValueError('metrics is empty; name at least one, e.g. "dice"')
     found = [as_metric(m) for m in given]
     named = {m.name: m for m in found}

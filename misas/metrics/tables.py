@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .voxels import loss
+from .metric import METRICS, Metric, as_metric
 
 # %% auto #0
-__all__ = ['COLUMNS', 'one_metric', 'sized', 'score_tables', 'of_samples', 'worst_value']
+__all__ = ['COLUMNS', 'one_metric', 'score_tables', 'of_samples', 'worst_value', 'sized']
 
 # %% ../../nbs/api/metrics/tables.ipynb #c44ea1b6
 COLUMNS = 'model sample transform value unit class metric score'.split()
@@ -18,38 +18,43 @@ COLUMNS = 'model sample transform value unit class metric score'.split()
 
 def one_metric(
     frame,  # tidy, see `COLUMNS`
-    metric=None,  # a name, or the function itself; None: the first one of the frame
-) -> tuple:  # its rows; the metric
+    metric=None,  # a Metric, a name, or the function itself; None: the first one of the frame
+) -> tuple:  # its rows; the Metric
     "The rows of one metric. ValueError for a frame that is not tidy, or a metric that is not in it."
-    if not hasattr(frame, 'columns'): raise TypeError(f'frame must be a tidy DataFrame such as Study.frame, got {type(frame).__name__}')
+    if not hasattr(frame, 'columns'):
+        raise TypeError(f'frame must be a tidy DataFrame such as Study.frame, got {type(frame).__name__}')
     missing = [c for c in COLUMNS if c not in frame]
     if missing: raise ValueError(f'frame lacks the columns {", ".join(missing)}; the frame of a Study has them')
     if frame.empty: raise ValueError('frame is empty: there are no scores to look at')
     there = list(dict.fromkeys(frame.metric))
-    name = there[0] if metric is None else getattr(metric, '__name__', metric)
-    if name not in there: raise ValueError(f'metric {name!r} was not computed; there are {", ".join(map(str, there))}')
-    return frame[frame.metric == name], name if metric is None else metric
+    found = _metric_of(there[0] if metric is None else metric)
+    if found.name not in there:
+        raise ValueError(f'metric {found.name!r} was not computed; there are {", ".join(map(str, there))}')
+    return frame[frame.metric == found.name], found
 
 
-def sized(metric) -> bool:
-    "Is a metric good when it is near 0, from both sides? Then a cohort is judged by its size: too much here and too little there is not right."
-    try: return float(loss(metric, -1.)) == float(loss(metric, 1.))
-    except ValueError: return False  # neither good nor bad, or a function of which only the name is known
+def _metric_of(metric):
+    "A Metric; of a name that is not built in, nothing else is known."
+    if isinstance(metric, str) and metric not in METRICS: return Metric(metric, None, 'unknown')
+    return as_metric(metric)
 
 
 def score_tables(
     frame, transforms: dict,  # tidy; name -> transform, with its identity, unit and words
     metric=None,  # see `one_metric`
 ) -> dict:  # (model, transform, class) -> DataFrame of scores, a row a sample, a column a value
-    "The scores of one metric (sizes, where it is `sized`), ordered by model, transform and class as they come in the frame."
+    "Scores of one metric (sizes, where 0 is best), in the order of models, transforms and classes in the frame."
     frame, metric = one_metric(frame, metric)
-    if sized(metric): frame = frame.assign(score=frame.score.abs())
+    frame = frame.assign(score=metric.size(frame.score))
     unknown = [t for t in dict.fromkeys(frame['transform']) if t not in transforms]
-    if unknown: raise ValueError(f'transform {unknown[0]!r} of the frame is not among transforms: {", ".join(transforms)}')
+    if unknown:
+        raise ValueError(f'transform {unknown[0]!r} of the frame is not among transforms: {", ".join(transforms)}')
     keys = ['model', 'transform', 'class']
-    if frame.duplicated([*keys, 'sample', 'value']).any(): raise ValueError('frame has two scores for one model, sample, transform, value and class')
+    if frame.duplicated([*keys, 'sample', 'value']).any():
+        raise ValueError('frame has two scores for one model, sample, transform, value and class')
     order = [{name: i for i, name in enumerate(dict.fromkeys(frame[k]))} for k in keys]
-    parts = sorted(frame.groupby(keys, sort=False, observed=True), key=lambda part: [o[k] for o, k in zip(order, part[0])])
+    parts = sorted(
+        frame.groupby(keys, sort=False, observed=True), key=lambda part: [o[k] for o, k in zip(order, part[0])])
     return {key: _table(part, key, transforms[key[1]]) for key, part in parts}
 
 
@@ -57,8 +62,10 @@ def _table(part, key, transform):
     "The rows of one model, transform and class as samples x values."
     table = part.set_index(['sample', 'value']).score.unstack().reindex(list(dict.fromkeys(part['sample'])))
     what = f'{key[1]} of model {key[0]}'
-    if table.size != len(part): raise ValueError(f'{what}: not all samples have the same values; leave out those that are not complete')
-    if transform.identity not in table.columns: raise ValueError(f'{what}: the identity {transform.identity:g} is not among the values')
+    if table.size != len(part):
+        raise ValueError(f'{what}: not all samples have the same values; leave out those that are not complete')
+    if transform.identity not in table.columns:
+        raise ValueError(f'{what}: the identity {transform.identity:g} is not among the values')
     return table
 
 # %% ../../nbs/api/metrics/tables.ipynb #44b5f5b8
@@ -69,18 +76,25 @@ def of_samples(
 ) -> np.ndarray:  # as many
     "What is known of each sample. ValueError where nothing is."
     if known is None: return np.array(list(samples), object)
-    if not hasattr(known, 'items'): raise ValueError(f'{argument} must be a Series or dict from sample to {argument}, got {known!r}')
+    if not hasattr(known, 'items'):
+        raise ValueError(f'{argument} must be a Series or dict from sample to {argument}, got {known!r}')
     known = {k: v for k, v in known.items() if v is not None and v == v}
     gone = [s for s in samples if s not in known]
-    if gone: raise ValueError(f'{argument} says nothing about sample {gone[0]!r}' + f' and {len(gone) - 1} others'*(len(gone) > 1))
+    if gone:
+        raise ValueError(
+            f'{argument} says nothing about sample {gone[0]!r}' + f' and {len(gone) - 1} others' * (len(gone) > 1))
     return np.array([known[s] for s in samples], object)
 
 
 def worst_value(
     table,  # samples x values, see `score_tables`
-    metric,  # a name or function
+    metric: Metric,
 ):  # -> a value, the lowest one of several; NaN where no score is defined
     "The value at which the median over the cases is worst, undefined scores left out."
-    bad = loss(metric, table.to_numpy())
+    bad = metric.bad(table.to_numpy())
     some = ~np.isnan(bad).all(0)
     return table.columns[some][np.nanmedian(bad[:, some], 0).argmax()] if some.any() else np.nan
+
+# %% ../../nbs/api/metrics/tables.ipynb #f34586c3
+def sized(metric) -> bool:  # goes when all rooms have moved
+    return _metric_of(metric).better == 'zero'

@@ -5,6 +5,7 @@
 # %% ../../nbs/api/metrics/voxels.ipynb #98c7c619
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,37 +21,35 @@ __all__ = ['scores', 'score', 'metric_unit', 'in_mm', 'loss', 'check_metrics']
 
 # %% ../../nbs/api/metrics/voxels.ipynb #b520614b
 def scores(
-    prediction,  # (*S) label map, or (K, *S) bool: masks of classes that may overlap
-    labels,  # the truth, in the same form
+    prediction: np.ndarray,  # (*S) label map, or (K, *S) bool: masks of classes that may overlap
+    labels: np.ndarray,  # the truth, in the same form
     metrics: dict,  # name -> Metric, see `as_metrics`
     n_classes: int,  # label values, background included; or masks
-    valid=None,  # (*S) bool: the voxels that count
-    spacing=None,  # mm: one number, or one for each axis; for metrics in mm and mL
+    valid: np.ndarray | None = None,  # (*S) bool: the voxels that count
+    spacing: float | tuple | None = None,  # mm: one number, or one for each axis; for metrics in mm and mL
 ) -> np.ndarray:  # (classes without background, metrics), NaN where undefined
     "Scores of every class as an array: what `score` and the sweeps are made of."
     metrics = as_metrics(metrics)
-    prediction, labels = (_either(a, what, n_classes) for a, what in ((prediction, 'prediction'), (labels, 'labels')))
-    ndim = labels.ndim - is_stack(labels)
-    spacing = _spacing_for(metrics, spacing, ndim)
+    prediction, labels = _either(prediction, 'prediction', n_classes), _either(labels, 'labels', n_classes)
+    spacing = _spacing_for(metrics, spacing, labels.ndim - is_stack(labels))
     four = counts(prediction, labels, n_classes, valid)
     here = sum(four[:3]) > 0  # classes in truth or prediction: the others have no score
     out = np.full((len(here), len(metrics)), np.nan)
+    measured = {}
     for j, metric in enumerate(metrics.values()):
         if 'counts' in metric.needs: out[:, j] = _ratio(metric, four, here)
-        elif 'spacing' not in metric.needs: out[here, j] = _of_masks(metric, prediction, labels, valid, np.flatnonzero(here) + 1)
-    measured = [(j, metric) for j, metric in enumerate(metrics.values()) if 'spacing' in metric.needs]
-    if measured and here.any():
-        for k, masks in _cut_out(prediction, labels, n_classes, valid):
-            for j, metric in measured: out[k - 1, j] = _number(metric, metric.f(*masks, spacing))
+        elif 'spacing' in metric.needs: measured[j] = metric
+        else: out[here, j] = _of_masks(metric, prediction, labels, valid, np.flatnonzero(here) + 1)
+    if measured and here.any(): _measure(out, measured, prediction, labels, valid, spacing)
     return out
 
 
-def _either(a, what, n_classes):
+def _either(given, what, n_classes):
     "A stack of `n_classes` masks as it is, anything else as a label map."
-    a = to_numpy(a)
-    return a if is_stack(a) and a.ndim > 2 and len(a) == n_classes else as_labels(a, what)
+    array = to_numpy(given)
+    return array if is_stack(array) and array.ndim > 2 and len(array) == n_classes else as_labels(array, what)
 
-# %% ../../nbs/api/metrics/voxels.ipynb #2acc9dfe
+
 def _spacing_for(metrics, spacing, ndim):
     "Spacing as one number an axis. ValueError where a metric needs it and it is not there."
     if spacing is not None: spacing = check_spacing(spacing, ndim)
@@ -61,7 +60,7 @@ def _spacing_for(metrics, spacing, ndim):
         if ndim not in (2, 3): raise ValueError(f'{metric.name} needs label maps in 2D or 3D, got {ndim} axes')
     return spacing
 
-
+# %% ../../nbs/api/metrics/voxels.ipynb #2acc9dfe
 def _ratio(metric, four, here):
     "A metric of four counts for every class; of nothing to nothing undefined."
     above, below = metric.f(*four)
@@ -70,50 +69,55 @@ def _ratio(metric, four, here):
 
 def _of_masks(metric, prediction, labels, valid, classes):
     "A metric of two whole masks for some classes; voxels that do not count are in neither."
-    if metric.f is None: raise ValueError(f'metric {metric.name} is only described, as its function is not known here: pass the function itself')
+    if metric.f is None:
+        raise ValueError(f'metric {metric.name} is only described, its function is not known here: pass the function')
     keep = True if valid is None else to_numpy(valid).astype(bool)
     return [_number(metric, metric.f(mask_of(prediction, k) & keep, mask_of(labels, k) & keep)) for k in classes]
 
 
 def _number(metric, value):
-    if np.ndim(value): raise ValueError(f'metric {metric.name} must return a number, got an array of shape {np.shape(value)}')
+    if np.ndim(value):
+        raise ValueError(f'metric {metric.name} must return a number, got an array of shape {np.shape(value)}')
     return float(value)
 
-
-def _cut_out(prediction, labels, n_classes, valid):
-    "Each class that is there, with its masks in prediction and truth within the box around both; voxels that do not count are in neither."
+# %% ../../nbs/api/metrics/voxels.ipynb #a66b999e
+def _measure(out, measured, prediction, labels, valid, spacing):
+    "Fill in the scores of metrics that need the spacing; `measured`: column -> Metric."
     keep = True if valid is None else to_numpy(valid).astype(bool)
-    for k, box in _boxes(prediction, labels, n_classes, keep):
-        inside = keep if keep is True else keep[box]
-        part = [a[(slice(None), *box)] if is_stack(a) else a[box] for a in (prediction, labels)]
-        yield k, [mask_of(a, k) & inside for a in part]
+    for k in range(1, len(out) + 1):
+        pair = [mask_of(a, k) & keep for a in (prediction, labels)]
+        box = _box(pair[0] | pair[1])
+        if box is None: continue
+        for j, metric in measured.items():
+            out[k - 1, j] = _number(metric, metric.f(*(mask[box] for mask in pair), spacing))
 
 
-def _boxes(prediction, labels, n_classes, keep):
-    "The box around each class in both, where there is one."
-    from scipy.ndimage import find_objects
-    if is_stack(labels): found = [[(find_objects((mask & keep).astype(np.uint8)) or [None])[0] for mask in a] for a in (prediction, labels)]
-    else: found = [find_objects(a*keep, n_classes - 1) for a in (prediction, labels)]
-    for k, boxes in enumerate(zip(*found), 1):
-        boxes = [o for o in boxes if o is not None]
-        if boxes: yield k, tuple(slice(min(o.start for o in axis), max(o.stop for o in axis)) for axis in zip(*boxes))
+def _box(mask):
+    "The smallest box around a mask; None where it is empty."
+    spans = []
+    for axis in range(mask.ndim):
+        there = np.flatnonzero(mask.any(tuple(i for i in range(mask.ndim) if i != axis)))
+        if not len(there): return None
+        spans.append(slice(int(there[0]), int(there[-1]) + 1))
+    return tuple(spans)
 
 # %% ../../nbs/api/metrics/voxels.ipynb #2f99ef6d
 def score(
-    prediction,  # (*S) label map: array or tensor of whole numbers; or (K, *S) bool: masks of classes that may overlap
-    labels,  # the truth, in the same form
-    metrics=('dice',),  # names from `METRICS`, functions f(prediction == k, truth == k), or Metrics
+    prediction: np.ndarray,  # (*S) label map, an array or tensor; or (K, *S) bool: masks of classes that may overlap
+    labels: np.ndarray,  # the truth, in the same form
+    metrics: str | Callable | Metric | tuple = ('dice',),  # names, functions f(prediction == k, truth == k), Metrics
     *,
     n_classes: int,  # how many label values there are, background included; or how many masks
     spacing: float | tuple | None = None,  # mm: one number, or one for each axis; metrics in mm and mL need it
     valid: np.ndarray | None = None,  # (*S) bool: the voxels that count
     classes: tuple | None = None,  # names by label value, or of the masks
 ) -> pandas.DataFrame:  # columns class, metric, score
-    "Score a prediction for every foreground class; NaN means undefined, infinite the distance to something that is absent."
+    "Scores of every foreground class; NaN means undefined, infinite the distance to something that is absent."
     import pandas as pd
     metrics, truth = as_metrics(metrics), _either(labels, 'labels', n_classes)
     if n_classes != int(n_classes) or n_classes < 2 - is_stack(truth):
-        raise ValueError(f'n_classes counts the background too and must be a whole number of at least 2, got {n_classes}')
+        raise ValueError(
+            f'n_classes counts the background too and must be a whole number of at least 2, got {n_classes}')
     table = scores(prediction, truth, metrics, n_classes, valid, spacing)
     names = foreground(classes, n_classes, is_stack(truth))
     rows = [(name, metric, table[i, j]) for i, name in enumerate(names) for j, metric in enumerate(metrics)]
@@ -138,7 +142,8 @@ def in_mm(metrics) -> list:
 def loss(metric, values) -> np.ndarray:
     "See `Metric.bad`."
     if isinstance(metric, str) and metric not in METRICS:
-        raise ValueError(f'metric {metric!r} is not known; choose from {", ".join(METRICS)} or pass the function itself')
+        raise ValueError(
+            f'metric {metric!r} is not known; choose from {", ".join(METRICS)} or pass the function itself')
     return as_metric(metric).bad(values)
 
 

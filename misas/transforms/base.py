@@ -5,63 +5,20 @@
 # %% ../../nbs/api/transforms/base.ipynb #a95f340c
 from __future__ import annotations
 
-import inspect
-import json
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..data.sample import Sample
-from .scale import LINEAR, ValueScale, as_scale
+from .function import OfFunction
+from .scale import ValueScale, WordScale, as_scale, as_values, sweep_values
+from .settings import as_json, read_json, read_settings, register, settings_of, special
+from .stack import OfParts
 
 # %% auto #0
-__all__ = ['KINDS', 'as_values', 'Transform', 'sweep_values', 'FunctionTransform', 'from_function', 'Stack', 'from_settings',
-           'from_json']
-
-# %% ../../nbs/api/transforms/base.ipynb #3dfdb3d1
-def as_values(values, transform) -> tuple:
-    "Values of a sweep as numbers of the transform's domain."
-    if isinstance(values, (str, dict)): raise ValueError(f'values of {transform.name} must be numbers, got {values!r}')
-    values = list(values) if np.iterable(values) else [values]
-    if any(np.ndim(v) for v in values if not isinstance(v, str)):
-        raise ValueError(f'values of {transform.name} must be a list of numbers, got lists in a list')
-    values = tuple(transform.check(v) for v in values)
-    if not values: raise ValueError(f'values of {transform.name} are empty; leave them out for the default ones')
-    return tuple(map(float, values))
-
-# %% ../../nbs/api/transforms/base.ipynb #a1451597
-KINDS = {}  # every class of transforms by its name, your own included, so that settings can be read back
-
-
-def _kind(cls):
-    "The name of a class of transforms in settings: plain for those of misas, with their module for others."
-    return cls.__name__ if cls.__module__.startswith('misas.') else f'{cls.__module__}.{cls.__qualname__}'
-
-
-def _arguments(cls):
-    "The arguments that make a transform: those of its constructor, and of its parents' as far as they are handed on."
-    out = {}
-    for c in cls.__mro__:
-        if '__init__' not in vars(c) or c is object: continue
-        for p in list(inspect.signature(c.__init__).parameters.values())[1:]:
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD): out.setdefault(p.name, p.default)
-        if not any(p.kind == p.VAR_KEYWORD for p in inspect.signature(c.__init__).parameters.values()): break
-    return out
-
-
-def _short(x):
-    "An argument in a name."
-    if isinstance(x, (tuple, list)): return '(' + ', '.join(map(_short, x)) + ')'
-    return f'{x:g}' if isinstance(x, Real) and not isinstance(x, bool) else str(x)
-
-
-def _as_channels(channels):
-    "Channel numbers as a tuple."
-    out = tuple(np.atleast_1d(channels).tolist()) if not isinstance(channels, set) else tuple(channels)
-    if not out or any(not isinstance(c, int) or isinstance(c, bool) or c < 0 for c in out) or len(set(out)) < len(out):
-        raise ValueError(f'channels must be a channel number or several different ones, counted from 0, got {channels!r}')
-    return out
+__all__ = ['Transform', 'FunctionTransform', 'from_function', 'Stack']
 
 # %% ../../nbs/api/transforms/base.ipynb #f79db763
 class Transform:
@@ -80,100 +37,52 @@ class Transform:
     in_name = ('values', 'channels')  # arguments that the name need not tell, or tells already
     _scale = None  # as it was said; None: guessed
 
+    def __init_subclass__(cls): register(cls)
+
+    @staticmethod
+    def from_json(
+        text: str,  # from `to_json`
+        functions: Iterable[Callable] = (),  # those that transforms made by `from_function` name
+    ) -> Transform:
+        "The transform behind a text. ValueError where it is none, or names what is not known here."
+        return read_json(text, functions)
+
+    @staticmethod
+    def from_settings(settings: dict, functions: Iterable[Callable] = ()) -> Transform:
+        "The same from `settings`."
+        return read_settings(settings, functions)
+
+    def __init__(
+        self, values: Iterable[float] | None = None,  # of a sweep, instead of the default ones
+        *, channels: int | Sequence[int] | None = None,  # change only these of the image; labels then stay where they are
+    ):
+        if values is not None: self.values = as_values(values, self)
+        told = special(self, but=self.in_name)
+        if told: self.name = ', '.join([self.name, *told])  # so that two transforms of a kind can be told apart
+        if channels is None: return
+        self.channels, self.moves_labels = _as_channels(channels), False
+        self.name = f'{self.name} of channel {", ".join(map(str, self.channels))}'
+
     @property
     def scale(self) -> ValueScale:
         "How its values lie beside each other; see `misas.transforms.scale`. A class may say it: `scale = FACTOR`."
         return self._scale or as_scale(self.words, sweep_values(self), self.identity)
 
     @scale.setter
-    def scale(self, scale): self._scale = as_scale(scale)
+    def scale(self, scale):
+        self._scale = as_scale(scale)
+        if isinstance(self._scale, WordScale): self.words = self._scale.words
 
-    def __init_subclass__(cls): KINDS[_kind(cls)] = cls
-
-    def __init__(
-        self, values=None,  # values of a sweep, instead of the default ones
-        *, channels=None,  # change only these channels of the image (a number or several); labels then stay where they are
-    ):
-        if values is not None: self.values = as_values(values, self)
-        special = {k: getattr(self, k, d) for k, d in _arguments(type(self)).items() if k not in self.in_name}
-        told = [f'{k} {_short(special[k])}' for k, d in _arguments(type(self)).items() if k in special and special[k] != d]
-        if told: self.name = ', '.join([self.name, *told])  # so that two transforms of a kind can be told apart
-        if channels is not None:
-            self.channels, self.moves_labels = _as_channels(channels), False
-            self.name = f'{self.name} of channel {", ".join(map(str, self.channels))}'
-
-    def check(self, value):
-        "`value`, or a ValueError when it is not a number of the domain."
-        lo, hi = self.domain
-        if not isinstance(value, Real) and hasattr(value, 'item') and np.ndim(value) == 0: value = value.item()  # of an array or tensor
-        number = isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)
-        if not number or not lo <= value <= hi or (self.words and value not in self.words):
-            known = f'one of {", ".join(f"{v:g} ({w})" for v, w in self.words.items())}' if self.words else \
-                'a number' + (f' of at least {lo:g}' if np.isfinite(lo) else '') + (f' and at most {hi:g}' if np.isfinite(hi) else '')
-            raise ValueError(f'value {value!r} is outside the domain of {self.name}: {known}')
-        return value
-
-    def __call__(self, sample: Sample, value) -> Sample: return self.many(sample, [value])[0]
-
-    def many(
-        self, sample: Sample,
-        values,  # any number of values
-    ) -> list:  # one sample for each
-        "The sample at several values; the identity gives the sample itself."
-        if not isinstance(sample, Sample): raise TypeError(f'sample must be a Sample, got {type(sample).__name__}; as_sample makes one')
-        values = [self.check(v) for v in values]
-        if sample.ndim not in self.dims:
-            raise ValueError(f'{self.name} works in {" and ".join(f"{d}D" for d in self.dims)}, '
-                                                          f'sample {sample.name!r} is {sample.ndim}D')
-        todo = [v for v in values if v != self.identity]
-        new = iter(self.apply_many(sample, todo) if self.channels is None else self._some_channels(sample, todo))
-        return [sample if v == self.identity else next(new) for v in values]
-
-# %% ../../nbs/api/transforms/base.ipynb #d36a9453
+# %% ../../nbs/api/transforms/base.ipynb #ffdc81f9
 @patch
-def _some_channels(self: Transform, sample, values):
-    "Only the image moves, and of it only some channels; labels and geometry are those of the sample."
-    if (top := max(self.channels)) >= sample.n_channels: raise ValueError(
-        f'channels of {self.name}: there is no channel {top}, sample {sample.name!r} has {sample.n_channels} (0 to {sample.n_channels - 1})')
-    part = sample.replace(image=sample.image[list(self.channels)], labels=None, valid=None)
-    for new in self.apply_many(part, values):
-        if new.shape != sample.shape: raise ValueError(
-            f'{self.name} changes the grid, from {sample.shape} to {new.shape}, so it cannot be restricted to some channels')
-        image = sample.image.copy()
-        image[list(self.channels)] = new.image
-        yield sample.replace(image=image)
-
-
-@patch
-def apply_many(self: Transform, sample, values): return [self.apply(sample, v) for v in values]
-
-
-@patch
-def apply(self: Transform, sample: Sample, value) -> Sample:
-    "The transform itself, for a checked value other than the identity."
-    raise NotImplementedError
-
-
-@patch
-def back(
-    self: Transform,
-    labels,  # label map on the grid of `self(sample, value)`
-    sample: Sample,  # the unchanged sample
-    value,
-) -> tuple:  # label map on the grid of `sample`; bool map of where it is known, or None for everywhere
-    "Bring a label map back to where the unchanged sample has it."
-    return np.asarray(labels), None
-
-
-@patch
-def text(self: Transform, value) -> str:
+def text(self: Transform, value: float) -> str:
     "The value as people write it."
     return self.scale.text(value, self.unit)
 
 
 @patch
 def texts(
-    self: Transform, values,  # of a sweep
+    self: Transform, values: Iterable[float],  # of a sweep
 ) -> list[str]:  # one a value, on one line; different values have different texts
     "The values as people write them, in as many digits as are needed to tell them apart."
     values = list(values)
@@ -186,274 +95,151 @@ def __repr__(self: Transform):
     if not self.values: return self.name
     return f'{self.name} ({len(self.values)} values, {self.text(min(self.values))} to {self.text(max(self.values))})'
 
-# %% ../../nbs/api/transforms/base.ipynb #adbaba9c
-def sweep_values(
-    transform: Transform,
-    values=None,  # numbers; None: the transform's own
-) -> list:  # sorted, without repetitions, the identity included
-    "The values of a sweep."
-    return sorted({*(transform.values if values is None else as_values(values, transform)), float(transform.identity)})
+# %% ../../nbs/api/transforms/base.ipynb #3dfdb3d1
+@patch
+def check(self: Transform, value: float) -> float:
+    "`value`, or a ValueError when it is not a number of the domain."
+    if not isinstance(value, Real) and hasattr(value, 'item') and np.ndim(value) == 0: value = value.item()  # of an array
+    lo, hi = self.domain
+    number = isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)
+    if number and lo <= value <= hi and (not self.words or value in self.words): return value
+    raise ValueError(f'value {value!r} is outside the domain of {self.name}: {_allowed(self)}')
+
+
+def _allowed(t):
+    "The domain of a transform in words."
+    if t.words: return f'one of {", ".join(f"{v:g} ({w})" for v, w in t.words.items())}'
+    low, high = t.domain
+    least = f' of at least {low:g}' if np.isfinite(low) else ''
+    most = f' and at most {high:g}' if np.isfinite(high) else ''
+    return f'a number{least}{most}'
+
+# %% ../../nbs/api/transforms/base.ipynb #03f9c6b6
+@patch
+def many(
+    self: Transform, sample: Sample,
+    values: Iterable[float],  # any number
+) -> list[Sample]:  # one for each
+    "The sample at several values; the identity gives the sample itself."
+    if not isinstance(sample, Sample): raise TypeError(f'sample must be a Sample, got {type(sample).__name__}; as_sample makes one')
+    values = [self.check(v) for v in values]
+    if sample.ndim not in self.dims:
+        able = ' and '.join(f'{d}D' for d in self.dims)
+        raise ValueError(f'{self.name} works in {able}, sample {sample.name!r} is {sample.ndim}D')
+    todo = [v for v in values if v != self.identity]
+    new = iter(self.apply_many(sample, todo) if self.channels is None else _some_channels(self, sample, todo))
+    return [sample if v == self.identity else next(new) for v in values]
+
+
+@patch
+def __call__(self: Transform, sample: Sample, value: float) -> Sample: return self.many(sample, [value])[0]
+
+
+@patch
+def apply_many(self: Transform, sample: Sample, values: Sequence[float]) -> Iterable[Sample]:
+    "The transform itself, for checked values other than the identity."
+    return [self.apply(sample, v) for v in values]
+
+
+@patch
+def apply(self: Transform, sample: Sample, value: float) -> Sample:
+    "The transform itself, for a checked value other than the identity."
+    raise NotImplementedError
+
+# %% ../../nbs/api/transforms/base.ipynb #d36a9453
+@patch
+def back(
+    self: Transform,
+    labels: np.ndarray,  # on the grid of `self(sample, value)`: a label map (*S), or a stack of masks (K, *S)
+    sample: Sample,  # the unchanged sample
+    value: float,
+) -> tuple[np.ndarray, np.ndarray | None]:  # labels on the grid of `sample`; bool map of where they are known, None: everywhere
+    "Bring labels back to where the unchanged sample has them."
+    return np.asarray(labels), None
+
+# %% ../../nbs/api/transforms/base.ipynb #9fd6a738
+def _as_channels(channels):
+    "Channel numbers as a tuple."
+    out = tuple(channels) if isinstance(channels, set) else tuple(np.atleast_1d(channels).tolist())
+    numbers = all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in out)
+    if not out or not numbers or len(set(out)) < len(out):
+        raise ValueError(f'channels must be a channel number or several different ones, counted from 0, got {channels!r}')
+    return out
+
+
+def _some_channels(transform, sample, values):
+    "Only the image moves, and of it only some channels; labels and geometry are those of the sample."
+    chosen, top = list(transform.channels), max(transform.channels)
+    if top >= sample.n_channels: raise ValueError(f'channels of {transform.name}: there is no channel {top}, '
+                                                  f'sample {sample.name!r} has {sample.n_channels} (0 to {sample.n_channels - 1})')
+    part = sample.replace(image=sample.image[chosen], labels=None, valid=None)
+    for new in transform.apply_many(part, values):
+        if new.shape != sample.shape: raise ValueError(f'{transform.name} changes the grid, from {sample.shape} to {new.shape}, '
+                                                       'so it cannot be restricted to some channels')
+        image = sample.image.copy()
+        image[chosen] = new.image
+        yield sample.replace(image=image)
 
 # %% ../../nbs/api/transforms/base.ipynb #272686d7
-class FunctionTransform(Transform):
+class FunctionTransform(OfFunction, Transform):
     "A transform made of a function; see `from_function`."
-    def __init__(self, f, name, values, identity, unit='', spatial=False, inverse=None, domain=None, channels=None, scale=None):
-        self.f, self.inverse, self.name, self.unit, self.spatial = f, inverse, str(name), unit, bool(spatial)
-        self._name = self.name  # without the channels
-        if scale is not None: self.scale = scale
-        self.in_name = tuple(_arguments(type(self)))  # it brings a name of its own
-        if domain is not None: self.domain = tuple(inf if d is None else d for d, inf in zip(domain, (-np.inf, np.inf)))
-        self.moves_labels, self._checked, self.identity = self.spatial, False, self.check(identity)
-        super().__init__(sweep_values(self, as_values(values, self)), channels=channels)
 
-    def apply(self, sample, value):
-        image = self._run(self.f, sample.image, value)
-        if not self.spatial and image.shape != sample.image.shape: raise ValueError(
-            f'{self.name} changed the shape from {sample.image.shape} to {image.shape}; a transform that moves pixels needs spatial=True')
-        if not self._checked: self._try(sample, value, image)
-        if not self.spatial: return sample.replace(image=image)
-        labels, valid = _move_labels(lambda a: self._run(self.f, a, value), sample.labels, sample.valid, sample.image.shape)
-        spacing = tuple(s*n/m for s, n, m in zip(sample.spacing, sample.shape, image.shape[1:]))
-        grid = {} if image.shape == sample.image.shape else dict(spacing=spacing, affine=None, spacing_known=sample.spacing_known)
-        return sample.replace(image=image, labels=labels, valid=valid, **grid)
 
-    def _try(self, sample, value, image):
-        "Once: does the function give the same image twice, and the same as before at the identity?"
-        if not np.array_equal(image, self._run(self.f, sample.image, value)): raise ValueError(
-            f'{self.name} gave two different images for the value {self.text(value)}: let it draw its random numbers from a fixed seed')
-        same = self._run(self.f, sample.image, self.identity)
-        if same.shape != sample.image.shape or not np.allclose(same, sample.image, atol=1e-3*max(float(np.ptp(sample.image)), 1e-6)):
-            raise ValueError(f'{self.name} changes the image at its identity, {self.text(self.identity)}; pass the value at which it does not')
-        self._checked = True
-
-    def back(self, labels, sample, value):
-        if not self.moves_labels: return super().back(labels, sample, value)
-        if self.inverse is None:
-            raise ValueError(f'{self.name} has no way back: pass inverse= to from_function, or score in the transformed space')
-        return _move_labels(lambda a: self._run(self.inverse, a, value), np.asarray(labels), None, (1, *np.shape(labels)))
-
-    def settings(self):
-        out = super().settings()
-        out.pop('scale')
-        names = {k: None if f is None else getattr(f, '__name__', '<lambda>') for k, f in (('f', self.f), ('inverse', self.inverse))}
-        if '<lambda>' in names.values():
-            raise ValueError(f'{self.name} is made of a function without a name, which cannot be saved: define it with def')
-        scale = {} if self._scale is None else {'scale': self._scale.settings()}
-        return {**out, **names, **scale, 'name': self._name, 'domain': [d if np.isfinite(d) else None for d in self.domain]}
-
-    def _run(self, f, image, value):
-        out = np.asarray(f(np.array(image), value), np.float32)
-        if out.ndim != image.ndim or len(out) != len(image): raise ValueError(
-            f'{self.name} must return an image (C, *S) with {len(image)} channels like the one it gets, got shape {out.shape}')
-        if not np.isfinite(out).all():
-            raise ValueError(f'{self.name} returned NaN or infinite values at {self.text(value)}')
-        return out
-
-# %% ../../nbs/api/transforms/base.ipynb #657dc53a
-def _move_labels(f, labels, valid, shape):
-    "Move a label map with an image function: each value's mask goes through it, the largest wins, so no new values arise."
-    mask = lambda m: f(np.broadcast_to(m, shape).astype(np.float32))[0]
-    known = np.zeros(1)
-    for corner in (0, -1):  # what f fills in from outside may be the image's minimum, so the mask needs a zero; it is tried in two places
-        inside = np.ones(shape[1:]) if valid is None else valid.astype(float)
-        inside.flat[corner] = 0
-        known = np.maximum(known, mask(inside))
-    known = known > .5
-    if labels is None: return None, known
-    k = np.unique(labels)
-    best = np.argmax([mask(labels == v) for v in k], 0)
-    return np.where(known, k[best], 0).astype(labels.dtype), None if known.all() else known
-
-# %% ../../nbs/api/transforms/base.ipynb #48ec0977
 def from_function(
-    f,  # f(image, value) -> image; the image is float32 (C, *S), and must not depend on chance
+    f: Callable,  # f(image, value) -> image; the image is float32 (C, *S), and must not depend on chance
     name: str,  # in tables, titles and files
-    values,  # values of a sweep
-    identity,  # the value at which nothing changes
-    unit='',  # of the value
-    spatial=False,  # does f move pixels? Then labels are moved too, without new values
-    inverse=None,  # f's inverse (same signature), needed only to score a spatial transform in the original space
-    domain=None,  # (lowest, highest) allowed value; None where there is no end
-    channels=None,  # change only these channels; labels then stay where they are
-    scale=None,  # of the values: 'linear', 'factor' or a dict value -> text; None: guessed from values and identity
+    values: Iterable[float],  # of a sweep
+    identity: float,  # the value at which nothing changes
+    unit: str = '',  # of the value
+    spatial: bool = False,  # does f move pixels? Then labels are moved too, without new values
+    inverse: Callable | None = None,  # f's inverse (same signature), needed only to score a spatial transform in the original space
+    domain: tuple | None = None,  # (lowest, highest) allowed value; None where there is no end
+    channels: int | Sequence[int] | None = None,  # change only these channels; labels then stay where they are
+    scale: ValueScale | str | dict | None = None,  # of the values: 'linear', 'factor', or value -> text; None: guessed
 ) -> Transform:
     "A transform from a function."
-    if not callable(f): raise ValueError(f'f must be a function f(image, value) -> image, got {type(f).__name__}')
-    if not isinstance(identity, Real): raise ValueError(f'identity must be the value at which nothing changes, got {identity!r}')
+    if not callable(f):
+        raise ValueError(f'f must be a function f(image, value) -> image, got {type(f).__name__}')
+    if not isinstance(identity, Real):
+        raise ValueError(f'identity must be the value at which nothing changes, got {identity!r}')
     return FunctionTransform(f, name, values, identity, unit, spatial, inverse, domain, channels, scale)
 
 
 Transform.from_function = staticmethod(from_function)
 
 # %% ../../nbs/api/transforms/base.ipynb #4edc7814
-class Stack(Transform):
+class Stack(OfParts, Transform):
     "Transforms one after the other; made by `t1 + t2` and `t.at(value)`."
-    def __init__(self, parts):
-        "`parts`: (transform, its fixed value, or None where it is left free), in the order in which they are applied"
-        flat = lambda t, v: [(t, v)] if not isinstance(t, Stack) else t.parts if v is None or not t.n_values else t.at(v).parts
-        self.parts = tuple(part for t, v in parts for part in flat(t, tuple(v) if isinstance(v, list) else v))
-        free = self.free = [t for t, v in self.parts if v is None]
-        self.name = ' + '.join(t.name if v is None else f'{t.name} at {t.text(v)}' for t, v in self.parts)
-        self.moves_labels = any(t.moves_labels for t, _ in self.parts)
-        self.dims = tuple(d for d in (2, 3) if all(d in t.dims for t, _ in self.parts))
-        self.n_values, self.identity = len(free), tuple(t.identity for t in free)
-        if len(free) == 1: self.identity, self.values, self.domain, self.unit, self.words, self.scale = (
-            getattr(free[0], a) for a in ('identity', 'values', 'domain', 'unit', 'words', 'scale'))
-        else: self.scale = LINEAR  # each part that is left free has its own
-        if any(v not in (None, t.identity) for t, v in self.parts):
-            self.zero = f'with {" and ".join(t.name for t in free)} unchanged' if free else 'as it is'
-        self._last = None  # (sample, values of the leading parts, what they made of it)
-
-    def _numbers(self, value):
-        "A value as a tuple, one number for each free part."
-        if self.n_values == 1: return (value,)
-        if np.shape(value) != (self.n_values,): raise ValueError(
-            f'{self.name} takes {self.n_values} values, one for each part that is not fixed, got {value!r}')
-        return tuple(value)
-
-    def back(self, labels, sample, value):
-        stages, row = [sample], self._row(value)
-        for (t, _), v in zip(self.parts[:-1], row): stages.append(t(stages[-1], v))
-        known = None
-        for (t, _), v, stage in reversed(list(zip(self.parts, row, stages))):
-            before = None if known is None else t.back(known.astype(np.uint8), stage, v)[0] > 0
-            labels, here = t.back(labels, stage, v)
-            known = here if before is None else before if here is None else before & here
-        return labels, known
-
-    def __getstate__(self): return {**self.__dict__, '_last': None}
-
-    def check(self, value):
-        "`value`, or a ValueError when it does not fit the free parts."
-        out = tuple(t.check(v) for t, v in zip(self.free, self._numbers(value)))
-        return out[0] if self.n_values == 1 else out
-
-    def text(self, value):
-        if self.n_values == 1: return self.free[0].text(value)
-        return ', '.join(f'{t.name} {t.text(v)}' for t, v in zip(self.free, self._numbers(value)))
-
-    def texts(self, values):
-        if self.n_values == 1: return self.free[0].texts(values)
-        columns = [t.texts(column) for t, column in zip(self.free, zip(*values))]
-        return [', '.join(f'{t.name} {text}' for t, text in zip(self.free, row)) for row in zip(*columns)]
-
-    def __call__(self, sample, value=()): return self.many(sample, [value])[0]
-    def __repr__(self): return self.name
-
-    def many(self, sample, values):
-        rows = [self._row(v) for v in values]
-        if not rows: return []
-        same = [len(set(column)) == 1 for column in zip(*rows)]
-        n = min([*(i for i, s in enumerate(same) if not s), len(same) - 1])  # so many leading parts do the same for all values
-        out = [self._lead(sample, rows[0][:n])]*len(values)
-        for (t, _), column in list(zip(self.parts, zip(*rows)))[n:]:
-            if all(o is out[0] for o in out):  # still one image: made at once, and once for each value
-                made = dict(zip(dict.fromkeys(column), t.many(out[0], list(dict.fromkeys(column)))))
-                out = [made[v] for v in column]
-            else: out = [t(o, v) for o, v in zip(out, column)]
-        return out
-
-# %% ../../nbs/api/transforms/base.ipynb #644c4f69
-def _stack_settings(self):
-    "Of a stack: its parts, each with the value at which it is fixed."
-    fs = [f for t, _ in self.parts if isinstance(t, FunctionTransform) for f in (t.f, t.inverse) if f is not None]
-    twice = [f.__name__ for f in fs if any(g is not f and getattr(g, '__name__', '') == getattr(f, '__name__', None) for g in fs)]
-    if twice: raise ValueError(f'two different functions are called {twice[0]}, so they cannot be told apart when read back: rename one')
-    return {'transform': 'Stack', 'parts': [{'at': v, **t.settings()} for t, v in self.parts]}
-
-
-Stack.settings = _stack_settings
 
 
 @patch
-def _lead(self: Stack, sample, values):
-    "The sample after the first parts; kept, as the next call may well ask for the same."
-    if self._last is None or self._last[0] is not sample or self._last[1] != values:
-        out = sample
-        for (t, _), v in zip(self.parts, values): out = t(out, v)
-        self._last = sample, values, out
-    return self._last[2]
-
-
-@patch
-def _row(self: Stack, value):
-    "The value of every part."
-    free = iter(self._numbers(self.check(value)))
-    return [next(free) if v is None else v for _, v in self.parts]
-
-# %% ../../nbs/api/transforms/base.ipynb #a0ed39ae
-def _parts(t): return t.parts if isinstance(t, Stack) else ((t, None),)
-
-
-def _add(self, other):
+def __add__(self: Transform, other: Transform) -> Stack:
     "First this transform, then the other."
-    return Stack([*_parts(self), *_parts(other)]) if isinstance(other, Transform) else NotImplemented
+    return Stack([(self, None), (other, None)]) if isinstance(other, Transform) else NotImplemented
 
 
-def _at(self, value) -> Stack:
+@patch
+def at(self: Transform, value: float | tuple) -> Stack:
     "This transform with its value fixed, to stand beside others in a stack. Of a stack, the parts still free are fixed."
     if not isinstance(self, Stack): return Stack([(self, self.check(value))])
-    if not self.n_values: raise ValueError(f'the value of {self.name} is fixed already')
+    if not self.free: raise ValueError(f'the value of {self.name} is fixed already')
     return Stack([(t, v) for (t, _), v in zip(self.parts, self._row(value))])
-
-
-Transform.__add__, Transform.at = _add, _at
 
 # %% ../../nbs/api/transforms/base.ipynb #5517b039
 @patch
 def settings(self: Transform) -> dict:
     "The class and all that it was made with. ValueError where an argument of the constructor is not kept under its own name."
-    names = _arguments(type(self))
-    lost = [n for n in names if not hasattr(self, n)]
-    if lost: raise ValueError(f'{type(self).__name__} does not keep its argument {lost[0]}: set self.{lost[0]} in its constructor')
-    return {'transform': _kind(type(self)), **{n: getattr(self, n) for n in names if n != 'values' or self.values}}
+    return settings_of(self)
 
 
 @patch
 def to_json(self: Transform) -> str:
     "The settings as text; `Transform.from_json` reads them."
-    return json.dumps(self.settings(), default=lambda o: o.tolist())
-
-# %% ../../nbs/api/transforms/base.ipynb #7859c08a
-def from_settings(
-    settings: dict,  # from `Transform.settings`
-    functions=(),  # the functions that transforms made by `from_function` name
-) -> Transform:
-    "The transform that gave these settings. ValueError where its class or function is not known here."
-    settings = dict(settings)
-    kind = settings.pop('transform', None)
-    if kind == 'Stack':
-        parts = settings.get('parts')
-        if not isinstance(parts, list) or not all(isinstance(p, dict) for p in parts): raise ValueError('settings of a Stack must list its parts')
-        return Stack([(from_settings({k: v for k, v in p.items() if k != 'at'}, functions), p.get('at')) for p in parts])
-    if kind not in KINDS: raise ValueError(f'settings name the transform {kind!r}, which is not known here: import or define its class first')
-    if issubclass(KINDS[kind], FunctionTransform): settings.update(_named(settings, functions))
-    try: return KINDS[kind](**settings)
-    except TypeError as e: raise ValueError(f'settings do not fit {kind}: {e}') from None
+    return as_json(self.settings())
 
 
-def _named(settings, functions):
-    "The functions that settings name."
-    out, known = {}, {}
-    for f in functions:
-        if known.setdefault(f.__name__, f) is not f: raise ValueError(f'functions hold two that are called {f.__name__}: rename one')
-    for k in ('f', 'inverse'):
-        name = settings.get(k)
-        if name is None and k == 'inverse': continue
-        if name not in known: raise ValueError(f'settings name the function {name!r}: pass it, e.g. functions=[{name}]')
-        out[k] = known[name]
-    return out
-
-
-def from_json(
-    text: str,  # from `Transform.to_json`
-    functions=(),  # the functions that transforms made by `from_function` name
-) -> Transform:
-    "The transform behind a text."
-    try: settings = json.loads(text)
-    except (TypeError, json.JSONDecodeError) as e: raise ValueError(f'text is not the JSON of a transform: {e}') from None
-    if not isinstance(settings, dict): raise ValueError(f'text is not the JSON of a transform, but {text!r:.40}')
-    return from_settings(settings, functions)
-
-
-Transform.from_settings, Transform.from_json = staticmethod(from_settings), staticmethod(from_json)
+@patch(cls_method=True)
+def from_own_settings(cls: Transform, settings: dict, functions: tuple = ()) -> Transform:
+    "A transform of this class from its settings (but for its name). ValueError where they do not fit."
+    try: return cls(**settings)
+    except TypeError as e: raise ValueError(f'settings do not fit {cls.__name__}: {e}') from None
