@@ -334,7 +334,7 @@ def test_bad_output_of_a_model(name):
     labels_without_classes=(lambda: as_model(lambda x: (x[:, 0] > .5).astype(int)).label(DISC), ['classes']),
     labels_with_fractions=(lambda: as_model(lambda x: x[:, 0]*1.5, activation='labels', classes='background a b'.split()).label(DISC), ['activation']),
     not_probabilities=(lambda: as_model(lambda x: two(x)*9, activation='none').label(DISC), ['activation']),
-    sigmoid_of_two=(lambda: as_model(two, activation='sigmoid').label(DISC), ['activation']),
+    label_of_masks=(lambda: as_model(two, activation='sigmoid', name='net 5').label(DISC), ['net 5', 'masks', 'channel']),
     channels=(lambda: as_model(nn.Conv2d(3, 2, 1)).label(DISC), ['Conv2d', '3', 'channels']),
     volume_for_2d=(lambda: as_model(nn.Conv2d(1, 2, 1)).label(disc((4, 4, 4), radius=1.)), ['Conv2d', '(1, 4, 4, 4)']),
     preprocess_size=(lambda: as_model(two, preprocess=lambda x: x[:, 1:]).label(DISC), ['preprocess']),

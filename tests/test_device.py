@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from misas.data.phantom import ThresholdModel, short_axis, short_axis_stack
-from misas.models import sliding  # noqa: F401  (gives models their methods for volumes)
 from misas.models.torch import TorchModel
 from misas.sweep.sensitivity import sensitivity
 from misas.transforms.catalogue import CATALOGUE

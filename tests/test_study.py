@@ -28,7 +28,7 @@ from misas.data.fingerprint import fingerprint
 from misas.data.phantom import ThresholdModel, disc, short_axis_stack
 from misas.demo import demo_learner, demo_sample
 from misas.models.adapt import as_model
-from misas.models.base import FunctionModel
+from misas.models.function import FunctionModel
 from misas.models.zoo import cardiac_net
 from misas.study.archive import COLUMNS
 from misas.study.study import Study

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .metric import Metric
 from .voxels import metric_unit
 
 # %% auto #0
@@ -80,11 +81,14 @@ def limits(
 # %% ../../nbs/api/metrics/limits.ipynb #152d5527
 def check_drop(
     drop,  # a positive number, or None
-    metric='',  # name of the metric
+    metric='',  # a Metric, or its name
 ) -> float:
     "`drop`; None means 0.1 where the metric is a ratio. Raises ValueError for anything else."
-    unit = metric_unit(metric)
-    if drop is None and unit: raise ValueError(f'drop must be given for {metric}: how many {unit} worse than unchanged still holds?')
+    known = isinstance(metric, Metric)
+    unit, name = (metric.unit, metric.name) if known else (metric_unit(metric), metric)
+    if drop is None and unit:
+        raise ValueError(f'drop must be given for {name}: how many {unit} worse than unchanged still holds?')
     if drop is None: return .1
-    if not isinstance(drop, Real) or isinstance(drop, bool) or not drop > 0: raise ValueError(f'drop must be a positive number, got {drop!r}')
+    if not isinstance(drop, Real) or isinstance(drop, bool) or not drop > 0:
+        raise ValueError(f'drop must be a positive number, got {drop!r}')
     return float(drop)

@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .hold import hookable
+from .hold import hookable, untouched
 
 # %% auto #0
 __all__ = ['ACTIVATION_OPS', 'NORM_OPS', 'QUIET_OPS', 'OTHER_OPS', 'GATES', 'ACTIVATION_KINDS', 'Call', 'of_the_image', 'Anatomy',
-           'watched']
+           'watched', 'differentiable', 'anatomy']
 
 # %% ../../nbs/api/models/anatomy.ipynb #d92c3da3
 ACTIVATION_OPS = {'relu', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu', 'mish', 'sigmoid', 'tanh', 'softplus', 'hardtanh',
@@ -130,6 +131,18 @@ class Anatomy:
         coarsest = min(np.prod(c.shape[2:]) for c in fit)
         return [c for c in fit if np.prod(c.shape[2:]) == coarsest][-1].name
 
+    def table(self) -> pd.DataFrame:  # layer, kind, channels, size, calls, after_activation, default
+        "Its layers in the order in which they work; `default` is the one that `pick_layer` takes."
+        try: default = self.pick_layer()
+        except ValueError: default = None
+        rows = [self._row(c, default) for c in self.calls if c.name]
+        return pd.DataFrame(rows, columns=['layer', 'kind', 'channels', 'size', 'calls', 'after_activation', 'default'])
+
+    @staticmethod
+    def _row(c, default):
+        channels = c.shape[1] if len(c.shape) > 1 else None
+        return c.name, c.kind, channels, ' x '.join(map(str, c.shape[2:])), c.n, c.after_activation, c.name == default
+
 # %% ../../nbs/api/models/anatomy.ipynb #e083f103
 @contextmanager
 def watched(
@@ -161,3 +174,25 @@ def watched(
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for h in hooks: h.remove()
+
+# %% ../../nbs/api/models/anatomy.ipynb #b524389a
+def differentiable(
+    model,  # an innermost Model
+):  # -> Model: a copy that can be changed without touching the original
+    "One whose network is in torch, where there is a translation."
+    try: model = model.for_logits(True)
+    except ValueError: pass  # without gradients then; the methods that need them say so
+    new = model.copy()
+    if new.module is not None: new.module = getattr(new.module, '_orig_mod', new.module)  # of torch.compile
+    return new
+
+
+def anatomy(
+    model,  # a Model with a network
+    x: torch.Tensor,  # (1, C, *S)
+) -> Anatomy:
+    "Look at one forward pass of the network in `model`."
+    module = model.network
+    with untouched(module), watched(module) as seen:
+        if hookable(module): model.predict(x)
+    return seen() or Anatomy([], set(), 0, 1, True, x.ndim - 2)

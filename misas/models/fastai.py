@@ -62,7 +62,7 @@ class FastaiModel(TorchModel):
 
     def __fingerprint__(self):
         valid = self.learn.dls.valid
-        return self.classes, self.first, self.size, self.multiple_of, self._asked, self.module, str(valid.after_item), str(valid.after_batch)
+        return self.first, *self._options(), self.module, str(valid.after_item), str(valid.after_batch)
 
     def _pipeline(self, image):
         with same_luck(): return pipeline(self, image)

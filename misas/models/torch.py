@@ -29,8 +29,8 @@ def as_device(device) -> torch.device:
 class TorchModel(Model):
     "A model made of an `nn.Module`."
     def __init__(
-        self, module: nn.Module,  # takes (N, C, *S); returns (N, K, *S), (N, *S), a dict with 'out', or a list that starts with one of these
-        *, device=None,  # where to run; None: where the module is. If it has to move, a copy moves
+        self, module: nn.Module,  # takes (N, C, *S); returns (N, K, *S), (N, *S), or several; see `choose_output`
+        *, device: str | torch.device | None = None,  # where to run; None: where the module is. If it has to move, a copy moves
         **kw,  # see `Model`
     ):
         p = next(iter([*module.parameters(), *module.buffers()]), None)
@@ -42,14 +42,14 @@ class TorchModel(Model):
     def made_of(self): return (self.module,)
 
     def forward(self, x):
-        with evaluating(self.module): out = self.module(x.to(self.dtype))
-        if isinstance(out, dict): out = out.get('out', next(iter(out.values())))
-        while isinstance(out, (list, tuple)): out = out[0]
+        with evaluating(self.module): return self.module(x.to(self.dtype))
+
+    def plain(self, out):
         if not isinstance(out, torch.Tensor): return out
         out = out.as_subclass(torch.Tensor)
         return out.float() if out.is_floating_point() and self.dtype != torch.float64 else out
 
     def hint(self, image):
         first = next((m for m in self.module.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
-        return '' if first is None or first.in_channels == len(image) else \
-            f' (its first convolution takes {first.in_channels} channels, the image has {len(image)})'
+        if first is None or first.in_channels == len(image): return ''
+        return f' (its first convolution takes {first.in_channels} channels, the image has {len(image)})'

@@ -19,7 +19,8 @@ import torch
 
 from ..data.datasets import cache_folder, data_folder
 from .adapt import as_model
-from .base import Model, resize_to
+from .ask import resize_to
+from .base import Model
 
 # %% auto #0
 __all__ = ['NETS', 'BRAIN_NETS', 'published_preprocessing', 'cardiac_net', 'brain_preprocessing', 'brain_net']

@@ -5,244 +5,290 @@
 # %% ../../nbs/api/sweep/sensitivity.ipynb #92b0f5b9
 from __future__ import annotations
 
+from collections.abc import Iterable
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from fastcore.basics import patch
 
-from ..metrics.limits import check_drop, reach
-from ..metrics.voxels import confusion as confusion_matrix, loss, metric_unit
-from .scoring import Probe, Series, as_transform, compared, unpack_labels
+from ..metrics.limits import LIMITS, check_drop, limits
+from ..metrics.masks import confusion as confusion_matrix
+from ..metrics.metric import Metric
+from .scoring import Probe, Scoring, Series, as_transform, pair, unpack_labels
+from .sentences import curve_sentence, first_to_break
 from ..transforms.base import Transform, sweep_values
-from ..view import plot as pictures
-from ..view.words import Summary
+from ..view import page, plot as pictures
+from ..view.words import Summary, scores_text
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['sensitivity', 'Sensitivity']
-
-# %% ../../nbs/api/sweep/sensitivity.ipynb #6809333d
-def sensitivity(
-    model,  # a Model, or anything `as_model` takes
-    sample,  # a Sample, or anything `as_sample` takes
-    transform: Transform,  # what to change
-    values=None,  # by how much; None: the transform's own values. The identity is always added
-    *, metrics=('dice',),  # names or functions f(prediction == k, truth == k)
-    reference='labels',  # compare with the 'labels', or with the model's own 'prediction' on the unchanged image
-    space='transformed',  # score on the 'transformed' image, or bring predictions back to the 'original' one
-    progress=True,  # show a progress bar?
-):  # -> Sensitivity
-    "How predictions for one sample change with one transform; one prediction a value."
-    transform = as_transform(transform)
-    values = sweep_values(transform, values)
-    probe = Probe(model, sample, transform, metrics, reference, space)
-    return Sensitivity(probe, {v: (packed, score) for v, packed, score in probe.at(values, progress)})
+__all__ = ['Sensitivity', 'sensitivity']
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #55de8fe3
 class Sensitivity:
     "The result of a sweep; see `sensitivity`."
-    def __init__(self, probe, found):
-        "`found`: value -> (packed label map, scores), the identity among them"
-        for k in ('sample', 'transform', 'classes', 'reference', 'space'): setattr(self, k, getattr(probe, k))
-        self.model, self._metrics, self.metrics = probe.model.name, probe.metrics, list(probe.metrics)
+    def __init__(self, probe: Probe, found: dict):
+        "`found`: value -> (packed prediction, scores), the identity among them"
+        for k in ('sample', 'transform', 'classes', 'foreground', 'scoring'): setattr(self, k, getattr(probe, k))
+        self.reference, self.space = self.scoring.reference, self.scoring.space
+        self.model, self._metrics, self.metrics = probe.model.name, self.scoring.metrics, list(self.scoring.metrics)
         self._probe = probe  # to ask at more values; not saved
         self.values = sorted(found)
-        self._packed = [found[v][0] for v in self.values]
-        self._table = np.stack([found[v][1] for v in self.values])  # (values, classes without background, metrics)
+        self._packed = [found[value][0] for value in self.values]
+        self._table = np.stack([found[value][1] for value in self.values])  # (values, classes with scores, metrics)
 
-    def __getstate__(self): return {**self.__dict__, '_probe': None}
+    def __getstate__(self) -> dict: return {**self.__dict__, '_probe': None}
 
-    def with_values(
-        self, values,  # more values of the transform
-        progress=False,  # show a progress bar?
-    ):  # -> Sensitivity
-        "This result and the answers at more values; asks the model. ValueError where the result was loaded without its model."
-        if self._probe is None: raise ValueError('this result was saved without its model: make it again with sensitivity to ask at other values')
-        found = {v: (p, score) for v, p, score in zip(self.values, self._packed, self._table)}
-        new = [v for v in sweep_values(self.transform, values) if v not in found]
-        found.update({v: (p, score) for v, p, score in self._probe.at(new, progress)})
-        return Sensitivity(self._probe, found)
-
-    def _series(self, make): return Series(len(self.values), make)
-    @property
-    def samples(self): "What the model saw, with labels and valid voxels."; return self._series(lambda i: self.transform(self.sample, self.values[i]))
-    @property
-    def images(self): "The transformed images."; return self._series(lambda i: self.samples[i].image)
-    @property
-    def labels(self): "The truth on the transformed images."; return self._series(lambda i: self.samples[i].labels)
-    @property
-    def predictions(self): "Label maps that the model gave for the transformed images."; return self._series(lambda i: unpack_labels(self._packed[i]))
-
-    @property
-    def frame(self):
-        "Tidy table: transform, value, unit, class, metric, score."
-        import pandas as pd
-        t = self.transform
-        return pd.DataFrame([(t.name, v, t.unit, c, m, self._table[i, j, k]) for i, v in enumerate(self.values)
-                             for j, c in enumerate(self.classes[1:]) for k, m in enumerate(self.metrics)],
-                            columns=['transform', 'value', 'unit', 'class', 'metric', 'score'])
-
-    def __repr__(self):
-        what = f'{self.model} on {self.sample.name or "sample"} to {self.transform.name}'
+    def __repr__(self) -> str:
+        what = f'{self.model} on {self._name} to {self.transform.name}'
         return f'Sensitivity of {what}: {len(self.values)} values, {", ".join(self.metrics)}'
 
-    def at(self, value):
-        "Index of the value nearest to `value`."
-        return int(np.argmin(np.abs(np.array(self.values) - self.transform.check(value))))
+    @property
+    def _name(self): return self.sample.name or 'sample'
+    @property
+    def _same(self): "Index of the identity."; return self.values.index(self.transform.identity)
 
-    def _some(self, values, n):
-        "Indices of the values asked for, or of about `n` spread over the sweep."
-        if values is not None: return [self.at(v) for v in np.atleast_1d(values)]
-        return sorted({round(k) for k in np.linspace(0, len(self.values) - 1, n)} | {self.values.index(self.transform.identity)})
+    @property
+    def _true(self):
+        "What the lines of pictures are."
+        return 'true' if self.reference == 'labels' else 'predicted when unchanged'
 
-    def _titles(self, picked, metric=0):
-        "Value and scores of some of the results."
-        m = self.metrics[metric]
-        numbers = lambda i: ', '.join('–' if np.isnan(x) else f'{x:.2f}' for x in self._table[i, :, metric])
-        score = lambda i: f'{numbers(i)} {metric_unit(m, self.sample.ndim)}'.strip()
-        return [f'{self.transform.text(self.values[i])}\n{m} {score(i)}' for i in picked]
+    def _metric(self, name=None) -> Metric:
+        "A metric by its name; None: the first one. ValueError where it was not computed."
+        name = name or self.metrics[0]
+        if name in self._metrics: return self._metrics[name]
+        raise ValueError(f'metric {name!r} was not computed; there are {", ".join(self.metrics)}')
+
+# %% ../../nbs/api/sweep/sensitivity.ipynb #6809333d
+def sensitivity(
+    model: Any,  # a Model, or anything `as_model` takes
+    sample: Any,  # a Sample, or anything `as_sample` takes
+    transform: Transform | type,  # what to change
+    values: Iterable[float] | None = None,  # by how much; None: the transform's own. The identity is always added
+    *, metrics: Any = ('dice',),  # names, functions f(prediction == k, truth == k), or Metrics
+    reference: str = 'labels',  # compare with the 'labels', or with the model's own 'prediction' on the unchanged image
+    space: str = 'transformed',  # score on the 'transformed' image, or bring predictions back to the 'original' one
+    progress: bool = True,  # show a progress bar?
+) -> Sensitivity:
+    "How predictions for one sample change with one transform; one prediction a value."
+    transform = as_transform(transform)
+    values = sweep_values(transform, values)
+    probe = Probe(model, sample, transform, Scoring(metrics, reference, space))
+    return Sensitivity(probe, {value: (packed, table) for value, packed, table in probe.at(values, progress)})
+
+# %% ../../nbs/api/sweep/sensitivity.ipynb #06a7ef4c
+@patch(as_prop=True)
+def frame(self: Sensitivity) -> pandas.DataFrame:
+    "Tidy table: transform, value, unit, class, metric, score."
+    import pandas as pd
+    name, unit = self.transform.name, self.transform.unit
+    rows = [(name, value, unit, c, m, table[i, j]) for value, table in zip(self.values, self._table)
+            for i, c in enumerate(self.foreground) for j, m in enumerate(self.metrics)]
+    return pd.DataFrame(rows, columns=['transform', 'value', 'unit', 'class', 'metric', 'score'])
+
+
+@patch
+def at(self: Sensitivity, value: float) -> int:
+    "Index of the value nearest to `value`."
+    return int(np.argmin(np.abs(np.array(self.values) - self.transform.check(value))))
+
+
+def _series(result, make): return Series(len(result.values), make)
+
+# %% ../../nbs/api/sweep/sensitivity.ipynb #8d13f4a9
+@patch(as_prop=True)
+def samples(self: Sensitivity) -> Series:
+    "What the model saw, with labels and valid voxels."
+    return _series(self, lambda i: self.transform(self.sample, self.values[i]))
+
+
+@patch(as_prop=True)
+def images(self: Sensitivity) -> Series:
+    "The transformed images."
+    return _series(self, lambda i: self.samples[i].image)
+
+
+@patch(as_prop=True)
+def labels(self: Sensitivity) -> Series:
+    "The truth on the transformed images."
+    return _series(self, lambda i: self.samples[i].labels)
+
+
+@patch(as_prop=True)
+def predictions(self: Sensitivity) -> Series:
+    "What the model gave for the transformed images: label maps, or stacks of masks where classes may overlap."
+    return _series(self, lambda i: unpack_labels(self._packed[i]))
+
+# %% ../../nbs/api/sweep/sensitivity.ipynb #4746f779
+@patch
+def with_values(
+    self: Sensitivity,
+    values: Iterable[float],  # more values of the transform
+    progress: bool = False,  # show a progress bar?
+) -> Sensitivity:
+    "This result and the answers at more values; asks the model. ValueError where the result is without its model."
+    if self._probe is None:
+        raise ValueError(
+            'this result was saved without its model: make it again with sensitivity to ask at other values')
+    found = {value: (packed, table) for value, packed, table in zip(self.values, self._packed, self._table)}
+    new = [value for value in sweep_values(self.transform, values) if value not in found]
+    found.update({value: (packed, table) for value, packed, table in self._probe.at(new, progress)})
+    return Sensitivity(self._probe, found)
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #4045fad4
 @patch
 def plot(
     self: Sensitivity,
-    metrics=None,  # a name or several; None: all
-    **kw,  # see `curves`
-):  # -> the figure
+    metrics: str | Iterable[str] | None = None,  # a name or several; None: all
+    **kw: Any,  # see `misas.view.plot.curves`
+) -> Figure:
     "Score against value for each class, a panel a metric."
     frame = self.frame
     if metrics is not None: frame = frame[frame.metric.isin(np.atleast_1d(metrics))]
-    if frame.empty:
-        raise ValueError(f'metrics {metrics!r} were not computed; there are {", ".join(self.metrics)}')
-    units = {m: metric_unit(m, self.sample.ndim) for m in self.metrics}
-    fig = pictures.curves(frame, self.transform.identity, words=self.transform.words, **{'units': units, 'zero': self.transform.zero, **kw})
+    if frame.empty: raise ValueError(f'metrics {metrics!r} were not computed; there are {", ".join(self.metrics)}')
+    units = {name: metric.unit_in(self.sample.ndim) for name, metric in self._metrics.items()}
+    look = {'scale': self.transform.scale, 'units': units, 'zero': self.transform.zero, **kw}
+    fig = pictures.curves(frame, self.transform.identity, **look)
     what = '' if self.reference == 'labels' else ' (against its own prediction, not the truth)'
-    fig.suptitle(f'{self.model} on {self.sample.name or "sample"}{what}', fontsize=9)
+    fig.suptitle(f'{self.model} on {self._name}{what}', fontsize=9)
     fig.tight_layout()
     return fig
+
+# %% ../../nbs/api/sweep/sensitivity.ipynb #06f3559d
+def _some(result, values, n):
+    "Indices of the values asked for, or of about `n` spread over the sweep."
+    if values is not None: return [result.at(value) for value in np.atleast_1d(values)]
+    return sorted({round(k) for k in np.linspace(0, len(result.values) - 1, n)} | {result._same})
+
+
+def _titles(result, picked):
+    "Value and scores, in the first metric, of some of the results."
+    unit = result._metric().unit_in(result.sample.ndim)
+    texts = [result.transform.text(result.values[i]) for i in picked]
+    scores = [scores_text(result._table[i, :, 0], unit) for i in picked]
+    return [f'{text}\n{result.metrics[0]} {score}' for text, score in zip(texts, scores)]
 
 
 def _pictures(result, i, index=None, axis=-1):
     "2D sample and prediction of value `i`; of volumes the same place in all."
     return pictures.flat(result.samples[i], result.predictions[i], index, axis, like=result.sample)
 
-# %% ../../nbs/api/sweep/sensitivity.ipynb #06f3559d
+
 @patch
 def gallery(
     self: Sensitivity,
-    values=None,  # which; None: `n` spread over the sweep
-    n=11,  # how many
-    index=None, axis=-1,  # of volumes: which slice across which axis; None: the one with most labels
-    **kw,  # see `misas.view.plot.gallery`
-):  # -> the figure
+    values: Iterable[float] | None = None,  # which; None: `n` spread over the sweep
+    n: int = 11,  # how many
+    index: int | None = None,  # of volumes: which slice; None: the one with most labels
+    axis: int = -1,  # of volumes: across which axis
+    **kw: Any,  # see `misas.view.plot.gallery`
+) -> Figure:
     "Transformed image, prediction (filled) and truth (line) for some values, with their scores."
-    i = self._some(values, n)
-    samples, predictions = zip(*(_pictures(self, j, index, axis) for j in i))
-    kw = {'window': pictures.grey_window(self.sample.image), 'lines': 'true' if self.reference == 'labels' else 'predicted when unchanged', **kw}
-    return pictures.gallery(samples, predictions, self._titles(i), **kw)
+    picked = _some(self, values, n)
+    samples, predictions = zip(*(_pictures(self, i, index, axis) for i in picked))
+    look = {'window': pictures.grey_window(self.sample.image), 'lines': self._true, **kw}
+    return pictures.gallery(samples, predictions, _titles(self, picked), **look)
 
-
+# %% ../../nbs/api/sweep/sensitivity.ipynb #3673f457
 @patch
 def confusion(
     self: Sensitivity,
-    values=None,  # which; None: `n` spread over the sweep
-    n=4,  # how many
-    **kw,  # see `confusion_matrices`
-):  # -> the figure
-    "Confusion matrices for some values, in per cent of the truth."
-    i = self._some(values, n)
-    pairs = (compared(self.transform, self.sample, self.samples[j], self.values[j], self.predictions[j], self.space) for j in i)
-    matrices = [confusion_matrix(p, truth, len(self.classes), valid) for (p, truth), valid, _ in pairs]
-    return pictures.confusion_matrices(matrices, [self.transform.text(self.values[j]) for j in i], self.classes, **kw)
+    values: Iterable[float] | None = None,  # which; None: `n` spread over the sweep
+    n: int = 4,  # how many
+    **kw: Any,  # see `misas.view.plot.confusion_matrices`
+) -> Figure:
+    "Confusion matrices for some values, in per cent of the truth. ValueError where classes may overlap."
+    if self.sample.overlapping: raise ValueError(
+        f'confusion needs classes that exclude each other, and those of {self.model} may overlap: see gallery()')
+    transform, picked, matrices = self.transform, _some(self, values, n), []
+    for i in picked:
+        found = pair(transform, self.sample, self.samples[i], self.values[i], self.predictions[i], self.space)
+        matrices.append(confusion_matrix(found.prediction, found.truth, len(self.classes), found.valid))
+    titles = [transform.text(self.values[i]) for i in picked]
+    return pictures.confusion_matrices(matrices, titles, self.classes, **kw)
 
-
+# %% ../../nbs/api/sweep/sensitivity.ipynb #3c15f2d2
 @patch
 def gif(
     self: Sensitivity,
-    path,  # file ending in .gif
-    ms=120,  # a frame
-    index=None, axis=-1,  # of volumes: which slice across which axis; None: the one with most labels
-    **kw,  # see `overlay`
+    path: str | PathLike,  # file ending in .gif
+    ms: int = 120,  # a frame
+    index: int | None = None,  # of volumes: which slice; None: the one with most labels
+    axis: int = -1,  # of volumes: across which axis
+    **kw: Any,  # see `misas.view.draw.overlay`
 ) -> str:  # the path
     "Write the sweep as a film, a frame a value."
-    kw = {'window': pictures.grey_window(self.sample.image), **kw}
-    frames = (pictures.overlay(*_pictures(self, i, index, axis), **kw) for i in range(len(self.values)))
-    return pictures.save_gif(frames, path, captions=[o.replace('\n', '   ') for o in self._titles(range(len(self.values)))], ms=ms)
+    look = {'window': pictures.grey_window(self.sample.image), **kw}
+    everything = range(len(self.values))
+    frames = (pictures.overlay(*_pictures(self, i, index, axis), **look) for i in everything)
+    captions = [title.replace('\n', '   ') for title in _titles(self, everything)]
+    return pictures.save_gif(frames, path, captions=captions, ms=ms)
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #95ab2528
+def _limits(result, drop, metric):
+    "The `Limits` of each class."
+    drop, table = check_drop(drop, metric), result._table[:, :, result.metrics.index(metric.name)]
+    curves = zip(result.foreground, table.T, metric.bad(table).T)
+    return {name: limits(result.values, scores, bad, result._same, drop) for name, scores, bad in curves}
+
+
 @patch
 def tolerance(
     self: Sensitivity,
-    drop=None,  # how much worse than at the identity the score may get, in the metric's unit; None: 0.1 for ratios
-    metric=None,  # name; None: the first one
-):  # -> pandas.DataFrame, a row a class
+    drop: float | None = None,  # how much worse than unchanged the score may get, in its unit; None: 0.1 for ratios
+    metric: str | None = None,  # name; None: the first one
+) -> pandas.DataFrame:  # a row a class
     """The range of values around the identity in which each class stays within `drop` of its score there.
 
-    `lower` and `upper` are the last values that hold; `breaks below` and `breaks above` the first that do not (NaN: none in the sweep).
-    Undefined scores neither hold nor break and are counted; a class without a score at the identity has no range."""
+    `lower` and `upper` are the last values that hold; `breaks below` and `breaks above` the first that do not (NaN:
+    none in the sweep). Undefined scores neither hold nor break, and are counted.
+    Without a score at the identity there is no range."""
     import pandas as pd
-    if metric is not None and metric not in self.metrics:
-        raise ValueError(f'metric {metric!r} was not computed; there are {", ".join(self.metrics)}')
-    drop = check_drop(drop, metric or self.metrics[0])
-    k, at, rows = self.metrics.index(metric) if metric else 0, self.values.index(self.transform.identity), []
-    value = lambda i: np.nan if i is None or not np.isfinite(score[at]) else self.values[i]
-    for j, c in enumerate(self.classes[1:]):
-        score = self._table[:, j, k]
-        bad = loss(self._metrics[self.metrics[k]], score)
-        (low, below), (high, above) = (reach(bad, bad[at] + drop, o) for o in (range(at, -1, -1), range(at, len(score))))
-        worst = None if np.isnan(score).all() else int(np.nanargmax(bad))
-        rows.append((c, self.metrics[k], score[at], value(low), value(high), value(below), value(above),
-                     np.nan if worst is None else score[worst], np.nan if worst is None else self.values[worst], int(np.isnan(score).sum())))
-    return pd.DataFrame(rows, columns=['class', 'metric', 'unchanged', 'lower', 'upper', 'breaks below', 'breaks above',
-                                       'worst', 'worst at', 'undefined'])
-
-# %% ../../nbs/api/sweep/sensitivity.ipynb #743a7f01
-def _distance(transform, value):
-    "How far a value is from the identity; factors are compared by ratio."
-    if transform.identity != 1: return abs(value - transform.identity)
-    return abs(np.log(value)) if value > 0 else np.inf
-
-
-def _sentence(result, row, drop):
-    "One line about one class."
-    t, c, m = result.transform, row['class'], row['metric']
-    unit = f' {metric_unit(m, result.sample.ndim)}'.rstrip()
-    gone = f' Undefined at {row["undefined"]} of {len(result.values)} values.' if row['undefined'] else ''
-    if np.isnan(row['unchanged']):
-        return f'- {c}: not in this image and not predicted in it, so it has no score to compare with.{gone}'
-    head = f'- {c}: {row["unchanged"]:.2f}{unit} {t.zero}; '
-    if np.isinf(row['unchanged']): return f'- {c}: not found {t.zero}, so no value can make it worse.{gone}'
-    if t.words:
-        score = result._table[:, result.classes.index(c) - 1, result.metrics.index(m)]
-        bad, limit = loss(result._metrics[m], score), loss(result._metrics[m], row['unchanged']) + drop
-        fails = [f'{t.text(v)} ({s:.2f}{unit})' for v, s, b in zip(result.values, score, bad) if b > limit + 1e-9]
-        return head + (f'fails under {", ".join(fails)}.' if fails else f'stays within {drop:g}{unit} in all cases.') + gone
-    breaks = {k: None if np.isnan(row[b]) else t.text(row[b]) for k, b in (('lower', 'breaks below'), ('upper', 'breaks above'))}
-    ends = [t.text(row[k]) + (f' (breaks at {b})' if b else '') for k, b in breaks.items()]
-    if row['lower'] < row['upper']: hold = f'stays within {drop:g}{unit} of that from {ends[0]} to {ends[1]}'
-    elif any(breaks.values()): hold = f'breaks already at the next value, {" and ".join(b for b in breaks.values() if b)}'
-    else: return head + 'nothing else was scored.' + gone
-    worst = 'lowest' if row['worst'] <= row['unchanged'] else 'worst'
-    return head + hold + f'; {worst} {row["worst"]:.2f}{unit} at {t.text(row["worst at"])}.' + gone
+    metric = self._metric(metric)
+    rows = [(name, metric.name, *found) for name, found in _limits(self, drop, metric).items()]
+    return pd.DataFrame(rows, columns=['class', 'metric', *LIMITS])
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #37e71c6d
 @patch
 def summary(
     self: Sensitivity,
-    drop=None,  # how much worse than at the identity the score may get, in the metric's unit; None: 0.1 for ratios
-    metric=None,  # name; None: the first one
+    drop: float | None = None,  # how much worse than unchanged the score may get, in its unit; None: 0.1 for ratios
+    metric: str | None = None,  # name; None: the first one
 ) -> Summary:  # prints as text; `.frame` holds the numbers
     "What the model tolerates, which class breaks first, and where."
-    t, frame = self.transform, self.tolerance(drop, metric)
-    drop, unit = check_drop(drop, metric or self.metrics[0]), f' {metric_unit(metric or self.metrics[0], self.sample.ndim)}'.rstrip()
-    name = frame.metric.iloc[0]
-    against = 'against the labels' if self.reference == 'labels' else 'against its own prediction on the unchanged image (no truth)'
-    lines = [f'{self.model} on {self.sample.name or "sample"}: {name} under {t.name}, {against}, {len(self.values)} values'
-             + ('' if t.words else f' from {t.text(self.values[0])} to {t.text(self.values[-1])}') + '.']
-    lines += [_sentence(self, row, drop) for row in frame.to_dict('records')]
-    broken = [(_distance(t, v), c, v) for side in ('breaks below', 'breaks above') for c, v in zip(frame['class'], frame[side]) if not np.isnan(v)]
-    if broken and not t.words:
-        nearest = min(d for d, _, _ in broken)
-        first = {}  # several may break at the same value
-        for d, c, v in broken:
-            if d <= nearest + 1e-9: first.setdefault(t.text(v), []).append(c)
-        lines.append('First to break: ' + ', '.join(f'{" and ".join(cs)} at {v}' for v, cs in first.items()) + '.')
-    elif not broken and frame.unchanged.notna().any(): lines.append(f'No class gets worse by more than {drop:g}{unit} in this sweep.')
-    return Summary('\n'.join(lines), frame)
+    transform, metric, frame = self.transform, self._metric(metric), self.tolerance(drop, metric)
+    drop, unit = check_drop(drop, metric), metric.unit_in(self.sample.ndim)
+    found = _limits(self, drop, metric)
+    table = self._table[:, :, self.metrics.index(metric.name)]
+    told = [curve_sentence(name, one, transform, self.values, scores, metric, drop, unit)
+            for (name, one), scores in zip(found.items(), table.T)]
+    lines = [_headline(self, metric), *told, first_to_break(found, transform, drop, unit)]
+    return Summary('\n'.join(filter(None, lines)), frame)
+
+
+def _headline(result, metric):
+    "What was done."
+    transform, values = result.transform, result.values
+    against = 'the labels' if result.reference == 'labels' else 'its own prediction on the unchanged image (no truth)'
+    ends = [transform.text(value) for value in (values[0], values[-1])]
+    span = f' from {" to ".join(ends)}' if transform.scale.ordered else ''
+    what = f'{result.model} on {result._name}: {metric.name} under {transform.name}'
+    return f'{what}, against {against}, {len(values)} values{span}.'
+
+# %% ../../nbs/api/sweep/sensitivity.ipynb #4f3ffdd2
+@patch
+def to_html(
+    self: Sensitivity,
+    path: str | PathLike,  # file ending in .html
+    drop: float | None = None,  # see `summary`
+) -> str:  # the path
+    "Write the result as a page that needs nothing else: summary, curve, pictures, and what is tolerated."
+    path, told = page.check_page_path(path), self.summary(drop)
+    body = [page.paragraphs(told.text), page.figure(self.plot(), 'score against value, a line a class'),
+            page.figure(self.gallery(), 'image, prediction and truth at some values'),
+            page.section('What is tolerated', page.table(told.frame))]
+    return page.write_page(path, page.report(f'{self.model} on {self._name}: {self.transform.name}', *body))

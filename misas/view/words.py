@@ -12,7 +12,7 @@ import numpy as np
 # %% auto #0
 __all__ = ['DASH', 'score_text', 'scores_text', 'between_text', 'change_text', 'amount_text', 'cell_text', 'Summary']
 
-# %% ../../nbs/api/view/words.ipynb #c886d4ab
+# %% ../../nbs/api/view/words.ipynb #c3d493b5
 DASH = '–'  # undefined, where there is little room
 
 
@@ -29,7 +29,7 @@ def score_text(
     if np.isinf(score): return f'{"-" if score < 0 else plus}infinite'
     return f'{score:{plus}.{digits}f} {unit}'.rstrip()
 
-# %% ../../nbs/api/view/words.ipynb #0dc514aa
+# %% ../../nbs/api/view/words.ipynb #b2a6cc8e
 def scores_text(
     scores: Iterable[float],  # one a class
     unit: str = '',  # of all of them
@@ -49,7 +49,7 @@ def between_text(
     if np.isnan(low): return without
     return f'{score_text(low, unit, digits=digits)} to {score_text(high, unit, digits=digits, undefined=DASH)}'
 
-# %% ../../nbs/api/view/words.ipynb #b08e15c6
+# %% ../../nbs/api/view/words.ipynb #181ea7eb
 def change_text(
     after: float, before: float,  # scores
     *, digits: int = 3,  # after the point
@@ -63,7 +63,7 @@ def amount_text(amount: float, unit: str = '') -> str:
     "A number that was chosen, as it was chosen."
     return f'{amount:g} {unit}'.rstrip()
 
-# %% ../../nbs/api/view/words.ipynb #dad53195
+# %% ../../nbs/api/view/words.ipynb #86d10d07
 def cell_text(score: float) -> str:
     "A score in the cell of a heat map."
     if np.isnan(score): return '×'

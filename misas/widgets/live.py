@@ -15,7 +15,7 @@ from ..data.io import as_sample
 from ..metrics.voxels import check_metrics, in_mm, metric_unit, scores
 from ..models.adapt import as_model
 from ..data.sample import class_names
-from ..sweep.scoring import Probe, as_transform, match_classes
+from ..sweep.scoring import Probe, Scoring, as_transform, match_classes
 from ..sweep.sensitivity import Sensitivity, sensitivity
 from ..transforms.base import Stack, Transform, sweep_values
 from ..transforms.catalogue import CATALOGUE
@@ -217,7 +217,7 @@ def _observe(self: LiveExplorer):
 def _names(self: LiveExplorer):
     "Names of the classes without the background, as far as they are known before the first prediction."
     s, m = self.sample, self.model
-    if self.probe is not None: return self.probe.classes[1:]
+    if self.probe is not None: return self.probe.foreground
     ours, theirs = s.classes or (), (m.classes if m is not None else None) or ()
     named = ours or theirs if s.labels is not None else theirs or ours
     n = max(1, len(named), 0 if s.labels is None else 1 + int(s.labels.max(initial=0, where=True if s.valid is None else s.valid)))
@@ -438,7 +438,7 @@ def predict(self: LiveExplorer):
 @patch
 def _first(self: LiveExplorer):
     "The prediction for the unchanged sample; now all classes are known, and without labels what to compare with."
-    self.probe = Probe(self.model, self.sample, Stack([]), reference='prediction' if self.sample.labels is None else 'labels')
+    self.probe = Probe(self.model, self.sample, Stack([]), Scoring(reference='prediction' if self.sample.labels is None else 'labels'))
     self.known, self._still, self._drawn = {(): self.probe.known[()]}, None, None
     if self.sample.labels is None: self.moved = self.transform(self.base)
     if self._names() == tuple(b.description for b in self.look.boxes): return
