@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..data.cohort import Case
 from ..data.files import as_file_name
 from .archive import Archive
-from ..sweep.scoring import Probe, Scoring, answers
+from ..sweep.scoring import Probe, Scoring
 from ..transforms.base import sweep_values
 
 # %% auto #0
@@ -125,7 +125,7 @@ def _ask(work, name, sample, m, transforms):
         if work.noted: work.note(name).write_text(f'{m}\n{t}')
         try:
             with limited(work.timeout) as check:
-                if unchanged is None: unchanged = answers(work.models[m], [sample])[0]
+                if unchanged is None: unchanged = work.models[m].segment(sample)[0]
                 rows = _scored(work, name, sample, (m, t), unchanged, check)
         except (Exception, TimeOut) as e:
             reason = _reason(e, work.timeout)

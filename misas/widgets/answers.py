@@ -14,7 +14,7 @@ from ..data.labels import class_count, foreground
 from ..data.sample import Sample
 from ..metrics.metric import Metric
 from ..models.base import Model
-from ..sweep.scoring import Probe, Scoring, answers
+from ..sweep.scoring import Probe, Scoring
 from ..transforms.base import Stack
 from ..view.words import score_text
 from .look import class_table
@@ -81,7 +81,7 @@ class Answers:
     ):
         "Ask about a change, unless the answer is known."
         if key in self.known: return
-        found = answers(self.model, [moved])[0]
+        found = self.model.segment([moved])[0]
         self.known = {(): self.known[()], key: found}
         self._scored = {k: v for k, v in self._scored.items() if k[0] == ()}
 

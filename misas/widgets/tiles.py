@@ -17,7 +17,7 @@ from ..data.labels import foreground, is_stack
 from ..data.sample import Sample, best_slice, cuts
 from ..metrics.metric import Metric
 from ..models.adapt import as_model
-from ..sweep.scoring import Scoring, answers, match_classes, pack_labels, unpack_labels
+from ..sweep.scoring import Scoring, match_classes, pack_labels, unpack_labels
 from ..view import draw
 from .look import Frame, as_frame
 
@@ -117,7 +117,7 @@ class CaseItems:
 
     def _item(self, i, name, sample):
         "The tile of a case that could be loaded."
-        prediction = answers(self.model, [sample])[0]
+        prediction = self.model.segment([sample])[0]
         self._name_classes(sample)
         small = thumbnail(first_look(as_frame(sample, prediction)))
         frame = partial(self._frame, i, pack_labels(prediction))
