@@ -13,7 +13,8 @@ import torch
 from fastcore.basics import patch
 
 from .base import Model
-from .output import NoGradient, Output, choose_output
+from .output import NoGradient, Output
+from .several import choose_output
 from .torch import TorchModel, as_device
 
 # %% auto #0

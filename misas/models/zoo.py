@@ -19,7 +19,7 @@ import torch
 
 from ..data.datasets import cache_folder, data_folder
 from .adapt import as_model
-from .ask import resize_to
+from .prepare import resize_to
 from .base import Model
 
 # %% auto #0

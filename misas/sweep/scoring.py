@@ -19,12 +19,12 @@ from ..data.sample import Sample
 from ..metrics.metric import METRICS, Metric, as_metrics
 from ..metrics.voxels import scores
 from ..models.adapt import as_model
-from ..models.base import Model
+from ..models.base import Model, check_overlap
 from ..transforms.base import Transform
 
 # %% auto #0
-__all__ = ['Scoring', 'Compared', 'pair', 'check_overlap', 'match_classes', 'as_transform', 'Series', 'pack_labels',
-           'unpack_labels', 'Probe', 'answers']
+__all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'as_transform', 'Series', 'pack_labels', 'unpack_labels', 'Probe',
+           'answers']
 
 # %% ../../nbs/api/sweep/scoring.ipynb #67da899e
 def _one_of(what, choice, allowed):
@@ -126,18 +126,6 @@ def settings(self: Scoring) -> dict:  # metrics, reference, space; can stand in 
     return dict(metrics=metrics, reference=self.reference, space=self.space)
 
 # %% ../../nbs/api/sweep/scoring.ipynb #fa35d7bf
-def check_overlap(model: Model, sample: Sample) -> None:
-    "ValueError where classes may overlap in the labels, but not in the answers of the model, or the other way round."
-    given = getattr(model, 'overlapping', False)  # None: not known before the first prediction
-    if sample.labels is None or given is None or given == sample.overlapping: return
-    if given: raise ValueError(
-        f'classes of {model.name} may overlap, but sample {sample.name!r} has one label a voxel: '
-        f'make masks of it, e.g. sample.regions(whole=(1, 2)), or compare one class, model.channel(...)')
-    raise ValueError(
-        f'classes of sample {sample.name!r} may overlap, but {model.name} gives one label a voxel: '
-        f"if its channels are masks, make it with activation='sigmoid', else make masks of its answers with model.regions(...)")
-
-
 def match_classes(
     model: Model, sample: Sample,
 ) -> tuple | None:  # names by label value, or of the masks; None where neither has names
@@ -244,7 +232,7 @@ def answers(
     samples: list,  # Samples of one size
 ) -> np.ndarray:  # label maps (N, *S), or stacks of masks (N, K, *S)
     "What a model says, in the form in which it is scored and drawn."
-    return (model.segment if hasattr(model, 'segment') else model.label)(samples)
+    return model.segment(samples)
 
 # %% ../../nbs/api/sweep/scoring.ipynb #d511cdfd
 def _groups(values, model, ndim, moved):
