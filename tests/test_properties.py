@@ -252,6 +252,96 @@ def test_a_stack_is_one_after_the_other(s, first, second, data):
         assert again.settings() == stack.settings() and equal(again(s, value), stack(s, value))
 
 
+# --- transforms and classes that overlap
+
+@st.composite
+def masks_for(draw, shape):
+    "A stack of masks, at random: sparse, dense, empty or full, and overlapping."
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    shares = draw(st.lists(st.sampled_from([0, .2, .5, .9, 1]), min_size=1, max_size=4))
+    return np.stack([rng.random(shape) < share for share in shares])
+
+
+def moves_like_its_masks(t, v, s, masks):
+    "A stack moves, and comes back, as each of its masks does that is a label map of its own."
+    stack = s.replace(labels=masks)
+    new = t(stack, v)
+    back, known = t.back(new.labels, stack, v)
+    assert new.overlapping and new.labels.dtype == back.dtype == bool
+    assert new.labels.shape == (len(masks), *new.shape) and back.shape == masks.shape
+    for mask, moved, brought in zip(masks, new.labels, back, strict=True):
+        one = s.replace(labels=mask.astype(np.uint8))
+        alone = t(one, v)
+        labels, here = t.back(alone.labels, one, v)
+        assert np.array_equal(moved, alone.labels == 1) and equal(alone.replace(labels=None), new.replace(labels=None))
+        assert np.array_equal(brought, labels == 1) and same(known, here)
+    return new
+
+
+@pytest.mark.parametrize('name', BY_NAME)
+def test_a_stack_of_masks_moves_like_label_maps(name):
+    @some(20)
+    @given(st.data(), samples(labelled=False))
+    def check(data, s):
+        t, v = BY_NAME[name](), data.draw(value_for(name, s.ndim))
+        masks = data.draw(masks_for(s.shape))
+        new = moves_like_its_masks(t, v, s, masks)
+        if not t.moves_labels: assert np.array_equal(new.labels, masks)
+        elif s.valid is None and new.valid is not None: assert not new.labels[:, ~new.valid].any()  # came from outside
+    check()
+
+
+def turned(image, value): return np.ascontiguousarray(np.rot90(image, int(value), (1, 2)))
+def turned_back(image, value): return turned(image, -value)
+def along(image, value): return shifted(image, round(value))
+def against(image, value): return shifted(image, -round(value))
+
+
+def shifted(image, n):
+    "By whole voxels along the last axis; what comes from outside is the minimum."
+    out = np.full_like(image, image.min())
+    size = image.shape[-1]
+    if abs(n) < size: out[..., max(0, n):size + min(0, n)] = image[..., max(0, -n):size - max(0, n)]
+    return out
+
+
+def soft(image, value):
+    "A move by part of a voxel: masks are no longer 0 and 1."
+    return (1 - value)*image + value*shifted(image, 1)
+
+
+def own(f, inverse=None, **kw): return from_function(f, f.__name__, [0, 1, 2], 0, spatial=True, inverse=inverse, **kw)
+
+
+@some(60)
+@given(st.data(), samples(labelled=False), st.sampled_from([
+    (lambda: own(turned, turned_back), st.integers(-3, 3)), (lambda: own(along, against), st.integers(-4, 4)),
+    (lambda: own(soft, along), st.floats(0, 1)), (lambda: own(along, against, channels=0), st.integers(0, 2)),
+    (lambda: Rotation(channels=0), st.floats(-99, 99)), (lambda: Rotation(order=3), st.floats(-99, 99))]))
+def test_own_functions_move_stacks_of_masks(data, s, case):
+    make, values = case
+    moves_like_its_masks(make(), data.draw(values), s, data.draw(masks_for(s.shape)))
+
+
+@some(40)
+@given(st.data(), samples(labelled=False), st.sampled_from(list(BY_NAME)), st.sampled_from(SPATIAL))
+def test_stacks_of_transforms_move_stacks_of_masks(data, s, first, second):
+    a, b = BY_NAME[first](), BY_NAME[second]()
+    v, w = (data.draw(value_for(n, s.ndim)) for n in (first, second))
+    masks = data.draw(masks_for(s.shape))
+    for stack, value in ((a + b, (v, w)), (b.at(w) + a, v)): moves_like_its_masks(stack, value, s, masks)
+
+
+@some(40)
+@given(st.data(), samples(labelled=False, dims=(3,)), st.sampled_from([
+    lambda: Rotation(axis=0), lambda: Rotation(axis=(1, -2, .5)), lambda: Translation(direction='through-plane'),
+    lambda: Scale(direction='vertical'), lambda: Shear(direction='vertical', across='through-plane'),
+    lambda: Resize(order=0), lambda: Flip(list(range(8)))]))
+def test_other_directions_move_stacks_of_masks(data, s, make):
+    t = make()
+    moves_like_its_masks(t, data.draw(value_for(type(t).__name__, 3)), s, data.draw(masks_for(s.shape)))
+
+
 @pytest.mark.parametrize('n', [1, 2, 3, 8, 10, 48, 51])
 def test_crop_below_one_half_leaves_something(n):
     s = Crop()(Sample(np.ones((1, n, 60))), .49)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.labels import class_names, foreground, is_stack, mask_of
 from ..data.sample import Sample
-from ..metrics.metric import METRICS
+from ..metrics.metric import METRICS, Metric
 from ..transforms.scale import ValueScale, as_scale
 from .draw import as_prediction, classes_in, colour, flat, grey_window
 from .draw import COLOURS as COLOURS, overlay as overlay, rgb as rgb, save_gif as save_gif
@@ -25,8 +25,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['show', 'outline', 'gallery', 'curves', 'plain_text', 'with_unit', 'measure', 'score_ends', 'value_axis',
+__all__ = ['outline', 'show', 'gallery', 'curves', 'plain_text', 'with_unit', 'measure', 'score_ends', 'value_axis',
            'confusion_matrices']
+
+# %% ../../nbs/api/view/plot.ipynb #df349cdd
+def outline(
+    ax: Axes,  # with an image
+    mask: np.ndarray,  # (H, W) bool
+    color: str,
+    lw: float = 1.4,
+) -> None:
+    "The outline of a mask, just inside its voxel borders."
+    rows, cols = (np.arange(-1, n + 1) for n in mask.shape)
+    ax.contour(cols, rows, np.pad(mask, 1), [.75], colors=[color], linewidths=lw)
+    ax.set(xlim=(-.5, mask.shape[1] - .5), ylim=(mask.shape[0] - .5, -.5))
 
 # %% ../../nbs/api/view/plot.ipynb #6b5a630d
 def show(
@@ -41,7 +53,7 @@ def show(
     lines: str | None = 'true',  # what the lines are, in the legend; None: none are drawn
     alpha: float = .45,  # of the filling
 ) -> Figure:
-    "A sample with its labels (lines) and a prediction (filled); classes that overlap blend. What is not valid is hatched."
+    "A sample with its labels (lines) and a prediction (filled); what overlaps blends, what is not valid is hatched."
     import matplotlib.pyplot as plt
     picture, answer = flat(sample, prediction, index, axis)
     if answer is not None and answer.shape[-2:] != picture.shape:
@@ -59,7 +71,7 @@ def show(
     if legend: _legend(ax, names, filled, lined, picture.valid is not None, lines)
     return ax.figure
 
-# %% ../../nbs/api/view/plot.ipynb #cea59c72
+# %% ../../nbs/api/view/plot.ipynb #167e77b2
 def _draw_grey(ax, picture, window, aspect):
     "The image of a 2D sample, in colours where it has three channels."
     low, high = window
@@ -76,18 +88,6 @@ def _fill(ax, mask, k, alpha, aspect):
 
 def _hatch(ax, mask):
     ax.contourf((~mask).astype(float), [-.5, .5], hatches=['////'], colors='none').set(edgecolor='#999999', linewidth=0)
-
-
-def outline(
-    ax: Axes,  # with an image
-    mask: np.ndarray,  # (H, W) bool
-    color: str,
-    lw: float = 1.4,
-) -> None:
-    "The outline of a mask just inside its voxel borders, so that neighbouring classes do not cover each other."
-    rows, cols = (np.arange(-1, n + 1) for n in mask.shape)
-    ax.contour(cols, rows, np.pad(mask, 1), [.75], colors=[color], linewidths=lw)
-    ax.set(xlim=(-.5, mask.shape[1] - .5), ylim=(mask.shape[0] - .5, -.5))
 
 # %% ../../nbs/api/view/plot.ipynb #70042368
 def _names(classes, numbers, *known):
@@ -182,7 +182,7 @@ def curves(
         _score_axis(ax, part, measure(metric, units))
     return axs[0].figure
 
-# %% ../../nbs/api/view/plot.ipynb #2f0ac32a
+# %% ../../nbs/api/view/plot.ipynb #801f1225
 def plain_text(name: str) -> str:
     "A name as it is: matplotlib takes what stands between dollar signs for formulas."
     return name.replace('$', r'\$')
@@ -192,12 +192,14 @@ def with_unit(text: str, unit: str) -> str: return f'{text} ({unit})' if unit el
 
 
 def measure(
-    metric: str,  # name
+    metric: Metric | str,  # or its name; of one that is not built in, nothing else is known
     units: dict | None = None,  # of the metrics, by name; None: those of volumes
+    sized: bool = False,  # are the scores sizes, as cohorts are judged by them? Then the name stands between bars
 ) -> str:
     "Name and unit of a metric, for an axis."
-    known = METRICS[metric].unit if metric in METRICS else ''
-    return with_unit(metric, (units or {}).get(metric, known))
+    if isinstance(metric, str): metric = METRICS.get(metric) or Metric(metric, None, 'unknown')
+    name = f'|{metric.name}|' if sized and metric.better == 'zero' else metric.name
+    return with_unit(name, (units or {}).get(metric.name, metric.unit))
 
 
 def score_ends(
