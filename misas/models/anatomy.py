@@ -110,7 +110,9 @@ class Anatomy:
     ndim: int = 2  # spatial axes of what the network gets
 
     @property
-    def leaves(self) -> list: "Calls of modules without submodules."; return [c for c in self.calls if _is_leaf(c.module)]
+    def leaves(self) -> list:
+        "Calls of modules without submodules."
+        return [c for c in self.calls if _is_leaf(c.module)]
 
     @property
     def activations(self) -> set:
@@ -147,16 +149,24 @@ def gives_maps(self: Anatomy, call: Call) -> bool:
     return len(call.shape) == self.ndim + 2 and (not made or call.shape[2:] in made)
 
 
+def _voxels(call): return int(np.prod(call.shape[2:]))
+
+
+@patch
+def _fit(self: Anatomy, call):
+    "Is it worth listening to: several maps of several voxels, after an activation, once in a pass?"
+    if not call.name or not self.gives_maps(call) or call.shape[1] == 1 or _voxels(call) == 1: return False
+    return call.after_activation and call.n == self.forwards
+
+
 @patch
 def pick_layer(self: Anatomy) -> str:
-    "The last layer after an activation at the coarsest resolution, of those that work once. ValueError if there is none."
-    maps = [c for c in self.calls if c.name and self.gives_maps(c)]
-    maps = [c for c in maps if c.shape[1] > 1 and np.prod(c.shape[2:]) > 1]
-    fit = [c for c in maps if c.after_activation and c.n == self.forwards]
+    "The last layer after an activation at the coarsest resolution. ValueError if there is none."
+    fit = [c for c in self.calls if self._fit(c)]
     if not fit: raise ValueError(
         'layer: the network has no layer that ends in an activation; name one of model.layers(sample)')
-    coarsest = min(np.prod(c.shape[2:]) for c in fit)
-    return [c for c in fit if np.prod(c.shape[2:]) == coarsest][-1].name
+    coarsest = min(map(_voxels, fit))
+    return [c for c in fit if _voxels(c) == coarsest][-1].name
 
 
 @patch

@@ -120,13 +120,14 @@ def _items(self: FastaiModel, image):
     "One item for the whole image if it is like an 8-bit picture, else one for each channel."
     from PIL import Image
     if _mode(self) is None: return [(self.item or _tensor_image())(image)]
-    n = _n_wanted(self, image)
-    if len(image) not in (1, n): raise ValueError(
-        f"this Learner's images are {_mode(self)} ({n} channel{'s'[:n > 1]}), the sample has {len(image)} channels")
-    a = image.expand(n, *image.shape[1:]).numpy()
-    if a.min() < 0 or a.max() > 255 or (a != np.rint(a)).any(): return [self.item.create(Image.fromarray(c)) for c in a]
-    a = a.astype(np.uint8)
-    return [self.item.create(Image.fromarray(a[0] if n == 1 else np.moveaxis(a, 0, -1)))]
+    wanted, has = _n_wanted(self, image), len(image)
+    if has not in (1, wanted): raise ValueError(
+        f"this Learner's images are {_mode(self)} ({wanted} channel{'s'[:wanted > 1]}), the sample has {has} channels")
+    array = image.expand(wanted, *image.shape[1:]).numpy()
+    is_picture = array.min() >= 0 and array.max() <= 255 and (array == np.rint(array)).all()
+    if not is_picture: return [self.item.create(Image.fromarray(channel)) for channel in array]
+    array = array.astype(np.uint8)
+    return [self.item.create(Image.fromarray(array[0] if wanted == 1 else np.moveaxis(array, 0, -1)))]
 
 
 def _after_item(model, image):
@@ -151,9 +152,8 @@ def _lines(model, shape):
 def _differentiable(model, image, size, lines):
     "Item transforms in torch: resize, crop and pad by linear interpolation."
     to_net = [(-start/slope, 1/slope) for start, slope in lines]
-    n = _n_wanted(model, image)
-    image = image.expand(n, *image.shape[1:])
-    return _tensor_image()(way_back(to_net, size)(image, torch.zeros(n, device=image.device)))
+    image = image.expand(_n_wanted(model, image), *image.shape[1:])
+    return _tensor_image()(way_back(to_net, size)(image, torch.zeros(len(image), device=image.device)))
 
 
 def _item_of(model, image):

@@ -68,9 +68,9 @@ def _remembered(module):
     def put_back():
         for m, picture in held.items(): _put_back(m, picture)
         for m, mode in modes: m.training = mode
-        for w, needs, grad in weights:
-            w.requires_grad_(needs)
-            w.grad = grad
+        for weight, needs, grad in weights:
+            weight.requires_grad_(needs)
+            weight.grad = grad
         with torch.no_grad():
             for buffer, values in buffers: buffer.copy_(values)
     return put_back
@@ -79,7 +79,7 @@ def _remembered(module):
 def _ready_to_be_watched(module):
     "Evaluation mode, no gradients of weights, and compiled modules as they are written."
     module.eval()
-    for w in module.parameters(): w.requires_grad_(False)
+    for weight in module.parameters(): weight.requires_grad_(False)
     for m in module.modules() if hookable(module) else ():
         if getattr(m, '_compiled_call_impl', None) is not None: m._compiled_call_impl = None
 

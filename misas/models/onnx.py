@@ -50,7 +50,8 @@ def without_softmax(
     out = type(onnx_model)()
     out.CopyFrom(onnx_model)
     if output is not None:
-        for o in [o for o in out.graph.output if o.name != output]: out.graph.output.remove(o)
+        others = [o for o in out.graph.output if o.name != output]
+        for other in others: out.graph.output.remove(other)
     result = out.graph.output[0]
     node = _last_node(out.graph, result.name)
     if node is None or node.op_type not in ('Softmax', 'Sigmoid'): return out, None

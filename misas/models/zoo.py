@@ -63,7 +63,7 @@ def _from_wheel(file, folder):
 
 # %% ../../nbs/api/models/zoo.ipynb #c0bd97dd
 def _middle_square(kept, shape):
-    "Rows and columns of a square in the middle of the box around some pixels (n, 2); of the image, where there are none."
+    "Rows and columns of a square in the middle of the box around some pixels (n, 2); of the image, if there are none."
     low, high = (kept.amin(0).tolist(), kept.amax(0).tolist()) if len(kept) else ([0, 0], [n - 1 for n in shape])
     side = min(b - a for a, b in zip(low, high)) + 1
     starts = [a + (b - a + 1 - side)//2 for a, b in zip(low, high)]
@@ -112,11 +112,11 @@ BRAIN_NETS = {  # name -> folder, classes after the background
 
 
 def _margins(bright, margin):
-    "Voxels to add before and after each axis, so that none of the bright ones (bool (X, Y, Z)) is nearer to the border."
-    for d, n in enumerate(bright.shape):
-        others = [k for k in range(3) if k != d]
-        at = torch.nonzero(bright.amax(others)).flatten().tolist() or [margin, n - 1 - margin]
-        yield max(0, margin - at[0]), max(0, margin - (n - 1 - at[-1]))
+    "Voxels to add before and after each axis, so that no bright one (bool (X, Y, Z)) is nearer to the border."
+    for axis, length in enumerate(bright.shape):
+        others = [k for k in range(3) if k != axis]
+        at = torch.nonzero(bright.amax(others)).flatten().tolist() or [margin, length - 1 - margin]
+        yield max(0, margin - at[0]), max(0, margin - (length - 1 - at[-1]))
 
 
 def brain_preprocessing(
