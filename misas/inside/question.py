@@ -22,7 +22,7 @@ from .network import asks_itself, differentiable, with_logits
 from .target import Frozen, Target
 from ..models.adapt import as_model
 from ..models.anatomy import Anatomy, watched
-from ..models.ask import as_batch
+from ..models.prepare import as_batch
 from ..models.hold import out_of_place, untouched
 from ..models.output import NoGradient, NoLogits, no_gradient
 
