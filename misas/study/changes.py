@@ -5,13 +5,10 @@
 # %% ../../nbs/api/study/changes.ipynb #1739d28d
 from __future__ import annotations
 
-import numpy as np
-
 from ..metrics.metric import Metric
 from ..metrics.tables import of_samples
 from ..statistics import bootstrap, differences
 from ..transforms.artifact import BiasField
-from ..transforms.base import Transform
 from ..transforms.intensity import Blur, Gamma, Noise
 from ..transforms.intensity_range import IntensityRange
 from ..transforms.spatial import Rotation, Zoom
