@@ -14,6 +14,7 @@ from .base import Model
 from .fastai import FastaiModel
 from .function import FunctionModel
 from .onnx import OnnxModel
+from .output import Missing
 from .torch import TorchModel
 
 # %% auto #0
@@ -29,8 +30,9 @@ def _load(path, trusted):
     if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
     suffix = path.suffix.lower()
     if suffix not in ENDINGS: raise ValueError(f'{path}: a model file ends in .onnx, .pkl, .pt, .pth or .ts')
-    if not trusted: raise ValueError(f'{path}: loading this kind of file runs the code in it; '
-                                     'pass trusted=True if you know where it comes from')
+    if not trusted:
+        raise Missing(f'{path}: loading this kind of file runs the code in it; '
+                      'pass trusted=True if you know where it comes from', 'trusted', True)
     try: return _learner(path) if suffix == '.pkl' else torch.jit.load(str(path), map_location='cpu')
     except ImportError: raise
     except Exception as e: raise ValueError(f'{path}: cannot be read as {_expected(suffix)}: {_line(e)}') from e

@@ -130,9 +130,20 @@ def _note(self: OnnxModel, out, x):
 
 
 @patch
+def _misfits(self: OnnxModel, image):
+    return any(isinstance(n, int) and n != have for n, have in zip(self.input.shape[1:], image.shape))
+
+
+@patch
+def missing(self: OnnxModel, image):
+    size = tuple(self.input.shape[2:])
+    return ('size', size) if self._misfits(image) and all(isinstance(n, int) for n in size) else None
+
+
+@patch
 def hint(self: OnnxModel, image):
     fixed = self.input.shape[1:]
-    if not any(isinstance(n, int) and n != have for n, have in zip(fixed, image.shape)): return ''
+    if not self._misfits(image): return ''
     size = ', '.join(map(str, fixed[1:]))
     return f' (the file wants {" x ".join(map(str, fixed))}: channels first; size=({size}) resizes)'
 

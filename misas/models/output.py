@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 # %% auto #0
-__all__ = ['ACTIVATIONS', 'EITHER', 'CURES', 'Output', 'say', 'share_of_ties', 'is_label_map', 'output_kind', 'see', 'NoLogits',
-           'one_hot', 'with_class_axis', 'best_class', 'check_threshold', 'thresholds', 'above', 'NoGradient',
-           'no_gradient', 'said_of']
+__all__ = ['ACTIVATIONS', 'EITHER', 'CURES', 'Output', 'say', 'share_of_ties', 'is_label_map', 'output_kind', 'Missing', 'see',
+           'NoLogits', 'one_hot', 'with_class_axis', 'best_class', 'check_threshold', 'thresholds', 'above',
+           'NoGradient', 'no_gradient', 'said_of']
 
 # %% ../../nbs/api/models/output.ipynb #8bbb97a6
 ACTIVATIONS = {
@@ -98,6 +98,19 @@ def _kind_of_channels(out, low, high):
         f'several of its channels are the highest together at {ties:.0%} of the voxels, as in no softmax: {EITHER}')
     return 'softmax'
 
+# %% ../../nbs/api/models/output.ipynb #baecc8c5
+class Missing(ValueError):
+    "Something was not said that an argument would say."
+    def __init__(
+        self, text: str,  # one sentence
+        argument: str,  # of `as_model`
+        value=None,  # that would do, where it is known
+    ):
+        super().__init__(text)
+        self.argument, self.value = argument, value
+
+    def __reduce__(self): return type(self), (str(self), self.argument, self.value)
+
 # %% ../../nbs/api/models/output.ipynb #03a1d810
 def see(
     raw: torch.Tensor,  # (N, K, *S) or (N, *S): the first output
@@ -133,8 +146,8 @@ def _check_labels(raw, ndim, n_classes):
     if raw.ndim == ndim + 2 and raw.shape[1] > 1: raise ValueError(
         'its output is whole numbers with a class axis; return (N, *S) label maps, '
         "or pass activation='masks' if these are masks of classes that overlap")
-    if n_classes is None: raise ValueError(
-        "its output is label maps: pass classes=('background', ...) so that it is known how many there are")
+    if n_classes is None: raise Missing(
+        "its output is label maps: pass classes=('background', ...) so that it is known how many there are", 'classes')
 
 
 def _disagree(total, said, kind, channels):
@@ -294,4 +307,5 @@ def said_of(
     "Inside, errors about an output get the model's name in front."
     try: yield
     except NoLogits as e: raise NoLogits(f'{name}: {e}') from e.__cause__
+    except Missing as e: raise Missing(f'{name}: {e}', e.argument, e.value) from e.__cause__
     except ValueError as e: raise ValueError(f'{name}: {e}') from e.__cause__

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.sample import Sample
-from .output import NoGradient, NoLogits, is_label_map, no_gradient
+from .output import Missing, NoGradient, NoLogits, is_label_map, no_gradient
 
 # %% auto #0
 __all__ = ['as_size', 'resize_to', 'pad_to', 'as_batch', 'volumes', 'made_ready', 'naming', 'checked', 'resized', 'nothing',
@@ -153,7 +153,8 @@ def naming(
         if why is not None: raise why from e
         what, hint = (str(e).strip() or type(e).__name__).splitlines()[0], model.hint(image)
         if image.ndim == 4 and not hint: hint = ' (if it is a 2D network, model.slicewise() asks it slice by slice)'
-        raise ValueError(f'{model.name} failed on an input of shape {tuple(image.shape)}{hint}: {what}') from e
+        text, missing = f'{model.name} failed on an input of shape {tuple(image.shape)}{hint}: {what}', model.missing(image)
+        raise (ValueError(text) if missing is None else Missing(text, *missing)) from e
 
 
 def checked(

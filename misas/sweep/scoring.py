@@ -48,8 +48,8 @@ class Scoring:
     def check(self, sample: Sample) -> None:
         "ValueError where the sample lacks labels, or the spacing that a metric needs."
         if self.reference == 'labels' and sample.labels is None: raise ValueError(
-            f"sample {sample.name!r} has no labels; pass reference='prediction' to compare with the model's own prediction "
-            f'on the unchanged image')
+            f"sample {sample.name!r} has no labels; pass reference='prediction' to compare with the model's own "
+            f'prediction on the unchanged image')
         measured = [m.name for m in self.metrics.values() if 'spacing' in m.needs]
         if measured and not sample.spacing_known: raise ValueError(
             f'{measured[0]} is measured in mm, but the spacing of sample {sample.name!r} is not known; '

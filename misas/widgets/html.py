@@ -173,7 +173,7 @@ def _drops(result, drop):
     for name in found:
         if name not in result.metrics:
             raise ValueError(f'drop names the metric {name!r}, which was not computed; there are {", ".join(result.metrics)}')
-    return {name: check_drop(worse, name) for name, worse in found.items()}
+    return {name: check_drop(worse, result.scoring.metrics[name]) for name, worse in found.items()}
 
 # %% ../../nbs/api/widgets/html.ipynb #10619870
 def sweep_to_html(
