@@ -50,7 +50,7 @@ def _structures(sample, size):
     if is_stack(labels): labels = np.unique(labels.reshape(len(labels), -1), axis=1, return_inverse=True)[1]
     return labels.reshape(sample.shape)
 
-# %% ../../nbs/api/attribution/perturbation.ipynb #bb7250df
+# %% ../../nbs/api/attribution/perturbation.ipynb #94fe8c52
 def _own_features(features, sample):
     "An array of the user's, checked."
     ids, fits = to_numpy(features), {sample.shape, (1, *sample.shape), sample.image.shape}
@@ -177,7 +177,7 @@ def _sampled(game, orders):
     values[:, 0], values[:, 1:-1], values[:, -1] = game.empty, game.scores(n*steps, shown).reshape(n, steps), game.full
     return np.take_along_axis(np.diff(values), place, 1).mean(0)
 
-# %% ../../nbs/api/attribution/perturbation.ipynb #e51bb251
+# %% ../../nbs/api/attribution/perturbation.ipynb #c7ce703e
 def shapley_sampling(
     q: Question,
     *, baseline='blur', features='blocks', size=None, per_channel=False,  # see `Game`
@@ -259,7 +259,7 @@ def _featured(count):  # f(number of features, options) -> images
 def _n_windows(q, options): return len(windows(q, options['size'], options['stride'], options['per_channel'])) + 1, 0
 def _n_masks(q, options): return options['n_samples'], 0
 def _n_ablated(n, options): return n + 1
-def _n_drawn(n, options): return n_coalitions(n, options['n_samples']) + 2
+def _n_drawn(n, options): return n_coalitions(n, options['n_samples']) + 1
 
 
 def _n_orders(n, options):
@@ -268,9 +268,9 @@ def _n_orders(n, options):
 
 
 def _n_fit(n, options):
-    return 2**n if _all_asked(n, n_coalitions(n, options['n_samples'])) else _n_drawn(n, options)
+    return 2**n if _all_asked(n, n_coalitions(n, options['n_samples'])) else _n_drawn(n, options) + 1
 
-# %% ../../nbs/api/attribution/perturbation.ipynb #977c950e
+# %% ../../nbs/api/attribution/perturbation.ipynb #96601229
 def _covering(name, run, words, origin, cost, **options):
     options = {'baseline': 'blur', **options}
     more = dict(needs='scores', options=options, library='misas', unit='{score}')

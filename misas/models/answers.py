@@ -89,6 +89,8 @@ def plain(self: Answers, out): "An output as a plain tensor."; return out
 @patch
 def hint(self: Answers, image): "What to add to the error when the network fails on `image`."; return ''
 @patch
+def missing(self: Answers, image): "(argument, value) that would have helped when the network fails, or None."; return None
+@patch
 def made_of(self: Answers): "What else its answers depend on."; return ()
 
 

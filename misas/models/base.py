@@ -41,7 +41,7 @@ class Model(Answers):
         self,
         window: int | tuple,  # voxels: one number, or one an axis
         overlap: float = .25,  # of neighbouring windows, as a fraction of them
-        **kw,  # see `Sliding`
+        **kw: object,  # see `Sliding`
     ) -> Model:
         "This model, asked window by window."
         return SlidingModel(self, window, overlap, **kw)

@@ -91,9 +91,9 @@ class Kept(Choice):
         return [i for i in range(len(self.model.classes)) if i not in self.index]
 
     def predict(self, x):
-        p = self.model.predict(x)
-        if self.model.overlapping: return p[:, self.index]
-        return np.concatenate([p[:, self.rest].sum(1, keepdims=True), p[:, self.index]], 1)
+        known = self.model.predict(x)
+        if self.model.overlapping: return known[:, self.index]
+        return np.concatenate([known[:, self.rest].sum(1, keepdims=True), known[:, self.index]], 1)
 
     def segment(self, x):
         found = self.model.segment(x)
@@ -103,9 +103,9 @@ class Kept(Choice):
         return table[found]
 
     def logits(self, x):
-        z = self.model.logits(x)
-        if self.model.overlapping: return z[:, self.index]
-        return torch.cat([z[:, self.rest].logsumexp(1, keepdim=True), z[:, self.index]], 1)
+        known = self.model.logits(x)
+        if self.model.overlapping: return known[:, self.index]
+        return torch.cat([known[:, self.rest].logsumexp(1, keepdim=True), known[:, self.index]], 1)
 
 # %% ../../nbs/api/models/choices.ipynb #883d1a3a
 class Channel(Choice):
@@ -137,16 +137,16 @@ class Channel(Choice):
         return names.index(self.channel_name) + (not self.model.overlapping)
 
     def predict(self, x):
-        p = self.model.predict(x)[:, self.index]
-        return np.stack([1 - p, p], 1)
+        its_own = self.model.predict(x)[:, self.index]
+        return np.stack([1 - its_own, its_own], 1)
 
     def segment(self, x): return self.model.masks(x)[:, self.index].astype(np.uint8)
 
     def logits(self, x):
-        z = self.model.logits(x)
-        rest = [k for k in range(z.shape[1]) if k != self.index]
-        others = torch.zeros_like(z[:, 0]) if self.model.overlapping else z[:, rest].logsumexp(1)
-        return torch.stack([others, z[:, self.index]], 1)
+        known = self.model.logits(x)
+        rest = [k for k in range(known.shape[1]) if k != self.index]
+        others = torch.zeros_like(known[:, 0]) if self.model.overlapping else known[:, rest].logsumexp(1)
+        return torch.stack([others, known[:, self.index]], 1)
 
 # %% ../../nbs/api/models/choices.ipynb #e3ba5f49
 class Regions(Choice):
@@ -181,9 +181,9 @@ class Regions(Choice):
                 f'but {self.model.name} knows the labels 0 to {self.model.n_classes - 1}')
 
     def predict(self, x):
-        p = self.model.predict(x)
-        self._check()  # now more is known
-        return np.stack([p[:, list(values)].sum(1) for values in self.unions.values()], 1).clip(0, 1)
+        known = self.model.predict(x)
+        self._check()  # now it can be
+        return np.stack([known[:, list(values)].sum(1) for values in self.unions.values()], 1).clip(0, 1)
 
     def segment(self, x):
         found = self.model.segment(x)
@@ -191,9 +191,9 @@ class Regions(Choice):
         return np.stack([np.isin(found, values) for values in self.unions.values()], 1)
 
     def logits(self, x):
-        z = self.model.logits(x)
+        known = self.model.logits(x)
         self._check()
-        return torch.stack([_log_odds(z, values) for values in self.unions.values()], 1)
+        return torch.stack([_log_odds(known, values) for values in self.unions.values()], 1)
 
 
 def _log_odds(z, values):

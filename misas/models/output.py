@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 # %% auto #0
-__all__ = ['ACTIVATIONS', 'EITHER', 'CURES', 'Output', 'say', 'share_of_ties', 'is_label_map', 'output_kind', 'see', 'NoLogits',
-           'one_hot', 'with_class_axis', 'best_class', 'check_threshold', 'thresholds', 'above', 'NoGradient',
-           'no_gradient', 'said_of']
+__all__ = ['ACTIVATIONS', 'EITHER', 'CURES', 'Output', 'say', 'share_of_ties', 'is_label_map', 'output_kind', 'Missing', 'see',
+           'NoLogits', 'one_hot', 'with_class_axis', 'best_class', 'check_threshold', 'thresholds', 'above',
+           'NoGradient', 'no_gradient', 'said_of']
 
 # %% ../../nbs/api/models/output.ipynb #8bbb97a6
 ACTIVATIONS = {
@@ -40,10 +40,10 @@ def say(
     classes: tuple | None,  # their names
 ) -> Output:
     "What is known of an output before it was seen."
-    n = None if classes is None else len(classes)
+    total = None if classes is None else len(classes)
     overlapping = activation == 'masks'
-    if activation == 'sigmoid': overlapping = True if n is not None and n > 2 else None  # of two, one may be the background
-    return Output(activation, n, overlapping)
+    if activation == 'sigmoid': overlapping = True if total and total > 2 else None  # of two, one may be background
+    return Output(activation, total, overlapping)
 
 # %% ../../nbs/api/models/output.ipynb #cef85574
 EITHER = "pass activation='softmax' if each voxel belongs to one class, or activation='sigmoid' if classes overlap"
@@ -88,13 +88,28 @@ def _kind_of_channels(out, low, high):
     "The same for several channels."
     off = float((out.sum(1) - 1).abs().max())  # from adding up to 1
     if low >= -1e-4 and off < 1e-2: return 'none'
-    if low >= 0 and high <= 1: raise ValueError(
-        'its output lies between 0 and 1, but does not add up to 1 over the classes: '
-        "pass activation='masks' if these are probabilities of classes that overlap, or activation='softmax' if it is logits")
+    if low >= 0 and high <= 1:
+        raise ValueError(
+            'its output lies between 0 and 1, but does not add up to 1 over the classes: pass '
+            "activation='masks' if these are probabilities of classes that overlap, or activation='softmax' if it is "
+            "logits")
     ties = share_of_ties(out)
     if ties > .01: raise ValueError(
         f'several of its channels are the highest together at {ties:.0%} of the voxels, as in no softmax: {EITHER}')
     return 'softmax'
+
+# %% ../../nbs/api/models/output.ipynb #baecc8c5
+class Missing(ValueError):
+    "Something was not said that an argument would say."
+    def __init__(
+        self, text: str,  # one sentence
+        argument: str,  # of `as_model`
+        value=None,  # that would do, where it is known
+    ):
+        super().__init__(text)
+        self.argument, self.value = argument, value
+
+    def __reduce__(self): return type(self), (str(self), self.argument, self.value)
 
 # %% ../../nbs/api/models/output.ipynb #03a1d810
 def see(
@@ -110,9 +125,10 @@ def see(
     if overlapping is None: overlapping = kind == 'sigmoid' and channels > 1
     if overlapping: _check_overlapping(raw, kind, channels, classes)
     if kind == 'labels': _check_labels(raw, ndim, said.n_classes)
-    n = said.n_classes if kind == 'labels' else channels if overlapping else max(channels, 2)
-    if said.n_classes not in (None, n): _disagree(n, said, kind, channels)
-    return Output(kind, n, overlapping)
+    total = channels if overlapping else max(channels, 2)
+    if kind == 'labels': total = said.n_classes
+    if said.n_classes not in (None, total): _disagree(total, said, kind, channels)
+    return Output(kind, total, overlapping)
 
 
 def _check_overlapping(raw, kind, channels, classes):
@@ -130,15 +146,15 @@ def _check_labels(raw, ndim, n_classes):
     if raw.ndim == ndim + 2 and raw.shape[1] > 1: raise ValueError(
         'its output is whole numbers with a class axis; return (N, *S) label maps, '
         "or pass activation='masks' if these are masks of classes that overlap")
-    if n_classes is None: raise ValueError(
-        "its output is label maps: pass classes=('background', ...) so that it is known how many there are")
+    if n_classes is None: raise Missing(
+        "its output is label maps: pass classes=('background', ...) so that it is known how many there are", 'classes')
 
 
-def _disagree(n, said, kind, channels):
+def _disagree(total, said, kind, channels):
     "Raise the ValueError for another number of classes than was said."
-    if said.kind == 'auto' and kind == 'softmax' and channels > 1: raise ValueError(
-        f'it returned {n} classes, but classes names {said.n_classes}: {EITHER}')
-    raise ValueError(f'it returned {n} classes, but classes names {said.n_classes}')
+    text = f'it returned {total} classes, but classes names {said.n_classes}'
+    unclear = said.kind == 'auto' and kind == 'softmax' and channels > 1
+    raise ValueError(f'{text}: {EITHER}' if unclear else text)
 
 # %% ../../nbs/api/models/output.ipynb #8e3d919f
 class NoLogits(ValueError):
@@ -154,7 +170,8 @@ def one_hot(
     _check_labels(labels, ndim, n_classes)
     whole = labels.round() if labels.is_floating_point() else labels
     if labels.is_floating_point() and (labels - whole).abs().max() > 1e-3: raise ValueError(
-        'its output has fractions where it was whole numbers (labels) before; pass activation= to say what its output is')
+        'its output has fractions where it was whole numbers (labels) before; '
+        'pass activation= to say what its output is')
     whole = (whole[:, 0] if whole.ndim == ndim + 2 else whole).long()
     if whole.min() < 0 or whole.max() >= n_classes:
         raise ValueError(f'its output holds the label {int(whole.max())}, but classes names only 0 to {n_classes - 1}')
@@ -197,7 +214,7 @@ def _probabilities(out, output):
 def best_class(
     p: np.ndarray,  # (N, K, *S) probabilities or logits
 ) -> np.ndarray:  # (N, *S) whole numbers; of equal ones the first
-    "The most probable class. (`argmax` does the same, several times slower, as it runs across the classes voxel by voxel.)"
+    "The most probable class. (`argmax` does the same, several times slower, as it runs across classes voxel by voxel.)"
     best = np.zeros((len(p), *p.shape[2:]), np.uint8 if p.shape[1] <= 256 else np.int32)
     top = p[:, 0].copy()
     for k in range(1, p.shape[1]):
@@ -224,7 +241,8 @@ def thresholds(
     if threshold is None: return np.full(len(names), .5)
     if isinstance(threshold, dict):
         unknown = [n for n in threshold if n not in names]
-        if unknown: raise ValueError(f'threshold names {", ".join(map(str, unknown))}, but the classes are {", ".join(names)}')
+        if unknown: raise ValueError(
+            f'threshold names {", ".join(map(str, unknown))}, but the classes are {", ".join(names)}')
         return np.array([threshold.get(n, .5) for n in names])
     if np.ndim(threshold) and len(threshold) != len(names):
         raise ValueError(f'threshold has {len(threshold)} values for {len(names)} classes: {", ".join(names)}')
@@ -289,4 +307,5 @@ def said_of(
     "Inside, errors about an output get the model's name in front."
     try: yield
     except NoLogits as e: raise NoLogits(f'{name}: {e}') from e.__cause__
+    except Missing as e: raise Missing(f'{name}: {e}', e.argument, e.value) from e.__cause__
     except ValueError as e: raise ValueError(f'{name}: {e}') from e.__cause__

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.sample import Sample
-from .output import NoGradient, NoLogits, is_label_map, no_gradient
+from .output import Missing, NoGradient, NoLogits, is_label_map, no_gradient
 
 # %% auto #0
 __all__ = ['as_size', 'resize_to', 'pad_to', 'as_batch', 'volumes', 'made_ready', 'naming', 'checked', 'resized', 'nothing',
@@ -58,8 +58,8 @@ def pad_to(
 ) -> tuple:  # the padded tensor; a function that cuts (K, *S') back to (K, *S)
     "Repeat the border on both sides until every axis is a multiple of `multiple_of`, and the way back."
     shape = tuple(x.shape[1:])
-    m = as_size(multiple_of, x.ndim - 1, 'multiple_of')
-    extra = [-n % k for n, k in zip(shape, m)]
+    multiples = as_size(multiple_of, x.ndim - 1, 'multiple_of')
+    extra = [-n % k for n, k in zip(shape, multiples)]
     before = [e//2 for e in extra]
     cut = (slice(None), *(slice(b, b + n) for b, n in zip(before, shape)))
     if not any(extra): return x, lambda y, empty: y[cut]
@@ -82,7 +82,7 @@ def as_batch(
     if not isinstance(x, (np.ndarray, torch.Tensor)):
         raise TypeError(f'x must be a Sample or a batch of images, got {type(x).__name__}; load reads files')
     if not isinstance(x, torch.Tensor): x = torch.from_numpy(np.array(x, np.float32))
-    elif x.dtype != torch.float64: x = x.float()  # what is asked in double precision of a network in double precision stays so
+    elif x.dtype != torch.float64: x = x.float()  # a network in double precision may be asked in double precision
     if x.ndim not in (4, 5) or 0 in x.shape:
         raise ValueError(f'x must be a Sample or a batch (N, C, H, W) or (N, C, X, Y, Z), got shape {tuple(x.shape)}')
     return x
@@ -112,10 +112,12 @@ def _preprocessed(image, preprocess, name):
         raise why from e
     new, back = out if isinstance(out, tuple) else (out, None)
     if not isinstance(new, torch.Tensor) or new.ndim != image.ndim: raise ValueError(
-        f'preprocess must return a tensor (C, *S) for a tensor (C, *S), got {type(new).__name__} of shape {tuple(np.shape(new))}')
+        'preprocess must return a tensor (C, *S) for a tensor (C, *S), '
+        f'got {type(new).__name__} of shape {tuple(np.shape(new))}')
     old, size = tuple(image.shape[1:]), tuple(new.shape[1:])
     if back is None and size != old: raise ValueError(
-        f'preprocess changed the size from {old} to {size}; return (image, undo) so that predictions can be brought back')
+        f'preprocess changed the size from {old} to {size}; '
+        'return (image, undo) so that predictions can be brought back')
     return new, back
 
 
@@ -131,9 +133,9 @@ def made_ready(
     if preprocess is not None:
         image, back = _preprocessed(image, preprocess, name)
         if back is not None: undo.append(back)
-    for option, f in ((size, resize_to), (multiple_of, pad_to)):
+    for option, change in ((size, resize_to), (multiple_of, pad_to)):
         if option is None: continue
-        image, back = f(image, option)
+        image, back = change(image, option)
         undo.append(back)
     return image, undo[::-1]
 
@@ -151,7 +153,8 @@ def naming(
         if why is not None: raise why from e
         what, hint = (str(e).strip() or type(e).__name__).splitlines()[0], model.hint(image)
         if image.ndim == 4 and not hint: hint = ' (if it is a 2D network, model.slicewise() asks it slice by slice)'
-        raise ValueError(f'{model.name} failed on an input of shape {tuple(image.shape)}{hint}: {what}') from e
+        text, missing = f'{model.name} failed on an input of shape {tuple(image.shape)}{hint}: {what}', model.missing(image)
+        raise (ValueError(text) if missing is None else Missing(text, *missing)) from e
 
 
 def checked(
@@ -162,7 +165,8 @@ def checked(
     resize: bool = False,  # may it be of another size?
 ) -> torch.Tensor:  # (N, K, *S) or (N, *S)
     "The output on the grid of the input. ValueError if it is none."
-    if not isinstance(raw, torch.Tensor): raise ValueError(f'{name} returned {type(raw).__name__}, not an array or tensor')
+    if not isinstance(raw, torch.Tensor):
+        raise ValueError(f'{name} returned {type(raw).__name__}, not an array or tensor')
     ndim, size = x.ndim - 2, tuple(x.shape[2:])
     is_map = raw.ndim in (ndim + 1, ndim + 2) and len(raw) == len(x) and 0 not in raw.shape
     if not is_map or tuple(raw.shape[-ndim:]) != size and not resize: raise ValueError(
@@ -203,18 +207,18 @@ def nothing(
 
 
 def bring_back(
-    y: torch.Tensor,  # (K, *S') the answer for one image
+    answer: torch.Tensor,  # (K, *S') for one image
     undo: list,  # from `made_ready`
     empty: torch.Tensor,  # (K,) from `nothing`
     shape: tuple,  # of the image
 ) -> torch.Tensor:  # (K, *S)
     "The answer on the grid of the image. ValueError if the way back does not lead there."
-    for f in undo:
-        try: y = f(y, empty)
+    for step in undo:
+        try: answer = step(answer, empty)
         except TypeError as e: raise ValueError(f'undo of preprocess must take (y, empty): {e}') from e
-    if tuple(y.shape[1:]) != tuple(shape):
-        raise ValueError(f'undo of preprocess gave the size {tuple(y.shape[1:])}, the image has {tuple(shape)}')
-    return y
+    size = tuple(answer.shape[1:])
+    if size != tuple(shape): raise ValueError(f'undo of preprocess gave the size {size}, the image has {tuple(shape)}')
+    return answer
 
 # %% ../../nbs/api/models/prepare.ipynb #9bc8f53b
 def _portion(model, x, logits):
@@ -236,8 +240,8 @@ def ask(
 ) -> torch.Tensor:  # (N, K, *S), on the model's device if logits
     "What a model says about images, in portions that go through the network together."
     x = as_batch(x)
-    n = model.portion(x.ndim - 2)
+    at_once = model.portion(x.ndim - 2)
     if model.dtype != torch.float64: x = x.float()
-    out = [_portion(model, x[i:i + n].to(model.device), logits) for i in range(0, len(x), n)]
+    out = [_portion(model, part.to(model.device), logits) for part in x.split(at_once)]
     if not logits: out = [o.cpu() for o in out]
     return torch.cat(out) if len(out) > 1 else out[0]

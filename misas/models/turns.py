@@ -111,7 +111,7 @@ def laid_down(
     affine: np.ndarray,  # (4, 4) voxel index -> RAS mm
     order: str,  # directions in which its voxel indices shall grow
     spacing: float | tuple | None = None,  # mm, one number or one an axis of that order; None: as it is
-) -> tuple:  # (C, X', Y', Z'); was it resampled?; a function that takes answers (..., X', Y', Z') back to (..., X, Y, Z)
+) -> tuple:  # (C, X', Y', Z'); was it resampled?; the way back, (..., X', Y', Z') -> (..., X, Y, Z)
     "A volume turned, and resampled if need be, and the way back."
     old, flips, size = _axes(affine, volume.shape[1:], order, spacing)
     turned = volume.permute(0, *(1 + o for o in old)).flip(flips)

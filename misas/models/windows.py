@@ -64,7 +64,7 @@ class Sliding(Wrapping):
         self, model: Answers,  # with a network of its own
         window: int | tuple,  # voxels after preprocessing: one number, or one an axis; smaller images are padded
         overlap: float = .25,  # of neighbouring windows, as a fraction of them
-        *, mode: str = 'gaussian',  # weight of a window's voxels: 'gaussian' falls towards its border, 'constant' is flat
+        *, mode: str = 'gaussian',  # weights in a window: 'gaussian' falls towards its border, 'constant' is flat
         device: str | torch.device = 'cpu',  # where windows are cut and stitched; the network stays where it is
     ):
         if getattr(model, 'innermost', None) is not model: raise TypeError(
@@ -75,7 +75,9 @@ class Sliding(Wrapping):
         self.window, self.overlap, self.mode, self.stitched_on = window, overlap, mode, torch.device(device)
         if model.known.kind == 'labels': raise self._no_blend()
 
-    def around(self, model): return type(self)(model, self.window, self.overlap, mode=self.mode, device=self.stitched_on)
+    def around(self, model):
+        return type(self)(model, self.window, self.overlap, mode=self.mode, device=self.stitched_on)
+
     def made_of(self): return self.window, self.overlap, self.mode
     def __repr__(self): return f'{self.model!r}, in windows of {self.window} voxels'
     @property

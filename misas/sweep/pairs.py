@@ -100,7 +100,7 @@ class SensitivityGrid:
         both = 'transform', 'value', 'unit', 'transform 2', 'value 2', 'unit 2'
         return pd.DataFrame(rows, columns=[*both, 'class', 'metric', 'score'])
 
-# %% ../../nbs/api/sweep/pairs.ipynb #5f97a431
+# %% ../../nbs/api/sweep/pairs.ipynb #64aabc37
 def sensitivity_grid(
     model: Any,  # a Model, or anything `as_model` takes
     sample: Any,  # a Sample, or anything `as_sample` takes
@@ -127,7 +127,7 @@ def _two_lists(values, stack):
     names = ' and one for '.join(t.name for t in stack.free)
     raise ValueError(f'values must be two lists, one for {names}, got {values!r}')
 
-# %% ../../nbs/api/sweep/pairs.ipynb #c267c8c6
+# %% ../../nbs/api/sweep/pairs.ipynb #06e7ef36
 @patch
 def scores(
     self: SensitivityGrid,
@@ -246,7 +246,7 @@ def _picture(self: SensitivityGrid, at, index, axis):
     picture = pictures.flat(self.transform(self.sample, at), unpack_labels(packed), index, axis, like=self.sample)
     return *picture, f'{self.transform.text(at)}\n{self.metrics[0]} {scores_text(table[:, 0])}'
 
-# %% ../../nbs/api/sweep/pairs.ipynb #1f245ad9
+# %% ../../nbs/api/sweep/pairs.ipynb #79fa6dbb
 @patch
 def summary(
     self: SensitivityGrid,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..metrics.tables import of_samples, one_metric, score_tables, worst_value
-from ..metrics.tables import sized as sized
 from ..statistics import bootstrap
 from .panels import beside, legend, looks, panels, whiskers
 from .plot import measure, plain_text, score_ends
@@ -66,7 +65,7 @@ def _band(ax, at, spread, top, color, ls):
     ax.fill_between(at, *(np.where(np.isinf(a), top, a) for a in (low, high)), color=color, alpha=.25, lw=0)
     ax.plot(at[far], np.full(far.sum(), top), '^', color=color)
 
-# %% ../../nbs/api/view/cohort.ipynb #40ce1ec8
+# %% ../../nbs/api/view/cohort.ipynb #6920a08f
 def _finish(ax, here, row, transform, ends):
     "Axes, title, identity and the number of undefined scores of one panel."
     values = np.unique(np.concatenate([table.columns for table in here.values()]))
@@ -272,7 +271,7 @@ def by_group(
     legend(axs[0].figure, {} if part else look)
     return axs[0].figure
 
-# %% ../../nbs/api/view/cohort.ipynb #d61ead19
+# %% ../../nbs/api/view/cohort.ipynb #0ffec75b
 def _by_model(one, column): return dict(iter(one.groupby('model', observed=True)[column]))
 
 

@@ -220,10 +220,10 @@ def draw_map(ax, sample, map, mask, limit, window=None, title='', **look):
     "Image, colours and outline of a slice (what `flat_map` gives) on axes."
     fig = plot.show(sample, ax=ax, window=window, title='', legend=False)
     if ax is None: ax = fig.axes[0]
-    ax.set_title(plot._plain(title), fontsize=8.5)
+    ax.set_title(plot.plain_text(title), fontsize=8.5)
     ax.imshow(map_colours(map, limit, **look), aspect=sample.spacing[0]/sample.spacing[1], interpolation='nearest')
     if mask is not None and mask.any():
-        for colour, width in (('k', 1.8), ('w', .8)): plot._outline(ax, mask, colour, width)
+        for colour, width in (('k', 1.8), ('w', .8)): plot.outline(ax, mask, colour, width)
     ax.set(xlim=(-.5, sample.shape[1] - .5), ylim=(sample.shape[0] - .5, -.5))
     return ax
 

@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['outline', 'show', 'gallery', 'curves', 'plain_text', 'with_unit', 'measure', 'score_ends', 'value_axis',
-           'confusion_matrices']
+__all__ = ['outline', 'show', 'gallery', 'curves', 'plain_text', 'with_unit', 'measure', 'score_ends', 'confusion_matrices']
 
-# %% ../../nbs/api/view/plot.ipynb #df349cdd
+# %% ../../nbs/api/view/plot.ipynb #61108e8a
 def outline(
     ax: Axes,  # with an image
     mask: np.ndarray,  # (H, W) bool
@@ -71,7 +70,7 @@ def show(
     if legend: _legend(ax, names, filled, lined, picture.valid is not None, lines)
     return ax.figure
 
-# %% ../../nbs/api/view/plot.ipynb #167e77b2
+# %% ../../nbs/api/view/plot.ipynb #c02d5d60
 def _draw_grey(ax, picture, window, aspect):
     "The image of a 2D sample, in colours where it has three channels."
     low, high = window
@@ -158,7 +157,6 @@ def curves(
     frame: pandas.DataFrame,  # tidy: transform, value, unit, class, metric, score
     identity: float | None = None,  # the value to mark
     *, scale: ValueScale | str | dict | None = None,  # of the transform; None: guessed from the values, see `as_scale`
-    words: dict | None = None,
     axs: Axes | Sequence[Axes] | None = None,  # one a metric
     log: bool | None = None,  # logarithmic axis? None: as the scale says
     units: dict | None = None,  # of the metrics, by name; None: those of volumes
@@ -171,7 +169,7 @@ def curves(
     metrics, classes = list(dict.fromkeys(frame.metric)), list(dict.fromkeys(frame['class']))
     if axs is None: _, axs = plt.subplots(1, len(metrics), figsize=(size[0]*len(metrics), size[1]), squeeze=False)
     axs = np.ravel(axs)
-    scale = as_scale(words if scale is None else scale, frame.value, identity)
+    scale = as_scale(scale, frame.value, identity)
     numbers = {name: (colours or {}).get(name, k) for k, name in enumerate(classes, 1)}
     transform, unit = frame['transform'].iloc[0], frame.unit.iloc[0]
     for ax, metric in zip(axs, metrics):
@@ -182,7 +180,7 @@ def curves(
         _score_axis(ax, part, measure(metric, units))
     return axs[0].figure
 
-# %% ../../nbs/api/view/plot.ipynb #801f1225
+# %% ../../nbs/api/view/plot.ipynb #ba15fb25
 def plain_text(name: str) -> str:
     "A name as it is: matplotlib takes what stands between dollar signs for formulas."
     return name.replace('$', r'\$')
@@ -238,14 +236,6 @@ def _score_axis(ax, part, label):
     ax.set(ylabel=label, ylim=(low - below, high + above))
     ax.grid(alpha=.3)
     ax.legend(fontsize=7)
-
-
-# names of rooms that have not moved yet
-_plain, _ends, _outline = plain_text, score_ends, outline
-
-
-def value_axis(ax, values, name, unit='', words=None, **kw):
-    as_scale(words, values, kw.get('identity')).draw_axis(ax, values, name, unit, **kw)
 
 # %% ../../nbs/api/view/plot.ipynb #3255b5f8
 def confusion_matrices(

@@ -15,7 +15,7 @@ from ..attribution.attribute import Attribution
 from ..attribution.localisation import zones
 from ..data.sample import Sample
 from ..view.maps import focus, map_limit, smooth_map
-from ..view.slices import as_volume, deep, draw_bar, draw_map, make_views, mark
+from ..view.slices import as_volume, deep, draw_bar, draw_map_view, make_views, mark
 from .base import Picture, beside, show_if, with_text
 from .linked import Linked, class_at, in_patient, value_names, voxel_index
 from .look import as_frame, pairs_table
@@ -54,7 +54,7 @@ def _by_name(attributions):
 
 def _same_image(a, b): return a is b or a.image.shape == b.image.shape and (a.image == b.image).all()
 
-# %% ../../nbs/api/widgets/attribution.ipynb #ad899dae
+# %% ../../nbs/api/widgets/attribution.ipynb #87a12b95
 class Maps:
     "Maps of one image, as volumes, smoothed when asked for and kept while there is room."
     def __init__(
@@ -205,7 +205,7 @@ def of_sign(
     if sign == 'both': return map
     return np.maximum(map if sign == 'positive' else -map, 0)
 
-# %% ../../nbs/api/widgets/attribution.ipynb #e3eefc54
+# %% ../../nbs/api/widgets/attribution.ipynb #cd821ce1
 def image_words(
     sample: Sample,
     at: tuple,  # index of a voxel
@@ -273,7 +273,7 @@ class AttributionExplorer(Linked):
     @property
     def voxel(self) -> tuple: "The chosen voxel: (row, column) of a picture, else three indices."; return self.at[1::-1] if self.maps.flat else self.at
 
-# %% ../../nbs/api/widgets/attribution.ipynb #3ae8f5c0
+# %% ../../nbs/api/widgets/attribution.ipynb #de11cb39
 @patch
 def _build(self: AttributionExplorer):
     "Where things stand; the controls are known by their own names, too."
@@ -321,7 +321,7 @@ def paint(self: AttributionExplorer, view, index):
     colour = channel is None and self.sample.n_channels == 3
     grey = self.grey if colour else self.grey[channel or 0]
     target = self.target if self.line.value else None
-    return draw_map(view, index, grey, self.shown_map, self.limit, target, self.volume.valid, **self.look.colours)
+    return draw_map_view(view, index, grey, self.shown_map, self.limit, target, self.volume.valid, **self.look.colours)
 
 
 @patch
@@ -338,7 +338,7 @@ def redraw(self: AttributionExplorer):
     self._bar = bar
     self.bar.show(draw_bar(*self.look.limits, **self.look.colours), exact=True)
 
-# %% ../../nbs/api/widgets/attribution.ipynb #6a9c39b0
+# %% ../../nbs/api/widgets/attribution.ipynb #737fdd8d
 @patch
 def shares(self: AttributionExplorer) -> dict: "Of the map that is shown; see `MapLook.shares`."; return self.look.shares()
 

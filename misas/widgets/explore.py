@@ -25,7 +25,7 @@ from .sweep import SweepExplorer
 from .volume import VolumeExplorer
 
 # %% auto #0
-__all__ = ['Changed', 'of_study', 'computable', 'explore']
+__all__ = ['Changed', 'of_study', 'explore']
 
 # %% ../../nbs/api/widgets/explore.ipynb #af1a8418
 class Changed:
@@ -54,21 +54,13 @@ def of_study(
     done = set(study.frame['sample'])
     cases = [case for case in study.sources(samples, load) if case.name in done]
     title = f'<b>{escape(model)}</b>: {escape(t.name)} {escape(t.text(t.check(value)))}'
-    scores = computable(study)
-    return GalleryExplorer.from_cases(Changed(cases, t, value), study.models[model], scores, **{'title': title, **kw})
+    return GalleryExplorer.from_cases(Changed(cases, t, value), study.models[model], study.metrics, **{'title': title, **kw})
 
 
 def _most_harmful(study, model, transform):
     "The row of the summary of the change that harms most."
     table = study.summary(drop=np.inf, model=model, transform=transform).frame
     return table.sort_values('harm', ascending=False, kind='stable').iloc[0]
-
-
-def computable(study: Study) -> list:
-    "The metrics of a study that can be computed again. ValueError where there are none."
-    found = [metric for metric in study.metrics.values() if metric.f is not None]
-    if found: return found
-    raise ValueError(f'metric {next(iter(study.metrics))} is needed for scores: pass it to Study')
 
 # %% ../../nbs/api/widgets/explore.ipynb #07dbac56
 def _of_sweep(what, model, kw):

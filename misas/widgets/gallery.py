@@ -23,7 +23,7 @@ from .tiles import TILE, CaseItems, Item, arranged, first_look, nothing, order_w
 # %% auto #0
 __all__ = ['PAGE', 'Order', 'Tile', 'Pages', 'lines_under', 'above_each_other', 'shortened', 'GalleryExplorer']
 
-# %% ../../nbs/api/widgets/gallery.ipynb #2b4d02b6
+# %% ../../nbs/api/widgets/gallery.ipynb #bf1d3f20
 class Order(W.Box):
     "The choice of what tiles are sorted by, and of which are shown."
     def __init__(
@@ -101,7 +101,7 @@ class Tile(W.VBox):
     @property
     def seen(self): return self.layout.display != 'none'
 
-# %% ../../nbs/api/widgets/gallery.ipynb #f8b03429
+# %% ../../nbs/api/widgets/gallery.ipynb #3891a78f
 class Pages(W.VBox):
     "A page of tiles, and buttons to turn it."
     def __init__(
@@ -143,7 +143,7 @@ class Pages(W.VBox):
         tiles = [lines_under(t.picture.rgb, t.item.title, t.text) for t in self.tiles if t.seen]
         return above_each_other(beside(*tiles[i:i + 8], gap=6) for i in range(0, len(tiles), 8))
 
-# %% ../../nbs/api/widgets/gallery.ipynb #8aac5321
+# %% ../../nbs/api/widgets/gallery.ipynb #980d3e84
 def lines_under(
     rgb,  # (H, W, 3)
     *lines: str,

@@ -110,7 +110,7 @@ class SweepPage:
                     dots=[curve.dots for curve in self.curves],
                     scores=[texts for texts, _ in self.scores], changes=[changes for _, changes in self.scores])
 
-# %% ../../nbs/api/widgets/html.ipynb #2184c535
+# %% ../../nbs/api/widgets/html.ipynb #c0b65f28
 def _checkbox(k, name):
     box = f'<input id="class-{k}" type="checkbox" checked autocomplete="off">'
     return f'<label>{box}{swatch(k)}{escape(name)}</label>'
@@ -173,7 +173,7 @@ def _drops(result, drop):
     for name in found:
         if name not in result.metrics:
             raise ValueError(f'drop names the metric {name!r}, which was not computed; there are {", ".join(result.metrics)}')
-    return {name: check_drop(worse, name) for name, worse in found.items()}
+    return {name: check_drop(worse, result.scoring.metrics[name]) for name, worse in found.items()}
 
 # %% ../../nbs/api/widgets/html.ipynb #10619870
 def sweep_to_html(
@@ -214,5 +214,5 @@ def to_html(
     if isinstance(result, Sensitivity): return sweep_to_html(result, path, **kw)
     own = getattr(result, 'to_html', None)
     if own is not None and type(result).__module__.startswith('misas.'): return own(path, **kw)
-    hint = ': pass result.sweep, the sweep that it was found with' if hasattr(result, 'sweep') else ''
-    raise TypeError(f'result must be a Sensitivity, which sensitivity(model, sample, transform) gives, got {type(result).__name__}{hint}')
+    raise TypeError(f'result must be what sensitivity(model, sample, transform) gives, or another result of misas with a page, '
+                    f'got {type(result).__name__}')

@@ -27,7 +27,7 @@ from .sweep import SweepExplorer
 # %% auto #0
 __all__ = ['BeforeAfter', 'LiveExplorer']
 
-# %% ../../nbs/api/widgets/live.ipynb #9fcacc56
+# %% ../../nbs/api/widgets/live.ipynb #f56c91d0
 class BeforeAfter(W.Box):
     "Two pictures with captions."
     def __init__(
@@ -298,7 +298,7 @@ def _begin(self: LiveExplorer):
     if not self.look.rename(self.names): return
     for box in self.look.boxes: self.watch(box, lambda _: self.redraw())
 
-# %% ../../nbs/api/widgets/live.ipynb #5a5ee34e
+# %% ../../nbs/api/widgets/live.ipynb #13f04d8f
 @patch
 def _pair(self: LiveExplorer):
     "Scores before and after; None: not predicted yet."

@@ -19,7 +19,7 @@ from .look import Frames, Look, as_frame, channel_windows, score_table
 # %% auto #0
 __all__ = ['SweepScores', 'Steps', 'SweepExplorer']
 
-# %% ../../nbs/api/widgets/sweep.ipynb #707461e8
+# %% ../../nbs/api/widgets/sweep.ipynb #bb26defa
 class SweepScores(W.VBox):
     "A choice of metrics, its curve with a marker, and the scores at the marker."
     def __init__(
@@ -60,7 +60,7 @@ class SweepScores(W.VBox):
         rows = list(zip(self.table[i], self.table[same]))
         self.numbers.value = score_table(self.result.foreground, rows, self.unit)
 
-# %% ../../nbs/api/widgets/sweep.ipynb #f6bae9ad
+# %% ../../nbs/api/widgets/sweep.ipynb #7d334fc5
 class Steps:
     "A slider over the values of a sweep, and a button that plays them."
     def __init__(
@@ -177,7 +177,7 @@ def snapshot(self: SweepExplorer):
     text = f'{self.result.transform.name} {self.slider.label}: {self.metric.value} {scores}'
     return with_text(beside(self.picture.rgb, self.curve.rgb), text)
 
-# %% ../../nbs/api/widgets/sweep.ipynb #8b36cd33
+# %% ../../nbs/api/widgets/sweep.ipynb #68b57294
 @patch
 def pick(self: SweepExplorer, i: int):
     "Go to value number `i`."
@@ -196,7 +196,7 @@ def to_axis(self: SweepExplorer, axis: int):
     with self.quietly(): self.look.to_axis(axis)
     self.redraw()
 
-# %% ../../nbs/api/widgets/sweep.ipynb #edd1b213
+# %% ../../nbs/api/widgets/sweep.ipynb #d2e27913
 @patch
 def predict_here(self: SweepExplorer):
     "Ask the model at the value in the field, and go there."

@@ -12,7 +12,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.io import as_sample
-from ..data.sample import as_labels
+from ..data.labels import as_labels, as_stack, is_stack
 from ..view.slices import draw_cross, draw_view, make_views
 from .linked import Linked, class_at, in_patient, numbers, value_names, voxel_index, within
 from .look import Look, as_frame, pairs_table
@@ -26,13 +26,14 @@ class VolumeExplorer(Linked):
     "Three linked slices through a volume, with a crosshair."
     def __init__(
         self, sample,  # a volume, or anything `as_sample` takes
-        prediction=None,  # (X, Y, Z) label map
+        prediction=None,  # (X, Y, Z) label map, or masks (K, X, Y, Z) where classes overlap
         width=880,  # of the three pictures together, in pixels
     ):
         self.sample, self.prediction = sample, prediction = _check_volume(sample, prediction)
         super().__init__(sample, make_views(sample, width), sample.name or 'volume', 'click to move the crosshair')
         self.names = value_names(sample.classes, [sample.labels, prediction], sample.valid)
-        self.grey, self.look = as_frame(sample).grey, Look(sample, self.names[1:])
+        overlapping = is_stack(sample.labels if prediction is None else prediction)
+        self.grey, self.look = as_frame(sample).grey, Look(sample, self.names if overlapping else self.names[1:])
         self._controls()
         for w in (*self.look.boxes, *self.look.ways, self.look.channel, self.crosshair): self.watch(w, lambda _: self.redraw())
         self.move([first_slice(sample, a, prediction) for a in range(3)])
@@ -46,9 +47,12 @@ def _check_volume(sample, prediction):
     sample = as_sample(sample)
     if sample.ndim != 3: raise ValueError(f'sample must be a volume, got {sample!r}')
     if prediction is None: return sample, None
-    prediction = as_labels(prediction, 'prediction')
-    if prediction.shape != sample.shape: raise ValueError(
-        f'prediction of shape {prediction.shape} does not fit sample {sample.name!r} of shape {sample.shape}')
+    stack = np.ndim(prediction) == 4
+    prediction = (as_stack if stack else as_labels)(prediction, 'prediction')
+    like = prediction if sample.labels is None else sample.labels
+    if prediction.shape[stack:] != sample.shape or prediction.ndim != like.ndim or (stack and len(prediction) != len(like)):
+        raise ValueError(f'prediction of shape {prediction.shape} does not fit sample {sample.name!r} of shape {sample.shape}'
+                         + f' with {len(like)} masks'*is_stack(like))
     return sample, prediction
 
 # %% ../../nbs/api/widgets/volume.ipynb #c6b10979
