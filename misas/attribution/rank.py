@@ -149,13 +149,13 @@ def _grade_sample(graded, index, question, chosen, measures, changed, common, ba
     "Grade all methods on one sample."
     asked = Asked(question.model, question.sample, question.target)
     blocks = Blocks(asked, **changed, internal_batch=common['internal_batch'], progress=common['progress'])
-    for name, (f, options) in chosen.items():
-        try: attribution = _map_of(asked, name, f, options, common)
+    for name, (own, options) in chosen.items():
+        try: attribution = _map_of(asked, name, own, options, common)
         except ValueError as e:  # Refused is one
             graded.refused.append((asked.sample.name, name, str(e)))
             continue
         finally: bar.update()
-        if f is None: graded.cost.append((name, *attribution.passes))
+        if own is None: graded.cost.append((name, *attribution.passes))
         _grade(graded, index, name, attribution, blocks, measures)
 
 # %% ../../nbs/api/attribution/rank.ipynb #8fbf3070
@@ -231,8 +231,8 @@ def wide(self: Ranking) -> pd.DataFrame:
 @patch
 def summary(self: Ranking) -> Summary:
     "The methods in their order, who refused, and the table behind it."
-    n, order = len(self.samples), ', '.join(self.order)
-    text = f'{len(self.order)} methods on {n} sample{"s"[:n > 1]}, the best first by mean place: {order}'
+    order, on = ', '.join(self.order), f'{len(self.samples)} sample{"s"[:len(self.samples) > 1]}'
+    text = f'{len(self.order)} methods on {on}, the best first by mean place: {order}'
     gone = [f'{method}: {reason}' for method, reason in self._gone().items()]
     return Summary('\n'.join([text, *gone]), self.table)
 

@@ -34,8 +34,8 @@ def bring_back(
     "Each voxel of the unchanged image gets what the map has where that voxel went; nearest neighbour."
     maps, known, at = np.asarray(maps), np.ones(sample.shape, bool), []
     shape = maps.shape[1:]
-    for axis, n in enumerate(shape):
-        along = np.arange(1, n + 1).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    for axis, length in enumerate(shape):
+        along = np.arange(1, length + 1).reshape([-1 if i == axis else 1 for i in range(len(shape))])
         index = np.ascontiguousarray(np.broadcast_to(along, shape))
         where, visible = transform.back(index, sample, value)
         known &= where > 0
