@@ -25,7 +25,7 @@ from ..inside.target import Frozen, Target
 from ..models.adapt import as_model
 from ..models.base import Model
 from ..statistics import bootstrap
-from ..view.words import Summary
+from ..view.words import DASH, Summary, between_text, score_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -212,8 +212,8 @@ def _better(measure): return 'less is better' if measure.better == 'lower' else 
 
 def _cell(value, low, high):
     "A value with its interval, as text."
-    if np.isnan(value): return '–'
-    return f'{value:.3f}' if np.isnan(low) else f'{value:.3f} ({low:.3f} to {high:.3f})'
+    told = score_text(value, digits=3, undefined=DASH)
+    return told if np.isnan(value) or np.isnan(low) else f'{told} ({between_text(low, high, digits=3)})'
 
 
 @patch(as_prop=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.sample import Sample, best_slice, slice_array, take_slice, to_numpy
 from . import plot
+from .draw import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -212,7 +213,7 @@ def overlay_map(
     limit = check_limit(limit, total)
     flat, values, mask = flat_map(image, total, as_mask(sample, target), index, axis)
     out = plot.overlay(flat, window=window, scale=scale)
-    rows, cols = (((np.arange(pixels) + .5)*n/pixels).astype(int) for n, pixels in zip(flat.shape, out.shape))
+    rows, cols = (nearest(pixels, n) for n, pixels in zip(flat.shape, out.shape))
     out = tint(out, map_colours(values, limit, **look)[rows][:, cols])
     return out if mask is None else outline(out, mask[rows][:, cols])
 
