@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..metrics.tables import one_metric, score_tables, size_name
 from ..statistics import check_level
@@ -17,6 +17,8 @@ from .parts import column
 from .questions import Pair, answers, directed, questions
 from ..view import differences
 from ..view.words import Summary, score_text
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Comparison', 'compare', 'sentence']

@@ -10,10 +10,10 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..data.cohort import cohort
 from ..metrics.limits import check_drop
@@ -27,6 +27,8 @@ from ..sweep.scoring import as_transform
 from ..view import page
 from ..view.plot import colour
 from ..view.words import Summary
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Diagnosis', 'diagnose']

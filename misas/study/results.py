@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from itertools import chain
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..data.files import as_file_name
 from ..metrics.metric import Metric, as_metric
@@ -24,6 +23,10 @@ from .told import in_words
 from ..transforms.base import Transform
 from ..view import cohort as cohort_plots, page
 from ..view.words import Summary
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Results']

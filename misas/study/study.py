@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..data.cohort import cohort
 from ..data.files import write_json
@@ -24,6 +24,8 @@ from .work import Work
 from .workers import in_processes, in_this_process
 from ..sweep.scoring import Scoring
 from ..transforms.base import Transform
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Study']
