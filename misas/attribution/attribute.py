@@ -160,7 +160,7 @@ def summary(self: Attribution) -> Summary:
 def plot(
     self: Attribution,
     **kw: object,  # see `plot_attribution`
-) -> Figure:
+) -> 'Figure':
     "Picture of the map over the image, the target outlined."
     words = dict(target=self.target.mask, title=self.method, about=self.target.text, unit=self.unit)
     return plot_attribution(self.sample, self.map, **{**words, **kw})

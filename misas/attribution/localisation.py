@@ -93,7 +93,7 @@ class Localisation:
 
     def plot(
         self, ax: Axes | None = None,  # to draw on; None: a new figure
-    ) -> Figure:
+    ) -> 'Figure':
         "Share of the map and of the image, from the inside to the outside."
         import matplotlib.pyplot as plt
         if ax is None: ax = plt.subplots(figsize=(6, 3))[1]

@@ -101,7 +101,7 @@ def __repr__(self: Infidelity): return self.summary().text
 def plot(
     self: Infidelity,
     ax: Axes | None = None,  # to draw on; None: a new figure
-) -> Figure:
+) -> 'Figure':
     "What the scaled map promised against what happened, a point a change."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(3.6, 3.4))[1]
@@ -212,7 +212,7 @@ class MaxSensitivity:
 
     def plot(
         self, ax: Axes | None = None,  # to draw on; None: a new figure
-    ) -> Figure:
+    ) -> 'Figure':
         "The change of the map for each noisy image; the largest one counts."
         import matplotlib.pyplot as plt
         if ax is None: ax = plt.subplots(figsize=(3.6, 2.6))[1]

@@ -287,7 +287,7 @@ def _costs(ax, cost):
 
 
 @patch
-def plot(self: Ranking) -> Figure:
+def plot(self: Ranking) -> 'Figure':
     "A panel a measure, the best method on top, controls below: medians, their intervals, single samples; and the cost."
     import matplotlib.pyplot as plt
     names, measures = [*self.order, *CONTROLS], list(self.measures)

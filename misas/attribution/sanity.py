@@ -225,7 +225,7 @@ def plot(
     self: Randomisation,
     n: int = 4,  # how many of the maps
     **kw: object,  # see `misas.view.maps.side_by_side`
-) -> Figure:
+) -> 'Figure':
     "The map, and what it becomes; with the rank correlation, that of absolute values in brackets."
     last, total = len(self.maps) - 1, self.layers[-1][0]
     picked = sorted({round(k) for k in np.linspace(0, last, min(n, last + 1))})

@@ -82,7 +82,7 @@ def plot(
     self: Stability,
     n: int = 5,  # how many values
     **kw: object,  # see `misas.view.maps.side_by_side`
-) -> Figure:
+) -> 'Figure':
     "Maps of some of the transformed images, brought back."
     there = [i for i, m in enumerate(self.maps) if m is not None]
     picked = sorted({there[round(k)] for k in np.linspace(0, len(there) - 1, min(n, len(there)))})

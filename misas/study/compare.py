@@ -205,7 +205,7 @@ def plot(
     self: Comparison,
     metric: object = None,  # a name or a Metric; None: the first one
     **kw: object,  # see `misas.view.differences.difference_curves`
-) -> Figure:
+) -> 'Figure':
     "Median difference with its interval against value, a panel a transform."
     name = next(iter(self.metrics)) if metric is None else getattr(metric, 'name', metric)
     name = next((shown for shown, m in self.metrics.items() if name in (shown, m.name)), name)

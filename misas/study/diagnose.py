@@ -100,7 +100,7 @@ def diagnose(
 
 # %% ../../nbs/api/study/diagnose.ipynb #7178c4b7
 @patch
-def plot(self: Diagnosis) -> Figure:
+def plot(self: Diagnosis) -> 'Figure':
     "Left: what each change gains at its best value. Right: the median score under each strain, at its worst value."
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))

@@ -133,7 +133,7 @@ def gallery(
     samples: object = None,  # where the images are; None: those of the last run
     load: Callable | None = None,  # see `run`
     **kw: object,  # see `misas.view.plot.gallery`
-) -> Figure:
+) -> 'Figure':
     "The worst cases: unchanged (above), and with the change that does most harm (below)."
     table = self.worst(n, metric, model=model, transform=transform, cls=cls)
     for k, known in (('model', self.models), ('transform', self.runnable)):

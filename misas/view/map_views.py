@@ -96,7 +96,7 @@ def volume_views(
     unit: str = '', title: str = '', window: tuple | None = None, smooth: float = 0,  # see `show_map`
     width: float = 8.,  # inches
     **look,  # opacity, threshold, sign: see `palette`
-) -> Figure:
+) -> 'Figure':
     "Three slices of a volume with its map, and its projections. ValueError for a picture."
     if sample.ndim != 3: raise ValueError(f'sample must be a volume, got {sample!r}')
     whole, mask = smooth_map(as_map(sample, map), sample.spacing, smooth), as_mask(sample, target)
@@ -127,7 +127,7 @@ def picture_views(
     unit: str = '', title: str = '', about: str = '',  # of the map; what it is; what the target is
     width: float | None = None,  # inches; None: as wide as is readable
     **look,  # opacity, threshold, sign: see `palette`
-) -> Figure:
+) -> 'Figure':
     "The image with its target, the map, and its channels, side by side."
     mask, whole = as_mask(sample, target), smooth_map(as_map(sample, map), sample.spacing, smooth)
     each = whole[:len(whole) if channels and len(whole) > 1 else 0]  # channels that are shown one by one
@@ -155,7 +155,7 @@ def plot_attribution(
     index: int | None = None,  # one slice of a volume, as a picture; None: `volume_views`
     width: float | None = None,  # inches; None: as wide as is readable
     **kw,  # see `picture_views`; of volumes `volume_views`
-) -> Figure:
+) -> 'Figure':
     "The map of one method: over the image, channel by channel, and of a volume from three sides."
     if sample.ndim == 2 or index is not None:
         return picture_views(sample, map, title=title, about=about, index=index, width=width, **kw)

@@ -271,7 +271,7 @@ def show_map(
     smooth: float = 0,  # mm, see `smooth_map`
     bar: bool = True,  # draw the colour bar?
     **look: object,  # opacity, threshold, sign: see `palette`
-) -> Figure:
+) -> 'Figure':
     "A map over its image, with its target outlined in white."
     image, total = of_channel(sample, as_map(sample, map), channel)
     total = smooth_map(total, sample.spacing, smooth)
@@ -317,7 +317,7 @@ def side_by_side(
     smooth: float = 0, window: tuple[float, float] | None = None,  # see `show_map`
     image: bool = True,  # the image alone comes first?
     **look: object,  # opacity, threshold, sign: see `palette`
-) -> Figure:
+) -> 'Figure':
     "Maps of several methods for the same target, each up to its own limit."
     if not maps: raise ValueError('maps is empty: there is nothing to show')
     mask = as_mask(sample, target)
