@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -23,6 +23,8 @@ from .output import (
     ACTIVATIONS, NoGradient, Output, above, best_class, check_threshold, said_of, say, see, thresholds, with_class_axis)
 from .prepare import as_batch, ask, checked, made_ready, naming, resized
 from .several import choose_output
+
+if TYPE_CHECKING: import pandas
 
 # %% auto #0
 __all__ = ['Answers']
@@ -318,7 +320,7 @@ def network(self: Answers) -> nn.Module | None:
 def layers(
     self: Answers,
     sample: Sample,  # an image, to see sizes and order
-) -> pd.DataFrame:  # layer, kind, channels, size, calls, after_activation, default
+) -> 'pandas.DataFrame':  # layer, kind, channels, size, calls, after_activation, default
     "The layers of the network in the order in which they work. ValueError for functions."
     module = self.network
     if module is None: raise ValueError(f'{self.name} is a function: it has no layers')
