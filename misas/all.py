@@ -10,10 +10,13 @@ from .data import datasets, phantom
 from .view import plot
 from .attribution.attribute import Attribution, attribute, methods
 from .attribution.blocks import OwnMap
-from .attribution.sanity import complexity, random_target, randomisation_check, stability
+from .attribution.complexity import complexity
+from .attribution.curves import deletion, insertion
+from .attribution.sanity import random_target, randomisation_check
+from .attribution.stability import stability
 from .attribution.localisation import localisation
 from .view.maps import show_map, side_by_side
-from .attribution.quality import deletion, infidelity, insertion, max_sensitivity
+from .attribution.quality import infidelity, max_sensitivity
 from .attribution.rank import rank_methods
 from .inside.target import Target
 from .study.compare import compare

@@ -252,6 +252,96 @@ def test_a_stack_is_one_after_the_other(s, first, second, data):
         assert again.settings() == stack.settings() and equal(again(s, value), stack(s, value))
 
 
+# --- transforms and classes that overlap
+
+@st.composite
+def masks_for(draw, shape):
+    "A stack of masks, at random: sparse, dense, empty or full, and overlapping."
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    shares = draw(st.lists(st.sampled_from([0, .2, .5, .9, 1]), min_size=1, max_size=4))
+    return np.stack([rng.random(shape) < share for share in shares])
+
+
+def moves_like_its_masks(t, v, s, masks):
+    "A stack moves, and comes back, as each of its masks does that is a label map of its own."
+    stack = s.replace(labels=masks)
+    new = t(stack, v)
+    back, known = t.back(new.labels, stack, v)
+    assert new.overlapping and new.labels.dtype == back.dtype == bool
+    assert new.labels.shape == (len(masks), *new.shape) and back.shape == masks.shape
+    for mask, moved, brought in zip(masks, new.labels, back, strict=True):
+        one = s.replace(labels=mask.astype(np.uint8))
+        alone = t(one, v)
+        labels, here = t.back(alone.labels, one, v)
+        assert np.array_equal(moved, alone.labels == 1) and equal(alone.replace(labels=None), new.replace(labels=None))
+        assert np.array_equal(brought, labels == 1) and same(known, here)
+    return new
+
+
+@pytest.mark.parametrize('name', BY_NAME)
+def test_a_stack_of_masks_moves_like_label_maps(name):
+    @some(20)
+    @given(st.data(), samples(labelled=False))
+    def check(data, s):
+        t, v = BY_NAME[name](), data.draw(value_for(name, s.ndim))
+        masks = data.draw(masks_for(s.shape))
+        new = moves_like_its_masks(t, v, s, masks)
+        if not t.moves_labels: assert np.array_equal(new.labels, masks)
+        elif s.valid is None and new.valid is not None: assert not new.labels[:, ~new.valid].any()  # came from outside
+    check()
+
+
+def turned(image, value): return np.ascontiguousarray(np.rot90(image, int(value), (1, 2)))
+def turned_back(image, value): return turned(image, -value)
+def along(image, value): return shifted(image, round(value))
+def against(image, value): return shifted(image, -round(value))
+
+
+def shifted(image, n):
+    "By whole voxels along the last axis; what comes from outside is the minimum."
+    out = np.full_like(image, image.min())
+    size = image.shape[-1]
+    if abs(n) < size: out[..., max(0, n):size + min(0, n)] = image[..., max(0, -n):size - max(0, n)]
+    return out
+
+
+def soft(image, value):
+    "A move by part of a voxel: masks are no longer 0 and 1."
+    return (1 - value)*image + value*shifted(image, 1)
+
+
+def own(f, inverse=None, **kw): return from_function(f, f.__name__, [0, 1, 2], 0, spatial=True, inverse=inverse, **kw)
+
+
+@some(60)
+@given(st.data(), samples(labelled=False), st.sampled_from([
+    (lambda: own(turned, turned_back), st.integers(-3, 3)), (lambda: own(along, against), st.integers(-4, 4)),
+    (lambda: own(soft, along), st.floats(0, 1)), (lambda: own(along, against, channels=0), st.integers(0, 2)),
+    (lambda: Rotation(channels=0), st.floats(-99, 99)), (lambda: Rotation(order=3), st.floats(-99, 99))]))
+def test_own_functions_move_stacks_of_masks(data, s, case):
+    make, values = case
+    moves_like_its_masks(make(), data.draw(values), s, data.draw(masks_for(s.shape)))
+
+
+@some(40)
+@given(st.data(), samples(labelled=False), st.sampled_from(list(BY_NAME)), st.sampled_from(SPATIAL))
+def test_stacks_of_transforms_move_stacks_of_masks(data, s, first, second):
+    a, b = BY_NAME[first](), BY_NAME[second]()
+    v, w = (data.draw(value_for(n, s.ndim)) for n in (first, second))
+    masks = data.draw(masks_for(s.shape))
+    for stack, value in ((a + b, (v, w)), (b.at(w) + a, v)): moves_like_its_masks(stack, value, s, masks)
+
+
+@some(40)
+@given(st.data(), samples(labelled=False, dims=(3,)), st.sampled_from([
+    lambda: Rotation(axis=0), lambda: Rotation(axis=(1, -2, .5)), lambda: Translation(direction='through-plane'),
+    lambda: Scale(direction='vertical'), lambda: Shear(direction='vertical', across='through-plane'),
+    lambda: Resize(order=0), lambda: Flip(list(range(8)))]))
+def test_other_directions_move_stacks_of_masks(data, s, make):
+    t = make()
+    moves_like_its_masks(t, data.draw(value_for(type(t).__name__, 3)), s, data.draw(masks_for(s.shape)))
+
+
 @pytest.mark.parametrize('n', [1, 2, 3, 8, 10, 48, 51])
 def test_crop_below_one_half_leaves_something(n):
     s = Crop()(Sample(np.ones((1, n, 60))), .49)
@@ -446,6 +536,67 @@ def test_kept_classes(seed, names):
     assert kept.classes == ('background', *names) and np.allclose(p.sum(1), 1, atol=1e-5) and p.shape[1] == kept.n_classes
     assert np.allclose(kept.logits(torch.zeros(1, 1, 5, 6)).softmax(1).numpy(), p, atol=1e-5)
     for i, c in enumerate(names, 1): assert np.array_equal(kept.label(x) == i, full.label(x) == full.classes.index(c))
+
+
+@some(40)
+@given(st.integers(0, 10**6), st.lists(st.sets(st.integers(1, 3), min_size=1), min_size=1, max_size=3))
+def test_regions_of_a_model_are_unions_of_its_labels(seed, values):
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 4, 5, 6)).astype(np.float32)*4)
+    full, x = as_model(lambda x: logits + 0*torch.as_tensor(x)[:, :1]), np.zeros((1, 1, 5, 6))
+    regions = full.regions(**{f'r{i}': tuple(v) for i, v in enumerate(values)})
+    labels, p = full.label(x), full.predict(x)
+    assert np.array_equal(regions.masks(x), np.stack([np.isin(labels, tuple(v)) for v in values], 1))
+    assert np.allclose(regions.predict(x), np.stack([p[:, tuple(v)].sum(1) for v in values], 1), atol=1e-6)
+    assert np.allclose(regions.logits(torch.zeros(1, 1, 5, 6)).sigmoid().numpy(), regions.predict(x), atol=1e-5)
+    for i, name in enumerate(regions.classes):
+        one = regions.channel(name)
+        assert np.array_equal(one.label(x), regions.masks(x)[:, i]) and one.classes == ('background', name)
+        assert np.allclose(one.logits(torch.zeros(1, 1, 5, 6)).softmax(1).numpy(), one.predict(x), atol=1e-5)
+
+
+@some(40)
+@given(pictures(), st.lists(st.floats(.1, .9), min_size=3, max_size=3), st.data())
+def test_classes_that_overlap_lie_on_the_grid_of_the_sample(s, levels, data):
+    "Masks are where probabilities are above their thresholds, whatever the size that the network wants."
+    numbers_ = st.integers(1, 13)
+    kw = data.draw(st.sampled_from([{}, dict(multiple_of=data.draw(numbers_)), dict(size=data.draw(numbers_)), dict(batch_size=2)]))
+    def three(x): return np.concatenate([x[:, :1] - t for t in (.2, .5, .8)], 1)*9
+    model = as_model(three, activation='sigmoid', classes=('a', 'b', 'c'), threshold=levels, **kw)
+    p, masks = model.predict(s), model.masks(s)
+    assert p.shape == masks.shape == (1, 3, *s.shape) and masks.dtype == bool and model.overlapping
+    assert np.array_equal(masks, p > np.float32(levels).reshape(3, *[1]*s.ndim)) and np.array_equal(model.segment(s), masks)
+    names = data.draw(st.lists(st.sampled_from('abc'), min_size=1, unique=True))
+    assert np.array_equal(model.keep(*names).masks(s), masks[:, ['abc'.index(n) for n in names]])
+    assert np.array_equal(model.channel(names[0]).label(s), masks[:, 'abc'.index(names[0])])
+    if 'size' not in kw: assert np.allclose(p, 1/(1 + np.exp(-three(s.image[None]))), atol=1e-5)
+
+
+@pytest.mark.parametrize('value', [-30., 0., 30.])
+def test_nested_masks_turn_with_the_image(value):
+    "A pixel-wise network with logits of -5 and 5, and labels that overlap: Dice of each class is what turning twice the same image gives."
+    r = np.hypot(*np.indices((64, 64)) - 31.5)
+    nested = np.stack([r < radius for radius in (28, 20, 10)])
+    s = Sample(nested.sum(0), nested, classes=('WT', 'TC', 'ET'), spacing=1.)
+    def clipped(x): return np.concatenate([np.where(x > t, 5., -5.) for t in (.5, 1.5, 2.5)], 1)
+    model = as_model(clipped, activation='sigmoid', classes=s.classes)
+    frame = sensitivity(model, s, Rotation(), [value], progress=False).frame.query('value == @value')
+    assert frame['class'].tolist() == list(s.classes) and (frame.score > .98).all()
+    if value == 0: assert (frame.score == 1).all()
+    with pytest.raises(ValueError, match='softmax.*sigmoid'): sensitivity(as_model(clipped), s, Rotation(), [value], progress=False)
+    with pytest.raises(ValueError, match='regions'): sensitivity(as_model(clipped, activation='softmax'), s, Rotation(), [value], progress=False)
+
+
+@pytest.mark.parametrize('make', [
+    lambda m: m, lambda m: m.keep('c', 'a'), lambda m: m.channel('b'), lambda m: m.sliding(8), lambda m: m.sliding(8).channel('a')])
+def test_models_of_masks_survive_being_sent(make):
+    import cloudpickle
+    def three(x): return np.concatenate([x, 1 - x, x*x], 1)
+    model, x = make(as_model(three, activation='masks', classes=('a', 'b', 'c'), threshold=[.2, .3, .4])), np.random.default_rng(0).random((1, 1, 12, 10))
+    early = cloudpickle.loads(cloudpickle.dumps(model))
+    found = model.segment(x)
+    late = cloudpickle.loads(cloudpickle.dumps(model))
+    assert model.settings() == early.settings() == late.settings() and model.settings()['fingerprint']
+    for again in (early, late): assert np.array_equal(again.segment(x), found) and again.classes == model.classes
 
 
 def test_float_label_maps_are_label_maps_also_when_the_first_is_binary():

@@ -6,54 +6,97 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
-from ..data import io
-from ..inside.question import Question, Refused
 from .cam import CAM_METHODS
 from .gradient import GRADIENT_METHODS
 from .layer import LAYER_METHODS
 from .lrp import LRP_METHODS
-from ..models.hold import untouched
+from .method import Method, Raw
+from .modified import MODIFIED_METHODS
 from .perturbation import PERTURBATION_METHODS
-from ..view.maps import plot_attribution
-from ..inside.target import Frozen
+from ..data import io
 from ..data.sample import Sample
+from ..inside.question import Question, Refused
+from ..inside.target import Frozen, Target
+from ..models.base import Model
+from ..models.hold import untouched
+from ..view.map_views import plot_attribution
+from ..view.words import Summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['METHODS', 'LIMIT', 'COMMON', 'methods', 'Attribution', 'Incomplete', 'attribute']
+__all__ = ['ALL_METHODS', 'METHODS', 'LIMIT', 'COMMON', 'method_of', 'no_gradient', 'refusal', 'methods', 'Attribution',
+           'Incomplete', 'checked', 'complete', 'own_options', 'run_method', 'attribute']
 
 # %% ../../nbs/api/attribution/attribute.ipynb #b58a845a
-METHODS = {m.name: m for m in [*GRADIENT_METHODS, *CAM_METHODS, *LAYER_METHODS, *PERTURBATION_METHODS, *LRP_METHODS]}
+ALL_METHODS = [*GRADIENT_METHODS, *MODIFIED_METHODS, *CAM_METHODS, *LAYER_METHODS, *PERTURBATION_METHODS, *LRP_METHODS]
+METHODS = {method.name: method for method in ALL_METHODS}
 
 
-def _method(name):
+def method_of(name: str) -> Method:
+    "The method of that name. ValueError where there is none."
     if isinstance(name, str) and name in METHODS: return METHODS[name]
     raise ValueError(f'method must be one of {", ".join(METHODS)}, got {name!r}')
 
 
+def no_gradient(question: Question) -> str:
+    "Why a method that needs the image's gradient refuses, and what to do instead; '' where there is one."
+    why = question.unreached.removeprefix(f'{question.model.name}: ')
+    return f'{why}; use a method without gradients, such as occlusion' if why else ''
+
+
+def refusal(
+    method: Method, question: Question, options: dict,
+    ahead=False,  # also of what it would find out by itself?
+) -> str | None:
+    "Why this method must not run, or None."
+    looked_up = method.needs == 'gradient' and (ahead or question.module is None)
+    if looked_up and (why := no_gradient(question)): return why
+    try: return method.refuse(question, options) if method.refuse else None
+    except ImportError as e: return str(e)
+
+# %% ../../nbs/api/attribution/attribute.ipynb #b4ad920a
 def methods(
-    model=None,  # a Model, or anything `as_model` takes
-    sample=None,  # a Sample, or anything `as_sample` takes
-    target=None,  # a Target or a class; see `attribute`
-):  # -> DataFrame: name, family, dimensions, passes, needs, computed by, origin; for a model also forward, backward (images passed) and refused
+    model: Model | None = None,  # or anything `as_model` takes
+    sample: Sample | None = None,  # or anything `as_sample` takes
+    target: Target | Frozen | str | int | None = None,  # see `attribute`
+) -> pd.DataFrame:  # name, family, dimensions, passes, needs, library, origin; with a model forward, backward, refused
     "The table of methods; for a model, an image and a target also what each would cost there, and why it would refuse."
     import pandas as pd
-    table = pd.DataFrame([(m.name, m.family, '2D, 3D', m.words, m.needs, m.library, m.origin) for m in METHODS.values()],
-                         columns=['name', 'family', 'dimensions', 'passes', 'needs', 'library', 'origin'])
+    rows = [(m.name, m.family, '2D, 3D', m.words, m.needs, m.library, m.origin) for m in METHODS.values()]
+    table = pd.DataFrame(rows, columns=['name', 'family', 'dimensions', 'passes', 'needs', 'library', 'origin'])
     if model is None: return table
-    if sample is None or target is None: raise ValueError('sample and target are needed to say what the methods would do with a model')
-    q, rows = Question(model, sample, target, progress=False), []
-    with untouched(q.module):
-        try: none = '' if np.isfinite(q.value) else 'the score is not finite'
-        except Refused as e: none = str(e)  # there is no score to explain
-        for m in METHODS.values():
-            reason = none or _refusal(m, q, m.options, ahead=True)
-            rows.append((None, None, reason) if reason else (*m.cost(q, m.options), ''))
-    return table.assign(**dict(zip(('forward', 'backward', 'refused'), zip(*rows)))).astype(dict(forward='Int64', backward='Int64'))
+    if sample is None or target is None:
+        raise ValueError('sample and target are needed to say what the methods would do with a model')
+    question = Question(model, sample, target, progress=False)
+    with untouched(question.module):
+        none = _no_score(question)
+        asked = [_cost(method, question, none) for method in METHODS.values()]
+    forward, backward, refused = zip(*asked)
+    table = table.assign(forward=forward, backward=backward, refused=refused)
+    return table.astype(dict(forward='Int64', backward='Int64'))
+
+
+def _no_score(question):
+    "Why there is no score to explain; '' where there is one."
+    try: return '' if np.isfinite(question.value) else 'the score is not finite'
+    except Refused as e: return str(e)
+
+
+def _cost(method, question, none):
+    "Forward and backward passes of a method, and why it refuses."
+    reason = none or refusal(method, question, method.options, ahead=True)
+    return (None, None, reason) if reason else (*method.cost(question, method.options), '')
 
 # %% ../../nbs/api/attribution/attribute.ipynb #fcaa3e99
 @dataclass(frozen=True, eq=False)
@@ -63,132 +106,187 @@ class Attribution:
     method: str
     target: Frozen
     sample: Sample
-    model: object  # the Model
-    prediction: np.ndarray  # label map (*S) of the unchanged image
+    model: Model
+    prediction: np.ndarray  # of the unchanged image: a label map (*S), or masks (K, *S) of classes that overlap
     options: dict  # of the method
     score: float  # of the unchanged image
     passes: tuple  # images that went forward and backward through the network
-    delta: float | None = None  # for methods whose map must add up: sum of the map - (score of the image - score of the baseline)
+    delta: float | None = None  # where a map must add up: its sum - (score of the image - score of the baseline)
     gap: float | None = None  # the same as a fraction of what it must add up to
-    baseline_score: float | None = None  # what the target scores without anything to be seen; near `score`, there is little to explain
+    baseline_score: float | None = None  # of an image without anything to see; near `score`, there is little to explain
     asked: dict = field(default_factory=dict, repr=False)  # how it was called
 
     @property
     def total(self) -> np.ndarray: "The map summed over channels, (*S)."; return self.map.sum(0)
+
     @property
     def signed(self) -> bool: "Does the map hold negative values?"; return bool((self.map < 0).any())
 
     @property
-    def text(self):
+    def slope(self) -> bool:
+        "Are its values slopes, which have to be multiplied by a change?"
+        return METHODS[self.method].slope
+
+    @property
+    def unit(self) -> str: return METHODS[self.method].unit.format(score=self.target.unit)
+
+    @property
+    def text(self) -> str:
         gap = '' if self.gap is None else f'; adds up to within {100*self.gap:.2g} %'
         base = '' if self.baseline_score is None else f' ({self.baseline_score:.3g} for the baseline)'
         cost = f'{self.passes[0]} forward and {self.passes[1]} backward passes'
         return f'{self.method} of the {self.target.text}, which is {self.score:.3g}{base}{gap}; {cost}'
 
-    @property
-    def unit(self): return METHODS[self.method].unit.format(score=self.target.unit)
-
-    def plot(self, **kw):
-        "Picture of the map over the image, the target outlined; see `plot_attribution`."
-        words = dict(target=self.target.mask, title=self.method, about=self.target.text, unit=self.unit)
-        return plot_attribution(self.sample, self.map, **{**words, **kw})
-
-    def save(self, path):  # -> Path
-        "Write the map as an image file (NIfTI with the affine of the sample, NRRD, ...); one channel a channel of the map."
-        s = self.sample
-        return io.save(Sample(self.map, spacing=s.spacing, affine=s.affine, name=f'{s.name} {self.method}'), path)[0]
-
-    def again(self, sample=None, model=None, target=None, **changes):  # -> Attribution
-        "The same call with something changed; the region stays frozen."
-        model, sample, target = (old if new is None else new for old, new in ((self.model, model), (self.sample, sample), (self.target, target)))
-        return attribute(model, sample, target, **{'method': self.method, **self.asked, **changes})
-
     def __repr__(self): return f'Attribution({self.text})'
+
+# %% ../../nbs/api/attribution/attribute.ipynb #1222487f
+@patch(as_prop=True)
+def frame(self: Attribution) -> pd.DataFrame:
+    "One row: what was asked, and what it gave and cost; voxels of the map are in `map`."
+    import pandas as pd
+    forward, backward = self.passes
+    row = dict(model=self.model.name, sample=self.sample.name, method=self.method, target=self.target.text)
+    row |= dict(score=self.score, baseline_score=self.baseline_score, gap=self.gap)
+    return pd.DataFrame([dict(row, forward=forward, backward=backward)])
+
+
+@patch
+def summary(self: Attribution) -> Summary:
+    "What was asked, and what it gave and cost."
+    return Summary(self.text, self.frame)
+
+
+@patch
+def plot(
+    self: Attribution,
+    **kw: object,  # see `plot_attribution`
+) -> 'Figure':
+    "Picture of the map over the image, the target outlined."
+    words = dict(target=self.target.mask, title=self.method, about=self.target.text, unit=self.unit)
+    return plot_attribution(self.sample, self.map, **{**words, **kw})
+
+
+@patch
+def save(
+    self: Attribution,
+    path: str | Path,  # NIfTI (with the affine of the sample), NRRD, ...
+) -> Path:
+    "Write the map as an image file; one channel a channel of the map."
+    name = f'{self.sample.name} {self.method}'
+    return io.save(Sample(self.map, spacing=self.sample.spacing, affine=self.sample.affine, name=name), path)[0]
 
 # %% ../../nbs/api/attribution/attribute.ipynb #a8c7cb17
 LIMIT = .05  # of the score's difference that a complete map may miss
 
 
 class Incomplete(ValueError):
-    "Contributions that do not add up. They explain nothing, but what they cost is not lost: see `attribution`, its map and its gap."
+    "Contributions that do not add up. They explain nothing, but what they cost is not lost: see `attribution`."
     def __init__(self, text, attribution=None):
         super().__init__(text)
         self.attribution = attribution
 
 
-def _refusal(m, q, options, ahead=False):
-    "Why this method must not run, or None; `ahead` also of what it would find out by itself."
-    if m.needs == 'gradient' and (ahead or q.module is None) and q.unreached:
-        return f'{q.unreached.removeprefix(q.model.name + ": ")}; use a method without gradients, such as occlusion'
-    try: return m.refuse(q, options) if m.refuse else None
-    except ImportError as e: return str(e)
-
-
-def _checked(raw, m, q):
-    "The map as float32 (C', *S). ValueError for one that must not be believed."
-    map = np.asarray(raw.map.detach().cpu() if isinstance(raw.map, torch.Tensor) else raw.map)
-    which = f'{m.name} of {q.model.name} for the {q.target.text}'
-    if map.shape[1:] != q.shape or len(map) not in (1, q.sample.n_channels):
-        raise ValueError(f'{which}: the map has shape {map.shape}, expected one or {q.sample.n_channels} channels of {q.shape}')
-    if not np.isfinite(map).all(): raise ValueError(f'{which}: the map holds NaN or infinite values, so it must not be believed')
+def checked(raw: Raw, method: str, question: Question) -> np.ndarray:  # float32 (C', *S)
+    "The map of a method. ValueError for one that must not be believed."
+    map, shape, channels = raw.numpy(), question.shape, question.sample.n_channels
+    which = f'{method} of {question.model.name} for the {question.target.text}'
+    if map.shape[1:] != shape or len(map) not in (1, channels):
+        raise ValueError(f'{which}: the map has shape {map.shape}, expected one or {channels} channels of {shape}')
+    if not np.isfinite(map).all():
+        raise ValueError(f'{which}: the map holds NaN or infinite values, so it must not be believed')
     if not map.any(): raise ValueError(
-        f'{which}: the map is zero everywhere; the target does not depend on the image there (a saturated output, or a region out of sight), '
-        'so choose another target, baseline or method')
+        f'{which}: the map is zero everywhere; the target does not depend on the image there '
+        '(a saturated output, or a region out of sight), so choose another target, baseline or method')
     return map.astype(np.float32)
 
 
-def _complete(a):
-    "The same Attribution. Incomplete where its contributions miss too much."
-    if a.gap is None or a.gap <= LIMIT: return a
+def complete(attribution: Attribution) -> Attribution:
+    "The same. Incomplete where its contributions miss too much."
+    gap = attribution.gap
+    if gap is None or gap <= LIMIT: return attribution
+    which = f'{attribution.method} of {attribution.model.name} for the {attribution.target.text}'
     raise Incomplete(
-        f'{a.method} of {a.model.name} for the {a.target.text}: contributions miss {100*a.gap:.0f} % of the difference between image and baseline; '
-        'take more n_steps where the method has them, a baseline nearer to the image, or a method without a baseline, such as smoothgrad', a)
+        f'{which}: contributions miss {100*gap:.0f} % of the difference between image and baseline; '
+        'take more n_steps where the method has them, a baseline nearer to the image, '
+        'or a method without a baseline, such as smoothgrad', attribution)
 
 # %% ../../nbs/api/attribution/attribute.ipynb #729a2521
-COMMON = dict(baseline='blur', n_steps=50, layer='auto')  # options of many methods, with what `attribute` has by default
+COMMON = dict(baseline='blur', n_steps=50, layer='auto')  # options of many methods, with the defaults of `attribute`
 
 
-def _own_options(m, common, kw):
+def _check_option(name, value, default):
+    "ValueError for a value that cannot be."
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if isinstance(default, float) and not (number and np.isfinite(value) and value >= 0):
+        raise ValueError(f'{name} must be a number of at least 0, got {value!r}')
+    counts = name.startswith('n_') or name == 'most'
+    whole = isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    if counts and value is not default and not whole:
+        raise ValueError(f'{name} must be a whole number of at least 1, got {value!r}')
+
+
+def own_options(
+    method: Method,
+    common: dict,  # what was asked for of `COMMON`
+    others: dict,
+) -> dict:
     "The options of a method: its defaults, and what was asked for. TypeError for what it does not take."
     for name, value in common.items():
-        if name in m.options: kw = {name: value, **kw}
-        elif not (isinstance(value, type(COMMON[name])) and value == COMMON[name]): raise TypeError(f'{m.name} takes no {name}')
-    unknown = [k for k in kw if k not in m.options]
-    if unknown: raise TypeError(f'{m.name} takes no {", ".join(unknown)}; it takes {", ".join(m.options) or "no options"}')
-    for k, v in kw.items():
-        number = isinstance(v, Real) and not isinstance(v, bool)
-        if isinstance(m.options[k], float) and not (number and np.isfinite(v) and v >= 0):
-            raise ValueError(f'{k} must be a number of at least 0, got {v!r}')
-        whole = isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= 1
-        if (k.startswith('n_') or k == 'most') and v is not m.options[k] and not whole:
-            raise ValueError(f'{k} must be a whole number of at least 1, got {v!r}')
-    return {**m.options, **kw}
+        default = COMMON[name]
+        if name in method.options: others = {name: value, **others}
+        elif not (isinstance(value, type(default)) and value == default):
+            raise TypeError(f'{method.name} takes no {name}')
+    unknown = [name for name in others if name not in method.options]
+    if unknown:
+        takes = ', '.join(method.options) or 'no options'
+        raise TypeError(f'{method.name} takes no {", ".join(unknown)}; it takes {takes}')
+    for name, value in others.items(): _check_option(name, value, method.options[name])
+    return {**method.options, **others}
+
+# %% ../../nbs/api/attribution/attribute.ipynb #1fd9d2fa
+def run_method(method: Method, question: Question, options: dict) -> Raw:
+    "What a method answers to a question; the network is afterwards as it was. Refused names method and model."
+    name = question.model.name
+    try:
+        with untouched(question.module), question.refusing():
+            torch.manual_seed(question.seed)  # networks that draw random numbers themselves draw the same at every call
+            return method.run(question, **options)
+    except Refused as e: raise Refused(f'{method.name} refuses {name}: {str(e).removeprefix(f"{name}: ")}') from e
 
 
 def attribute(
-    model,  # a Model, or anything `as_model` takes
-    sample,  # a Sample, or anything `as_sample` takes
-    target,  # a Target, Frozen, or a class: then the mean of its logits over where the model predicts it
-    method='integrated_gradients',  # see `methods()`
-    *, baseline='blur',  # 'blur', 'mean', 'min', 'zero', a number or an array (C, *S), for methods that compare
-    n_steps=50,  # along a path, for methods that follow one
-    layer='auto',  # name of a layer for methods that look at one; 'auto': the last after an activation at the coarsest resolution
-    internal_batch=None,  # images in one pass; None: what suits the machine
-    seed=0,  # of what is drawn at random
-    progress=True,  # show a progress bar when it takes longer than two seconds?
-    **kw,  # further options of the method
+    model: Model,  # or anything `as_model` takes
+    sample: Sample,  # or anything `as_sample` takes
+    target: Target | Frozen | str | int,  # of a class: the mean of its logits over where the model predicts it
+    method: str = 'integrated_gradients',  # see `methods()`
+    *, baseline: object = 'blur',  # to compare with: 'blur', 'mean', 'min', 'zero', a number or an array (C, *S)
+    n_steps: int = 50,  # along a path, for methods that follow one
+    layer: str = 'auto',  # to look at; 'auto': the last after an activation at the coarsest resolution
+    internal_batch: int | None = None,  # images in one pass; None: what suits the machine
+    seed: int = 0,  # of what is drawn at random
+    progress: bool = True,  # show a progress bar when it takes longer than two seconds?
+    **kw: object,  # further options of the method
 ) -> Attribution:
-    "Where the model looks. Refused where the method would be wrong; ValueError for maps not to be believed, Incomplete for those that do not add up."
-    m, common = _method(method), dict(baseline=baseline, n_steps=n_steps, layer=layer)
+    "Where the model looks. Refused where the method would be wrong; ValueError for maps not to be believed."
+    how, common = method_of(method), dict(baseline=baseline, n_steps=n_steps, layer=layer)
+    options = own_options(how, common, kw)
+    question = Question(model, sample, target, internal_batch=internal_batch, seed=seed, progress=progress)
+    with untouched(question.module): reason = refusal(how, question, options)
+    if reason: raise Refused(f'{method} refuses {question.model.name}: {reason}')
+    raw = run_method(how, question, options)
+    passes = question.passes.forwards, question.passes.backwards
+    map = checked(raw, method, question)
     asked = dict(common, internal_batch=internal_batch, seed=seed, progress=progress, **kw)
-    options = _own_options(m, common, kw)
-    q = Question(model, sample, target, internal_batch=internal_batch, seed=seed, progress=progress)
-    with untouched(q.module):
-        torch.manual_seed(int(seed))  # networks that draw random numbers themselves draw the same at every call
-        if reason := _refusal(m, q, options): raise Refused(f'{m.name} refuses {q.model.name}: {reason}')
-        try: raw = m.run(q, **options)
-        except Refused as e: raise Refused(f'{m.name} refuses {q.model.name}: {e}') from e
-        passes = q.passes.forwards, q.passes.backwards
-        map = _checked(raw, m, q)
-        about = q.target, q.sample, q.model, q.prediction, options, q.value, passes
-        return _complete(Attribution(map, m.name, *about, raw.delta, raw.gap, raw.base, asked))
+    about = question.target, question.sample, question.model, question.prediction, options, question.value, passes
+    return complete(Attribution(map, method, *about, raw.delta, raw.gap, raw.base, asked))
+
+# %% ../../nbs/api/attribution/attribute.ipynb #37c6f2bc
+@patch
+def again(
+    self: Attribution,
+    sample: Sample | None = None, model: Model | None = None, target: Target | Frozen | None = None,  # None: as before
+    **changes: object,  # other arguments of `attribute`
+) -> Attribution:
+    "The same call with something changed; the region stays frozen."
+    model, sample, target = model or self.model, sample or self.sample, target or self.target
+    return attribute(model, sample, target, **{'method': self.method, **self.asked, **changes})

@@ -5,140 +5,180 @@
 # %% ../../nbs/api/attribution/blocks.ipynb #e796a208
 from __future__ import annotations
 
-from dataclasses import replace
-from numbers import Integral, Real
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from numbers import Real
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
-from .attribute import METHODS
+from .attribute import Attribution, method_of, run_method
+from ..data.sample import Sample
 from ..inside.question import Question
+from ..inside.target import Frozen
+from ..models.base import Model
 from ..models.hold import untouched
 
 # %% auto #0
-__all__ = ['check_count', 'block_labels', 'is_slope', 'OwnMap', 'map_again', 'Blocks']
+__all__ = ['block_labels', 'Asked', 'OwnMap', 'map_again', 'Blocks', 'blocks_for']
 
 # %% ../../nbs/api/attribution/blocks.ipynb #d8125483
-def check_count(what, n, least=1):
-    "`n`, if it is a whole number that is large enough."
-    if not isinstance(n, Integral) or isinstance(n, bool) or n < least:
-        raise ValueError(f'{what} must be a whole number of at least {least}, got {n!r}')
-    return int(n)
-
-
 def block_labels(
-    shape,  # of the image
-    spacing,  # mm
-    side=None,  # of a block in mm; None: a sixteenth of the longest side of the field of view
+    shape: tuple,  # of the image
+    spacing: tuple,  # mm
+    side: float | None = None,  # of a block in mm; None: a sixteenth of the longest side of the field of view
 ) -> np.ndarray:  # (*S), 0 to number of blocks - 1
     "Blocks of about the same size in mm in all directions, laid symmetrically about the middle."
     if side is None: side = max(n*mm for n, mm in zip(shape, spacing))/16
-    if not isinstance(side, Real) or not 0 < side < np.inf: raise ValueError(f'block must be a number of mm above 0, got {side!r}')
+    if not isinstance(side, Real) or not 0 < side < np.inf:
+        raise ValueError(f'block must be a number of mm above 0, got {side!r}')
     steps = [min(n, max(1, round(side/mm))) for n, mm in zip(shape, spacing)]
-    counts = [-(-n//k) for n, k in zip(shape, steps)]
-    index = [(np.arange(n) + (c*k - n)//2)//k for n, k, c in zip(shape, steps, counts)]
+    counts = [-(-n//step) for n, step in zip(shape, steps)]
+    starts = [(count*step - n)//2 for n, step, count in zip(shape, steps, counts)]
+    index = [(np.arange(n) + start)//step for n, step, start in zip(shape, steps, starts)]
     return np.ravel_multi_index(np.meshgrid(*index, indexing='ij'), counts)
 
-# %% ../../nbs/api/attribution/blocks.ipynb #83ed851d
-def is_slope(
-    attribution,  # or `OwnMap`
-) -> bool:
-    "Are the values of a map slopes, so that they have to be multiplied by the change?"
-    return attribution.slope if isinstance(attribution, OwnMap) else METHODS[attribution.method].slope
-
 # %% ../../nbs/api/attribution/blocks.ipynb #430e73ae
+@dataclass(frozen=True, eq=False)
+class Asked:
+    "What a map is for, without a map."
+    model: Model
+    sample: Sample
+    target: Frozen
+    options: dict = field(default_factory=dict)  # of the method
+
+
 class OwnMap:
     "A map of your own for the question of an attribution."
     def __init__(
-        self, attribution,  # of the image and target that the map is for
-        map,  # array (C, *S) or (1, *S), or a function f(model, sample, target) -> array
-        method='own map',  # its name
-        slope=False,  # are its values score per unit of intensity?
+        self, attribution: Attribution | OwnMap | Asked,  # of the image and target that the map is for
+        map: np.ndarray | Callable,  # (C, *S) or (1, *S), or a function f(model, sample, target) -> array
+        method: str = 'own map',  # its name
+        slope: bool = False,  # are its values score per unit of intensity?
     ):
-        a = attribution
-        self.made, self.method, self.options = map, method, a.options
-        self.model, self.sample, self.target = a.model, a.sample, a.target
-        self.slope, self.passes = slope, (0, 0)
-        self.map = np.asarray(map(a.model, a.sample, a.target) if callable(map) else map, np.float32)
-        if self.map.shape not in ((a.sample.n_channels, *a.sample.shape), (1, *a.sample.shape)): raise ValueError(
-            f'map of shape {self.map.shape} does not fit sample {a.sample.name!r}; it must be (C, *S) or (1, *S), with S = {a.sample.shape}')
+        self.model, self.sample, self.target = attribution.model, attribution.sample, attribution.target
+        self.options, self.passes = attribution.options, (0, 0)
+        self.made, self.method, self.slope = map, method, slope
+        given = map(self.model, self.sample, self.target) if callable(map) else map
+        self.map = np.asarray(given, np.float32)
+        fits = [(n, *self.sample.shape) for n in (self.sample.n_channels, 1)]
+        if self.map.shape not in fits: raise ValueError(
+            f'map of shape {self.map.shape} does not fit sample {self.sample.name!r}; '
+            f'it must be (C, *S) or (1, *S), with S = {self.sample.shape}')
         if not np.isfinite(self.map).all(): raise ValueError('map holds NaN or infinite values')
 
     @property
-    def total(self): return self.map.sum(0)
+    def total(self) -> np.ndarray: "The map summed over channels, (*S)."; return self.map.sum(0)
 
-    def again(self, sample=None, model=None, target=None, **changes):
+    def again(
+        self, sample: Sample | None = None, model: Model | None = None, target: Frozen | None = None,  # None: as before
+    ) -> OwnMap:
         "The same function for another image, network or target."
-        if not callable(self.made): raise ValueError('a map that is an array cannot be made again for another image or network: pass a function')
-        new = dict(model=model or self.model, sample=sample or self.sample, target=target or self.target, options=self.options)
-        return OwnMap(SimpleNamespace(**new), self.made, self.method, self.slope)
+        if not callable(self.made):
+            raise ValueError(
+                'a map that is an array cannot be made again for another image or network: pass a function')
+        asked = Asked(model or self.model, sample or self.sample, target or self.target, self.options)
+        return OwnMap(asked, self.made, self.method, self.slope)
 
 # %% ../../nbs/api/attribution/blocks.ipynb #64f3f4af
 def map_again(
-    attribution,
-    **changes,  # sample, model or target
+    attribution: Attribution | OwnMap,
+    **changes: object,  # sample, model or target
 ) -> np.ndarray:  # (C', *S)
     "The same method with something changed, whatever comes out; the region stays frozen."
-    a = attribution
-    if isinstance(a, OwnMap): return a.again(**changes).map
-    q = Question(changes.get('model', a.model), changes.get('sample', a.sample), changes.get('target', a.target),
-                 internal_batch=a.asked.get('internal_batch'), seed=a.asked.get('seed', 0), progress=False)
-    with untouched(q.module): raw = METHODS[a.method].run(q, **a.options).map
-    raw = raw.detach().cpu().numpy() if isinstance(raw, torch.Tensor) else np.asarray(raw)
-    if not np.isfinite(raw).all(): raise ValueError(f'{a.method} gives NaN or infinite values when something is changed')
-    return raw.astype(np.float32)
+    if isinstance(attribution, OwnMap): return attribution.again(**changes).map
+    model, sample, target = (changes.get(what, getattr(attribution, what)) for what in ('model', 'sample', 'target'))
+    same = {name: attribution.asked[name] for name in ('internal_batch', 'seed') if name in attribution.asked}
+    question = Question(model, sample, target, progress=False, **same)
+    map = run_method(method_of(attribution.method), question, attribution.options).numpy()
+    if not np.isfinite(map).all():
+        raise ValueError(f'{attribution.method} gives NaN or infinite values when something is changed')
+    return map.astype(np.float32)
 
 # %% ../../nbs/api/attribution/blocks.ipynb #760b7467
 class Blocks:
     "The image of an attribution in blocks that can be replaced."
     def __init__(
-        self, attribution,
-        block=None,  # side of a block in mm; None: a sixteenth of the field of view
-        baseline=None,  # what blocks are replaced by, see `attribute`; None: that of the attribution, else 'blur'
-        *, apart=False,  # change the channels of the image one by one? Otherwise always all of them
-        internal_batch=None,  # images in one forward pass
-        progress=True,  # show a progress bar when it takes long?
+        self, attribution: Attribution | OwnMap | Asked,
+        block: float | None = None,  # side of a block in mm; None: a sixteenth of the field of view
+        baseline: object = None,  # what replaces blocks, see `attribute`; None: that of the attribution, else 'blur'
+        *, apart: bool = False,  # change the channels of the image one by one? Otherwise always all of them
+        internal_batch: int | None = None,  # images in one forward pass
+        progress: bool = True,  # show a progress bar when it takes long?
     ):
-        a = attribution
-        if not hasattr(a, 'target'): raise TypeError(f'attribution must come from attribute(...), or be an OwnMap; got {type(a).__name__}')
-        self.q = Question(a.model, a.sample, a.target, internal_batch=internal_batch, progress=progress)
-        own = a.options.get('baseline', 'blur')
-        self.baseline = baseline if baseline is not None else own[0] if isinstance(own, (list, tuple)) else own  # of several the first
-        one, channels = block_labels(a.sample.shape, a.sample.spacing, block), a.sample.n_channels if apart else 1
-        self.n = (int(one.max()) + 1)*channels
-        self.labels = np.stack([one + i*(self.n//channels) for i in range(channels)])  # (channels or 1, *S)
+        if not isinstance(attribution, (Attribution, OwnMap, Asked)): raise TypeError(
+            f'attribution must come from attribute(...), or be an OwnMap; got {type(attribution).__name__}')
+        model, sample, target = attribution.model, attribution.sample, attribution.target
+        self.q = Question(model, sample, target, internal_batch=internal_batch, progress=progress)
+        self.baseline = _own_baseline(attribution) if baseline is None else baseline
+        one, channels = block_labels(sample.shape, sample.spacing, block), sample.n_channels if apart else 1
+        each = int(one.max()) + 1
+        self.n = each*channels
+        self.labels = np.stack([one + i*each for i in range(channels)])  # (channels or 1, *S)
         self.change = (self.q.x - self.q.baseline(self.baseline)).detach()  # what is taken away
         self.dice, self.answers = replace(self.q.target, reduce='dice'), {}  # answers: what was asked before
-
-    def ask(
-        self, n,  # images
-        change,  # change(i): what is taken away from the image, (1, C, *S)
-        what,  # for the progress bar
-    ) -> np.ndarray:  # (n, 2)
-        "Score and soft Dice of changed images; n forward passes."
-        q, out = self.q, np.empty((n, 2))
-        with untouched(q.module), torch.no_grad():
-            for i, j in q.steps(q.portions(n, q.batch), what):
-                z = q.apart(q.x - torch.cat([change(k) for k in range(i, j)]))
-                out[i:j] = np.stack([f.of(z).cpu().double().numpy() for f in (q.target, self.dice)], 1)
-        return out
 
     def spread(self, values) -> torch.Tensor:  # one value a block -> one a voxel, (1, C or 1, *S)
         "Values of blocks as an image."
         return torch.as_tensor(values)[torch.as_tensor(self.labels)].to(self.q.x)[None]
 
-    def without(
-        self, on,  # (n, blocks) bool: those to replace
-        what='blocks replaced',  # for the progress bar
-    ) -> np.ndarray:  # (n, 2) score and soft Dice
-        "Ask the network about the image with some blocks replaced by the baseline."
-        return self.ask(len(on), lambda k: self.change*self.spread(on[k]), what)
 
-    def promised(self, attribution) -> np.ndarray:  # (blocks,)
-        "By how much the score falls, according to the map, when a block is replaced."
-        m = np.asarray(attribution.map, float)
-        if is_slope(attribution): m = m*self.change[0].cpu().double().numpy()
-        if len(self.labels) == 1: m = m.sum(0, keepdims=True)
-        elif len(m) == 1: raise ValueError(f'apart=True needs a map for each channel, and {attribution.method} has one for all')
-        return np.bincount(self.labels.ravel(), m.ravel(), self.n)
+def _own_baseline(attribution):
+    "The baseline that a map was made with; of several the first."
+    own = attribution.options.get('baseline', 'blur')
+    return own[0] if isinstance(own, (list, tuple)) else own
+
+# %% ../../nbs/api/attribution/blocks.ipynb #5db8b134
+@patch
+def ask(
+    self: Blocks, n: int,  # images
+    change: Callable,  # change(i): what is taken away from the image, (1, C, *S)
+    what: str,  # for the progress bar
+) -> np.ndarray:  # (n, 2)
+    "Score and soft Dice of changed images; n forward passes."
+    asked, out = self.q, np.empty((n, 2))
+    with untouched(asked.module), torch.no_grad():
+        for i, j in asked.steps(asked.portions(n, asked.batch), what):
+            logits = asked.apart(asked.x - torch.cat([change(k) for k in range(i, j)]))
+            both = [target.of(logits).cpu().double().numpy() for target in (asked.target, self.dice)]
+            out[i:j] = np.stack(both, 1)
+    return out
+
+
+@patch
+def without(
+    self: Blocks, on: np.ndarray,  # (n, blocks) bool: those to replace
+    what: str = 'blocks replaced',  # for the progress bar
+) -> np.ndarray:  # (n, 2) score and soft Dice
+    "Ask the network about the image with some blocks replaced by the baseline."
+    def change(k): return self.change*self.spread(on[k])
+    return self.ask(len(on), change, what)
+
+
+@patch
+def promised(self: Blocks, attribution: Attribution | OwnMap) -> np.ndarray:  # (blocks,)
+    "By how much the score falls, according to the map, when a block is replaced."
+    map = np.asarray(attribution.map, float)
+    if attribution.slope: map = map*self.change[0].cpu().double().numpy()
+    return self.summed(map, attribution.method)
+
+
+@patch
+def summed(self: Blocks, map, method) -> np.ndarray:  # (blocks,)
+    "The sum of a map (C or 1, *S) in each block. ValueError where blocks of single channels have a map for all."
+    if len(self.labels) == 1: map = map.sum(0, keepdims=True)
+    elif len(map) == 1: raise ValueError(f'apart=True needs a map for each channel, and {method} has one for all')
+    return np.bincount(self.labels.ravel(), map.ravel(), self.n)
+
+# %% ../../nbs/api/attribution/blocks.ipynb #77a6f3b2
+def blocks_for(
+    attribution: Attribution | OwnMap,
+    blocks: Blocks | None,  # made before; None: new ones
+    **options: object,  # see `Blocks`
+) -> Blocks:
+    "The blocks to ask about: those that were made before, if they fit."
+    if blocks is None: return Blocks(attribution, **options)
+    same = blocks.q.sample is attribution.sample and np.array_equal(blocks.q.target.mask, attribution.target.mask)
+    if not same: raise ValueError('blocks were made for another image or target: leave them out')
+    return blocks

@@ -7,110 +7,121 @@ from __future__ import annotations
 
 import torch
 
-from .gradient import guided_backprop, refuse_guided
 from .method import Method, Raw
+from .modified import guided_backprop, refuse_guided
 from ..inside.layers import Features, channels, features, listen, mean_removed_by, pick_layer, refuse_layers
 from ..inside.question import Question, Refused
 
 # %% auto #0
-__all__ = ['CAM_METHODS', 'weights', 'refuse_means', 'positive', 'weigh', 'grad_cam', 'grad_cam_pp', 'hires_cam', 'layer_cam',
-           'score_cam', 'guided_grad_cam']
+__all__ = ['WEIGHTED', 'EACH', 'CAM_METHODS', 'weigh', 'weights', 'refuse_means', 'positive', 'grad_cam', 'grad_cam_pp',
+           'hires_cam', 'layer_cam', 'score_cam', 'guided_grad_cam', 'refuse_both']
 
 # %% ../../nbs/api/attribution/cam.ipynb #2f16df47
+def weigh(
+    weights: torch.Tensor,  # (K,)
+    maps: torch.Tensor,  # (n, K, *s)
+) -> torch.Tensor:  # (n, *s)
+    "Weighted sum over the features."
+    return torch.einsum('k,nk...->n...', weights, maps)
+
+
 def _void(q, layer, norm):
-    last = next((c.name for c in reversed(q.anatomy.calls) if c.after_activation and c.name), '')
-    return (f'the mean gradient of the features of layer {layer!r} says nothing: the {norm or "norm"} behind it removes the mean; '
-            'use hires_cam or layer_cam, which take no mean' + f', or layer={last!r}'*(last not in ('', layer)))
+    "Why mean gradients of a layer are no weights."
+    last = next((call.name for call in reversed(q.anatomy.calls) if call.after_activation and call.name), '')
+    other = f', or layer={last!r}' if last not in ('', layer) else ''
+    why = f'the {norm or "norm"} behind it removes the mean; use hires_cam or layer_cam, which take no mean{other}'
+    return f'the mean gradient of the features of layer {layer!r} says nothing: {why}'
 
 
 def weights(
-    q: Question, f: Features,
-    grads=None,  # (K, all voxels) to take the mean of; None: the gradients
+    q: Question, found: Features,
+    grads: torch.Tensor | None = None,  # (K, all voxels) to take the mean of; None: the gradients
 ) -> torch.Tensor:  # (K,)
     "Mean gradient of each feature over all calls. Refused where it vanishes."
-    g = channels(f.grads)
-    if f.norm or g.mean(1).abs().sum() < 1e-5*g.abs().mean(1).sum(): raise Refused(_void(q, f.layer, f.norm))
-    return (g if grads is None else grads).mean(1)
+    own = channels(found.grads)
+    vanishes = own.mean(1).abs().sum() < 1e-5*own.abs().mean(1).sum()
+    if found.norm or vanishes: raise Refused(_void(q, found.layer, found.norm))
+    return (own if grads is None else grads).mean(1)
 
-
+# %% ../../nbs/api/attribution/cam.ipynb #197d9333
 def refuse_means(q, options):
     "Why a layer cannot be listened to, or why mean gradients say nothing there; None if they do."
     if why := refuse_layers(q, options): return why
     if not q.anatomy.norms: return None
     name, module = pick_layer(q, options['layer'])
-    kept, _, score = listen(q, module, True, lambda x: q.target.of(q.look(x)), q.x)  # a look, not a pass to be counted
+    def ask(): return q.target.of(q.look(q.x))  # a look, not a pass to be counted
+    kept, _, score = listen(q, module, True, ask)
     norm = mean_removed_by(score, kept[0]) if score.requires_grad else ''
     return _void(q, name, norm) if norm else None
 
 
 def positive(
-    q: Question, f: Features,
-    maps,  # list of weighted sums (n, *s)
-    add=False,  # are they contributions?
+    q: Question, found: Features,
+    maps: list,  # of weighted sums (n, *s)
+    add: bool = False,  # are they contributions?
 ) -> Raw:
     "The positive part, on the image's grid. Refused if there is none."
-    if not any((m > 0).any() for m in maps): raise Refused(
-        f'at layer {f.layer!r} the weighted sum is positive nowhere: the features there speak against the target; choose another layer')
-    return Raw(f.home(q, [m.clamp_min(0) for m in maps], add))
-
-
-def weigh(w, a): "Weighted sum over the features: weights (K,), features (n, K, *s)."; return torch.einsum('k,nk...->n...', w, a)
+    if not any((map > 0).any() for map in maps): raise Refused(
+        f'at layer {found.layer!r} the weighted sum is positive nowhere: '
+        'the features there speak against the target; choose another layer')
+    return Raw(found.home(q, [map.clamp_min(0) for map in maps], add))
 
 # %% ../../nbs/api/attribution/cam.ipynb #690ae785
 def grad_cam(q: Question, layer='auto') -> Raw:
     "Features weighted by their mean gradient."
-    f = features(q, layer)
-    w = weights(q, f)
-    return positive(q, f, [weigh(w, a) for a in f.maps])
+    found = features(q, layer)
+    mean = weights(q, found)
+    return positive(q, found, [weigh(mean, map) for map in found.maps])
 
 
 def grad_cam_pp(q: Question, layer='auto') -> Raw:
     "Features weighted by the mean of the positive part of their gradient, times alpha."
-    f = features(q, layer)
-    g, a = channels(f.grads), channels(f.maps)
-    below = 2 + g*a.sum(1, keepdim=True)
-    if (below[g > 0] < 1).any(): raise Refused(
-        f'the features of layer {f.layer!r} are negative, where the weights of Grad-CAM++ are not defined; use grad_cam, hires_cam or layer_cam')
-    w = weights(q, f, torch.where(g > 0, g/below, 0))
-    return positive(q, f, [weigh(w, a) for a in f.maps])
+    found = features(q, layer)
+    grads = channels(found.grads)
+    below = 2 + grads*channels(found.maps).sum(1, keepdim=True)
+    if (below[grads > 0] < 1).any(): raise Refused(
+        f'the features of layer {found.layer!r} are negative, where the weights of Grad-CAM++ are not defined; '
+        'use grad_cam, hires_cam or layer_cam')
+    mean = weights(q, found, torch.where(grads > 0, grads/below, 0))
+    return positive(q, found, [weigh(mean, map) for map in found.maps])
 
 
 def hires_cam(q: Question, layer='auto') -> Raw:
     "Features times gradient, voxel by voxel."
-    f = features(q, layer)
-    return positive(q, f, [(g*a).sum(1) for g, a in zip(f.grads, f.maps)], add=True)
+    found = features(q, layer)
+    return positive(q, found, [(grad*map).sum(1) for grad, map in zip(found.grads, found.maps)], add=True)
 
 
 def layer_cam(q: Question, layer='auto') -> Raw:
     "Features times the positive part of the gradient, voxel by voxel."
-    f = features(q, layer)
-    return positive(q, f, [(g.clamp_min(0)*a).sum(1) for g, a in zip(f.grads, f.maps)], add=True)
+    found = features(q, layer)
+    return positive(q, found, [(grad.clamp_min(0)*map).sum(1) for grad, map in zip(found.grads, found.maps)], add=True)
 
 # %% ../../nbs/api/attribution/cam.ipynb #17130b22
+def _most_spread(values, most):
+    "Indices of the features (K, voxels) that are not constant; of those the `most` with the largest spread."
+    alive = torch.nonzero(values.amax(1) > values.amin(1)).flatten()
+    if most is None: return alive
+    by_spread = values[alive].std(1).argsort(descending=True, stable=True)
+    return alive[by_spread[:most].sort().values]
+
+
 def score_cam(
     q: Question, layer='auto',
     baseline='blur',  # what is seen where a feature is not; see `make_baseline`
     most=None,  # use only so many features, those with the largest spread; None: all
 ) -> Raw:
     "Features weighted by the score of the image seen through them."
-    f, base = features(q, layer, grads=False), q.baseline(baseline)
-    a = channels(f.maps)
-    low, high = a.amin(1), a.amax(1)
-    alive = torch.nonzero(high > low).flatten()
-    if len(alive) == 0: raise Refused(f'all features of layer {f.layer!r} are constant; choose another layer')
-    if most is not None: alive = alive[a[alive].std(1).argsort(descending=True, stable=True)[:most].sort().values]
-    def seen_through(i, j):
-        masks = [f.home(q, [(m[:, k] - low[k])/(high[k] - low[k]) for m in f.maps]) for k in alive[i:j]]
-        return base + torch.stack(masks).to(q.x)*(q.x - base)
+    found, base = features(q, layer, grads=False), q.baseline(baseline)
+    values = channels(found.maps)
+    low, high, alive = values.amin(1), values.amax(1), _most_spread(values, most)
+    if len(alive) == 0: raise Refused(f'all features of layer {found.layer!r} are constant; choose another layer')
+    def mask(k): return found.home(q, [(map[:, k] - low[k])/(high[k] - low[k]) for map in found.maps])
+    def seen_through(i, j): return base + torch.stack([mask(k) for k in alive[i:j]]).to(q.x)*(q.x - base)
     scores = torch.as_tensor(q.scores(len(alive), seen_through, 'features'))
-    w = torch.zeros(len(a), dtype=torch.float64)
-    w[alive.cpu()] = scores.softmax(0)
-    return positive(q, f, [weigh(w.to(m), m) for m in f.maps])
-
-# %% ../../nbs/api/attribution/cam.ipynb #f2876cb2
-def _features_used(q, options):
-    k = next(c for c in q.anatomy.calls if c.name == pick_layer(q, options['layer'])[0]).shape[1]
-    return 1 + min(k, options['most'] or k), 0
+    share = torch.zeros(len(values), dtype=torch.float64)
+    share[alive.cpu()] = scores.softmax(0)
+    return positive(q, found, [weigh(share.to(map), map) for map in found.maps])
 
 # %% ../../nbs/api/attribution/cam.ipynb #f7d20bf0
 def guided_grad_cam(q: Question, layer='auto') -> Raw:
@@ -118,18 +129,33 @@ def guided_grad_cam(q: Question, layer='auto') -> Raw:
     return Raw(guided_backprop(q).map*grad_cam(q, layer).map)
 
 
-def _refuse_both(q, options): return refuse_guided(q, options) or refuse_means(q, options)
+def refuse_both(q, options):
+    "Why one of the two would be wrong."
+    return refuse_guided(q, options) or refuse_means(q, options)
+def _once(q, options): return 1, 1
+def _twice(q, options): return 2, 2
 
 
-_once, _auto, _each = (lambda q, o: (1, 1)), dict(layer='auto'), '{score}'
+def _each_feature(q, options):
+    name = pick_layer(q, options['layer'])[0]
+    n_features = next(call for call in q.anatomy.calls if call.name == name).shape[1]
+    return 1 + min(n_features, options['most'] or n_features), 0
+
+# %% ../../nbs/api/attribution/cam.ipynb #40677b66
+WEIGHTED, EACH = 'weighted features', '{score}'  # units of maps
+
+
+def _cam(name, run, words, origin, cost, refuse, unit, needs='features', slope=False, **options):
+    options = {'layer': 'auto', **options}
+    return Method(name, 'class activation', run, words, origin, cost, refuse, needs, options, 'misas', unit, slope)
+
+
 CAM_METHODS = [
-    Method('grad_cam', 'class activation', grad_cam, '1', 'Selvaraju et al. 2017', _once, refuse_means, 'features', _auto, 'misas',
-           'weighted features'),
-    Method('grad_cam_pp', 'class activation', grad_cam_pp, '1', 'Chattopadhay et al. 2018', _once, refuse_means, 'features', _auto, 'misas',
-           'weighted features'),
-    Method('hires_cam', 'class activation', hires_cam, '1', 'Draelos & Carin 2020', _once, refuse_layers, 'features', _auto, 'misas', _each),
-    Method('layer_cam', 'class activation', layer_cam, '1', 'Jiang et al. 2021', _once, refuse_layers, 'features', _auto, 'misas', _each),
-    Method('score_cam', 'class activation', score_cam, '1 a feature', 'Wang et al. 2020', _features_used, refuse_layers, 'scores',
-           dict(layer='auto', baseline='blur', most=None), 'misas', 'weighted features'),
-    Method('guided_grad_cam', 'class activation', guided_grad_cam, '2', 'Selvaraju et al. 2017', lambda q, o: (2, 2), _refuse_both, options=_auto,
-           library='misas', unit='slope x weighted features', slope=True)]
+    _cam('grad_cam', grad_cam, '1', 'Selvaraju et al. 2017', _once, refuse_means, WEIGHTED),
+    _cam('grad_cam_pp', grad_cam_pp, '1', 'Chattopadhay et al. 2018', _once, refuse_means, WEIGHTED),
+    _cam('hires_cam', hires_cam, '1', 'Draelos & Carin 2020', _once, refuse_layers, EACH),
+    _cam('layer_cam', layer_cam, '1', 'Jiang et al. 2021', _once, refuse_layers, EACH),
+    _cam('score_cam', score_cam, '1 a feature', 'Wang et al. 2020', _each_feature, refuse_layers, WEIGHTED, 'scores',
+         baseline='blur', most=None),
+    _cam('guided_grad_cam', guided_grad_cam, '2', 'Selvaraju et al. 2017', _twice, refuse_both,
+         'slope x weighted features', 'gradient', slope=True)]

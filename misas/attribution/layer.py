@@ -5,75 +5,89 @@
 # %% ../../nbs/api/attribution/layer.ipynb #8f726b29
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from .method import Method, Raw
-from ..inside.question import Question
-from ..inside.layers import features, refuse_layers
 from .gradient import refuse_constant
+from .method import Method, Raw
+from ..inside.layers import features, refuse_layers
+from ..inside.question import Question
 
 # %% auto #0
 __all__ = ['LAYER_METHODS', 'layer_activation', 'layer_gradient_x_activation', 'along', 'conductance', 'layer_conductance',
            'layer_internal_influence', 'refuse_path']
 
 # %% ../../nbs/api/attribution/layer.ipynb #8d44eb36
-def _summed(maps): return [m.sum(1) for m in maps]
+def _summed(maps): return [map.sum(1) for map in maps]
 
 
 def layer_activation(q: Question, layer='auto') -> Raw:
     "The layer's features, summed."
-    f = features(q, layer, grads=False)
-    return Raw(f.home(q, _summed(f.maps)))
+    found = features(q, layer, grads=False)
+    return Raw(found.home(q, _summed(found.maps)))
 
 
 def layer_gradient_x_activation(q: Question, layer='auto') -> Raw:
     "Features times gradient, with signs."
-    f = features(q, layer)
-    return Raw(f.home(q, _summed(g*a for g, a in zip(f.grads, f.maps)), add=True))
+    found = features(q, layer)
+    products = [grad*map for grad, map in zip(found.grads, found.maps)]
+    return Raw(found.home(q, _summed(products), add=True))
+
+# %% ../../nbs/api/attribution/layer.ipynb #3181fe35
+def _each_alone(found):
+    "The features of images that went together, one image after the other."
+    for maps, grads in zip(torch.cat(found.maps).split(1), torch.cat(found.grads).split(1)):
+        yield replace(found, maps=[maps], grads=[grads])
 
 
-def along(q, layer, baseline, at):
+def along(q: Question, layer, baseline, at: list) -> Iterator:  # of Features
     "Features and gradients at some points of the straight way from the baseline (0) to the image (1)."
-    base, n = q.baseline(baseline), q.internal_batch or max(q.grad_batch, q.ndim - 1)  # two volumes: single ones are slow in Conv3d on a CPU
-    if q.anatomy.forwards > 1 or n > 1 and q.coupled: n = 1  # calls of several images would be mixed up, or images change each other
-    for i, j in q.steps(q.portions(len(at), n), 'steps'):
-        t = q.x.new_tensor(at[i:j]).view(-1, *[1]*(q.x.ndim - 1))
-        f = features(q, layer, x=base + t*(q.x - base))
-        if n == 1: yield f
-        else: yield from (replace(f, maps=[a], grads=[g]) for a, g in zip(torch.cat(f.maps).split(1), torch.cat(f.grads).split(1)))
+    base = q.baseline(baseline)
+    together = q.internal_batch or max(q.grad_batch, q.ndim - 1)  # two volumes: single ones are slow in Conv3d on a CPU
+    mixed = q.anatomy.forwards > 1  # calls of several images would be mixed up
+    if mixed or together > 1 and q.coupled: together = 1
+    for i, j in q.steps(q.portions(len(at), together), 'steps'):
+        parts = q.x.new_tensor(at[i:j]).view(-1, *[1]*(q.x.ndim - 1))
+        found = features(q, layer, x=base + parts*(q.x - base))
+        if together == 1: yield found
+        else: yield from _each_alone(found)
 
 
+def _added(total, maps):
+    "Maps added to those before, if there are any."
+    return maps if total is None else [a + b for a, b in zip(total, maps)]
+
+# %% ../../nbs/api/attribution/layer.ipynb #71810c91
 def conductance(
     q: Question, layer='auto', baseline='blur',
     n_steps=50,  # of the trapezoidal rule
 ) -> tuple:  # Features, list of maps (n, *s) on the layer's own grid
-    "What the layer's units contribute to the difference between image and baseline: sum of gradient x change, summed over the features."
+    "What the layer's units contribute to the difference between image and baseline, summed over the features."
     last = total = None
-    for f in along(q, layer, baseline, np.linspace(0, 1, n_steps + 1).tolist()):
+    for here in along(q, layer, baseline, np.linspace(0, 1, n_steps + 1).tolist()):
         if last is not None:
-            step = _summed((g + g0)/2*(a - a0) for g, g0, a, a0 in zip(f.grads, last.grads, f.maps, last.maps))
-            total = step if total is None else [o + s for o, s in zip(total, step)]
-        last = f
-    return f, total
+            both = zip(last.grads, here.grads, last.maps, here.maps)
+            total = _added(total, _summed((g1 + g0)/2*(a1 - a0) for g0, g1, a0, a1 in both))
+        last = here
+    return last, total
 
 
 def layer_conductance(q: Question, layer='auto', baseline='blur', n_steps=50) -> Raw:
     "Contributions of the layer's units to the difference between image and baseline."
-    f, maps = conductance(q, layer, baseline, n_steps)
-    return Raw(f.home(q, maps, add=True))
+    found, maps = conductance(q, layer, baseline, n_steps)
+    return Raw(found.home(q, maps, add=True))
 
 
 def layer_internal_influence(q: Question, layer='auto', baseline='blur', n_steps=50) -> Raw:
     "Mean gradient with respect to the layer's units on the way from baseline to image (Gauss-Legendre)."
     nodes, weights = np.polynomial.legendre.leggauss(n_steps)
     total = None
-    for w, f in zip((weights/2).tolist(), along(q, layer, baseline, ((nodes + 1)/2).tolist())):
-        step = _summed(w*g for g in f.grads)
-        total = step if total is None else [o + s for o, s in zip(total, step)]
-    return Raw(f.home(q, total))
+    for weight, here in zip((weights/2).tolist(), along(q, layer, baseline, ((nodes + 1)/2).tolist())):
+        total = _added(total, _summed(weight*grad for grad in here.grads))
+    return Raw(here.home(q, total))
 
 # %% ../../nbs/api/attribution/layer.ipynb #cd71dbc9
 def refuse_path(q, options):
@@ -81,13 +95,21 @@ def refuse_path(q, options):
     return refuse_layers(q, options) or refuse_constant(q, options)
 
 
-_layer, _path, _each = dict(layer='auto'), dict(layer='auto', baseline='blur', n_steps=50), '{score}'
+def _forward(q, options): return 1, 0
+def _once(q, options): return 1, 1
+def _points(q, options): return options['n_steps'], options['n_steps']
+def _ends(q, options): return options['n_steps'] + 1, options['n_steps'] + 1
+
+
+def _layer(name, run, words, origin, cost, refuse, unit, needs='features', **options):
+    return Method(name, 'layer', run, words, origin, cost, refuse, needs, {'layer': 'auto', **options}, 'misas', unit)
+
+
 LAYER_METHODS = [
-    Method('layer_activation', 'layer', layer_activation, '1', '', lambda q, o: (1, 0), refuse_layers, 'scores', _layer, 'misas',
-           'sum of the features'),
-    Method('layer_gradient_x_activation', 'layer', layer_gradient_x_activation, '1', 'Draelos & Carin 2020', lambda q, o: (1, 1), refuse_layers,
-           'features', _layer, 'misas', _each),
-    Method('layer_conductance', 'layer', layer_conductance, 'n_steps', 'Dhamdhere et al. 2018', lambda q, o: (o['n_steps'] + 1,)*2, refuse_path,
-           'features', _path, 'misas', _each),
-    Method('layer_internal_influence', 'layer', layer_internal_influence, 'n_steps', 'Leino et al. 2018', lambda q, o: (o['n_steps'],)*2, refuse_path,
-           'features', _path, 'misas', '{score} per unit of the features')]
+    _layer('layer_activation', layer_activation, '1', '', _forward, refuse_layers, 'sum of the features', 'scores'),
+    _layer('layer_gradient_x_activation', layer_gradient_x_activation, '1', 'Draelos & Carin 2020', _once,
+           refuse_layers, '{score}'),
+    _layer('layer_conductance', layer_conductance, 'n_steps', 'Dhamdhere et al. 2018', _ends, refuse_path, '{score}',
+           baseline='blur', n_steps=50),
+    _layer('layer_internal_influence', layer_internal_influence, 'n_steps', 'Leino et al. 2018', _points, refuse_path,
+           '{score} per unit of the features', baseline='blur', n_steps=50)]

@@ -5,12 +5,23 @@
 # %% ../../nbs/api/attribution/localisation.ipynb #d9af2c85
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .attribute import Attribution
+from .blocks import OwnMap
+from ..view.words import Summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 # %% auto #0
-__all__ = ['CONTEXT', 'outline_distance', 'Localisation', 'localisation']
+__all__ = ['CONTEXT', 'outline_distance', 'Zones', 'zones', 'Localisation', 'localisation']
 
 # %% ../../nbs/api/attribution/localisation.ipynb #96f5f0a3
 def outline_distance(
@@ -24,51 +35,88 @@ def outline_distance(
     return np.where(mask, half - distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing) - half)
 
 # %% ../../nbs/api/attribution/localisation.ipynb #8f7fb8b5
+@dataclass(frozen=True, eq=False)
+class Zones:
+    "The parts of an image around a region, from its inside to what is far away. `zones` makes it."
+    names: tuple
+    index: np.ndarray  # (*S), whole numbers: which of the names a voxel belongs to
+
+    def shares(
+        self, map,  # (*S) or (C', *S)
+    ) -> pd.DataFrame:  # where, voxels (share of the image), share (of |map|), density (their quotient), net (signed)
+        "How a map is spread over the zones; shares of a map without values are NaN."
+        import pandas as pd
+        map = np.asarray(map, float).reshape(-1, *self.index.shape)
+        size, net = abs(map).sum(0), map.sum(0)
+        whole = size.sum() or np.nan
+        rows = []
+        for i, name in enumerate(self.names):
+            here = self.index == i
+            rows.append((name, here.mean(), size[here].sum()/whole, net[here].sum()/whole))
+        frame = pd.DataFrame(rows, columns=['where', 'voxels', 'share', 'net'])
+        frame.insert(3, 'density', frame['share']/frame['voxels'].where(frame['voxels'] > 0))
+        return frame
+
+# %% ../../nbs/api/attribution/localisation.ipynb #40172e6f
+def zones(
+    mask,  # bool (*S): the region
+    spacing,  # mm, one number an axis
+    shells_mm=(),  # outer ends of shells around the region
+    border_mm=None,  # on each side of the outline; None: one voxel
+) -> Zones:
+    "Inside, border, shells, and all beyond. ValueError for ends that do not grow."
+    border = max(spacing) if border_mm is None else border_mm
+    ends = [border, *np.atleast_1d(shells_mm)]
+    positive = all(not isinstance(end, str) and 0 < end < np.inf for end in ends)
+    if not positive or (np.diff(ends) <= 0).any(): raise ValueError(
+        f'shells_mm must be growing distances in mm beyond the border of {border:g} mm, got {shells_mm!r}')
+    shells = [f'{i:.3g} to {j:.3g} mm' for i, j in zip(ends, ends[1:])]
+    names = 'inside', f'border (±{border:.3g} mm)', *shells, f'beyond {ends[-1]:g} mm'
+    return Zones(names, np.searchsorted([-border, *ends], outline_distance(mask, spacing)))
+
+# %% ../../nbs/api/attribution/localisation.ipynb #c022043f
 CONTEXT = 'Context is legitimate: what lies outside the region is not an error.'
 
 
 @dataclass(eq=False, repr=False)
 class Localisation:
     "Where a map lies; see `localisation`."
-    frame: object  # where, voxels and share (of the image, of the absolute map), density (share/voxels), net (signed sum, as a share)
+    frame: pd.DataFrame  # see `Zones.shares`
 
-    def __repr__(self):
-        rows = [f'{r["where"]} {r["share"]:.0%}' for r in self.frame.to_dict('records') if r['voxels'] > 0]
+    @property
+    def text(self):
+        rows = [f'{row["where"]} {row["share"]:.0%}' for row in self.frame.to_dict('records') if row['voxels'] > 0]
         return f'share of the map: {", ".join(rows)}. {CONTEXT}'
 
-    def plot(self, ax=None):  # -> the axes
+    def __repr__(self): return self.text
+    def summary(self) -> Summary: "The shares in words."; return Summary(self.text, self.frame)
+
+    def plot(
+        self, ax: Axes | None = None,  # to draw on; None: a new figure
+    ) -> 'Figure':
         "Share of the map and of the image, from the inside to the outside."
         import matplotlib.pyplot as plt
-        ax, f, x = ax or plt.subplots(figsize=(6, 3))[1], self.frame, np.arange(len(self.frame))
-        ax.bar(x - .2, 100*f['share'], .4, color='#E69F00', label='of the map')
-        ax.bar(x + .2, 100*f['voxels'], .4, color='#999999', label='of the image')
-        ax.set_xticks(x, f['where'], rotation=25, ha='right', fontsize=8)
+        if ax is None: ax = plt.subplots(figsize=(6, 3))[1]
+        at = np.arange(len(self.frame))
+        ax.bar(at - .2, 100*self.frame['share'], .4, color='#E69F00', label='of the map')
+        ax.bar(at + .2, 100*self.frame['voxels'], .4, color='#999999', label='of the image')
+        ax.set_xticks(at, self.frame['where'], rotation=25, ha='right', fontsize=8)
         ax.set(ylabel='share (%)', title=CONTEXT)
         ax.title.set_fontsize(9)
         ax.legend(fontsize=8, loc='upper center')
-        return ax
+        return ax.figure
 
-
+# %% ../../nbs/api/attribution/localisation.ipynb #9ea19d73
 def localisation(
-    attribution,
-    shells_mm=(5, 10, 20, 40),  # outer ends of the shells around the region
-    border_mm=None,  # on each side of the outline; None: one voxel
+    attribution: Attribution | OwnMap,
+    shells_mm: float | Sequence[float] = (5, 10, 20, 40),  # outer ends of the shells around the region
+    border_mm: float | None = None,  # on each side of the outline; None: one voxel
 ) -> Localisation:
-    "Shares of the absolute map inside the region, at its border, and in shells around it."
-    import pandas as pd
-    a = attribution
-    if not a.sample.spacing_known: raise ValueError(
-        f'shells are measured in mm, but the spacing of sample {a.sample.name!r} is not known; give it one, e.g. spacing=1.5')
-    border = max(a.sample.spacing) if border_mm is None else border_mm
-    ends = [border, *np.atleast_1d(shells_mm)]
-    if any(isinstance(e, str) or not 0 < e < np.inf for e in ends) or (np.diff(ends) <= 0).any():
-        raise ValueError(f'shells_mm must be growing distances in mm beyond the border of {border:g} mm, got {shells_mm!r}')
-    distance, m = outline_distance(a.target.mask, a.sample.spacing), np.asarray(a.map, float)
-    size, net = abs(m).sum(0), m.sum(0)
-    if not size.sum() > 0: raise ValueError('the map is empty: it lies nowhere')
-    names = ['inside', f'border (±{border:.3g} mm)', *(f'{i:.3g} to {j:.3g} mm' for i, j in zip(ends, ends[1:])), f'beyond {ends[-1]:g} mm']
-    place = np.searchsorted([-border, *ends], distance)
-    rows = [(n, (place == i).mean(), size[place == i].sum()/size.sum(), net[place == i].sum()/size.sum()) for i, n in enumerate(names)]
-    frame = pd.DataFrame(rows, columns=['where', 'voxels', 'share', 'net'])
-    frame.insert(3, 'density', frame['share']/frame['voxels'].where(frame['voxels'] > 0))
-    return Localisation(frame)
+    "Shares of the absolute map inside the region, at its border, and in shells around it. It needs the spacing."
+    sample = attribution.sample
+    if not sample.spacing_known: raise ValueError(
+        f'shells are measured in mm, but the spacing of sample {sample.name!r} is not known; '
+        'give it one, e.g. spacing=1.5')
+    around = zones(attribution.target.mask, sample.spacing, shells_mm, border_mm)
+    if not np.any(attribution.map): raise ValueError('the map is empty: it lies nowhere')
+    return Localisation(around.shares(attribution.map))

@@ -5,105 +5,108 @@
 # %% ../../nbs/api/attribution/lrp.ipynb #b6dc0659
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from .method import Method, Raw
-from ..inside.question import Question, Refused
+from .modified import OVERWRITES, words
 from ..inside.layers import bring_home
-from .gradient import OVERWRITES, words
-from ..models.hold import out_of_place
-from ..models.hold import evaluating
+from ..inside.question import Question, Refused
+from ..models.hold import evaluating, out_of_place
 
 # %% auto #0
-__all__ = ['ROUTES', 'PASS_ON', 'SUMS', 'RULES', 'INSTEAD', 'LRP_METHODS', 'first_tensor', 'graph', 'no_rule', 'plan', 'ruled',
-           'network_calls', 'refuse_relevance', 'lrp', 'excitation_backprop']
+__all__ = ['ROUTES', 'PASS_ON', 'UNRULY', 'CONVOLUTIONS', 'NORMS', 'SUMS', 'RULES', 'INSTEAD', 'LRP_METHODS', 'first_tensor',
+           'graph', 'no_rule', 'put_back', 'ruled', 'network_calls', 'plan', 'refuse_relevance', 'lrp',
+           'excitation_backprop']
 
 # %% ../../nbs/api/attribution/lrp.ipynb #1263875b
-ROUTES = ('Cat', 'Stack', 'MaxPool', 'AvgPool', 'Upsample', 'Slice', 'Split', 'View', 'UnsafeView', 'Reshape', 'Permute', 'Transpose', 'Squeeze',
-          'Unsqueeze', 'Clone', 'Alias', 'ToCopy', 'Copy', 'ConstantPad', 'ReflectionPad', 'ReplicationPad', 'PixelShuffle', 'Relu', 'Add')
-PASS_ON = ('LeakyReLU', 'PReLU', 'ELU', 'CELU', 'SELU', 'GELU', 'SiLU', 'Hardswish', 'Mish', 'Tanh', 'Hardtanh', 'ReLU6')  # f(0) = 0
-
-
 def first_tensor(out):
     "The tensor that a network's output starts with."
-    while isinstance(out, (list, tuple, dict)): out = out.get('out', next(iter(out.values()))) if isinstance(out, dict) else out[0]
+    while isinstance(out, (list, tuple, dict)):
+        if isinstance(out, dict): out = out.get('out', next(iter(out.values())))
+        else: out = out[0]
     return out
 
 
-def _weighted(m):
-    "Is a module a convolution? No subclasses: they may do more."
-    return type(m) in {getattr(torch.nn, f'Conv{t}{n}d') for t in ('', 'Transpose') for n in (1, 2, 3)}
-
-
-def _norm(m): return type(m) in (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
-
-
 def graph(
-    module, x,  # the network and its input (n, C', *G)
+    module: torch.nn.Module, x: torch.Tensor,  # the network and its input (n, C', *G)
 ) -> tuple:  # operations from the output back to the image; which operation was made by which module
     "The graph of operations of a network."
     made, hooks = {}, []
     def note(m, args, out):
-        if isinstance(out, torch.Tensor) and out.grad_fn is not None: made.setdefault(out.grad_fn, m)  # nn.Identity comes later
-    for m in module.modules():
-        if not any(True for _ in m.children()): hooks.append(m.register_forward_hook(note))
+        has_graph = isinstance(out, torch.Tensor) and out.grad_fn is not None
+        if has_graph: made.setdefault(out.grad_fn, m)  # nn.Identity comes later
+    leaves = [m for m in module.modules() if not any(True for _ in m.children())]
     try:
+        for leaf in leaves: hooks.append(leaf.register_forward_hook(note))
         with evaluating(module), torch.enable_grad(): out = first_tensor(module(x.detach().requires_grad_().clone()))
     finally:
-        for h in hooks: h.remove()
+        for hook in hooks: hook.remove()
+    return _behind(out), made
+
+
+def _behind(out):
+    "Operations behind a tensor, from the last to the first."
     todo = [out.grad_fn] if out.grad_fn is not None else []
     seen = dict.fromkeys(todo)
     while todo:
-        for n, _ in todo.pop().next_functions:
-            if n is not None and n not in seen:
-                seen[n] = None
-                todo.append(n)
-    return list(seen), made
+        for node, _ in todo.pop().next_functions:
+            if node is None or node in seen: continue
+            seen[node] = None
+            todo.append(node)
+    return list(seen)
+
+# %% ../../nbs/api/attribution/lrp.ipynb #da156a82
+ROUTES = ('Cat', 'Stack', 'MaxPool', 'AvgPool', 'Upsample', 'Slice', 'Split', 'View', 'UnsafeView', 'Reshape',
+          'Permute', 'Transpose', 'Squeeze', 'Unsqueeze', 'Clone', 'Alias', 'ToCopy', 'Copy', 'ConstantPad',
+          'ReflectionPad', 'ReplicationPad', 'PixelShuffle', 'Relu', 'Add')
+PASS_ON = {'LeakyReLU', 'PReLU', 'ELU', 'CELU', 'SELU', 'GELU', 'SiLU', 'Hardswish', 'Mish', 'Tanh', 'Hardtanh',
+           'ReLU6'}  # f(0) = 0
+UNRULY = {'Mul': 'a product of features (a gate)', 'Sub': 'a difference of features', 'NativeGroupNorm': 'GroupNorm',
+          'NativeLayerNorm': 'LayerNorm', 'CopySlices': 'a change of a part of the features in place'}
+CONVOLUTIONS = {getattr(torch.nn, f'Conv{kind}{n}d') for kind in ('', 'Transpose') for n in (1, 2, 3)}
+NORMS = {torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d}
+
+
+def _weighted(module): "Is it a convolution? No subclasses: they may do more."; return type(module) in CONVOLUTIONS
+def _norm(module): return type(module) in NORMS
+def _kind(node):
+    "'Convolution' of 'torch::autograd::ConvolutionBackward0'."
+    return node.name().split('::')[-1].split('Backward')[0]
+def _convolves(kind): return 'Convolution' in kind or 'MkldnnConv' in kind
 
 # %% ../../nbs/api/attribution/lrp.ipynb #e98aa6dd
-def no_rule(node, made, ways):
+def _no_rule_for_convolution(module, times):
+    if module is None or not _weighted(module):
+        return 'a convolution is no plain nn.Conv module whose weights could be held'
+    if 'weight' not in module._parameters: return 'the weights of a convolution are computed from others (weight norm)'
+    return 'a convolution is used twice in one pass' if times > 1 else None
+
+
+def _no_rule_for_norm(node, module, times):
+    of_the_image = module is None or not _norm(module) or getattr(node, '_saved_training', False)
+    if of_the_image: return 'a norm uses the statistics of each image (InstanceNorm)'
+    if module.weight is None: return 'a BatchNorm has no weights'
+    return 'a BatchNorm is used twice in one pass' if times > 1 else None
+
+
+def no_rule(
+    node, made: dict,  # an operation; which operation was made by which module, see `graph`
+    ways: int,  # how many features it takes
+) -> str | None:
     "Why there is no rule for an operation, or None."
-    name, m = node.name().split('::')[-1].split('Backward')[0], made.get(node)
-    if any(o in name for o in ('Convolution', 'MkldnnConv')):
-        if m is None or not _weighted(m): return 'a convolution is no plain nn.Conv module whose weights could be held'
-        if 'weight' not in m._parameters: return 'the weights of a convolution are computed from others (weight norm)'
-        if sum(o is m for o in made.values()) > 1: return 'a convolution is used twice in one pass'
-    elif 'BatchNorm' in name:
-        if m is None or not _norm(m) or getattr(node, '_saved_training', False): return 'a norm uses the statistics of each image (InstanceNorm)'
-        if m.weight is None: return 'a BatchNorm has no weights'
-        if sum(o is m for o in made.values()) > 1: return 'a BatchNorm is used twice in one pass'
-    elif name == 'AccumulateGrad' or m is not None and type(m).__name__ in PASS_ON: return None
-    elif name == 'Add' and (ways > 2 or getattr(node, '_saved_alpha', 1) != 1): return 'features are subtracted'
-    elif not any(name.startswith(o) for o in ROUTES):
-        known = {'Mul': 'a product of features (a gate)', 'Sub': 'a difference of features', 'NativeGroupNorm': 'GroupNorm',
-                 'NativeLayerNorm': 'LayerNorm', 'CopySlices': 'a change of a part of the features in place'}
-        return f'there is no rule for {known.get(name, name)}' + (f' ({type(m).__name__})' if m is not None and name not in known else '')
-
-
-def plan(
-    q: Question,
-) -> tuple:  # why not, or None; [(convolution, BatchNorm behind it)]
-    "What the network of a question needs so that relevance can go back through it."
-    if '_plan' not in q.__dict__: q._plan = _plan(q)
-    return q._plan
-
-
-def _plan(q):
-    if q.module is None: return f'{q.model.name} is a function without modules', []
-    if q.anatomy.script: return f'{q.model.name} has no modules that can be held (TorchScript, or not called as a module)', []
-    if q.anatomy.norms: return f'{words(q.anatomy.norms)} uses the statistics of each image, for which there is no rule', []
-    nodes, made = graph(q.module, network_calls(q, count=False)[0][0])
-    if not nodes: return f'the output of {q.model.name} does not depend on the image in a differentiable way', []
-    readers = {}
-    for n in nodes:
-        for o, _ in n.next_functions: readers[o] = readers.get(o, 0) + 1
-    for n in nodes:
-        if why := no_rule(n, made, sum(o is not None for o, _ in n.next_functions)): return why, []
-    before = lambda n: n.next_functions[0][0]
-    return None, [(made[before(n)], made[n]) for n in nodes if 'BatchNorm' in n.name() and _weighted(made.get(before(n))) and readers[before(n)] == 1]
+    kind, module = _kind(node), made.get(node)
+    times = sum(other is module for other in made.values())
+    if _convolves(kind): return _no_rule_for_convolution(module, times)
+    if 'BatchNorm' in kind: return _no_rule_for_norm(node, module, times)
+    if kind == 'AccumulateGrad' or type(module).__name__ in PASS_ON: return None
+    if kind == 'Add': return 'features are subtracted' if ways > 2 or getattr(node, '_saved_alpha', 1) != 1 else None
+    if kind.startswith(ROUTES): return None
+    by = f' ({type(module).__name__})' if module is not None and kind not in UNRULY else ''
+    return f'there is no rule for {UNRULY.get(kind, kind)}{by}'
 
 # %% ../../nbs/api/attribution/lrp.ipynb #c6d6a0aa
 class _Shared(torch.autograd.Function):
@@ -115,79 +118,123 @@ class _Shared(torch.autograd.Function):
         return f(*xs)
 
     @staticmethod
-    def backward(ctx, r):
-        xs = [(x.clamp_min(0) if ctx.positive else x).detach().requires_grad_() for x in ctx.saved_tensors]
-        with torch.enable_grad(): y = ctx.f(*xs)
-        g = torch.autograd.grad(y, xs, r/(y + torch.where(y < 0, -ctx.eps, ctx.eps)).detach())
-        return None, None, None, *(x.detach()*o for x, o in zip(xs, g))
+    def backward(ctx, relevance):
+        given = [x.clamp_min(0) if ctx.positive else x for x in ctx.saved_tensors]
+        given = [x.detach().requires_grad_() for x in given]
+        with torch.enable_grad(): out = ctx.f(*given)
+        below = out + torch.where(out < 0, -ctx.eps, ctx.eps)
+        grads = torch.autograd.grad(out, given, relevance/below.detach())
+        return None, None, None, *(x.detach()*grad for x, grad in zip(given, grads))
 
 
-SUMS = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.__iadd__, torch.Tensor.add_}
+SUMS = {torch.add, torch.Tensor.add, torch.Tensor.add_,
+        torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.__iadd__}
 
 
 class _Sharing(TorchFunctionMode):
     "Sums of two features, and enlargements, by `_Shared`."
-    def __init__(self, positive, eps): super().__init__(); self.how = positive, eps
+    def __init__(self, positive, eps):
+        super().__init__()
+        self.how = positive, eps
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, resize = kwargs or {}, torch.nn.functional.interpolate
-        live = [a for a in args[:2] if isinstance(a, torch.Tensor) and a.requires_grad]
+        live = [o for o in args[:2] if isinstance(o, torch.Tensor) and o.requires_grad]
+        def resized(x): return resize(x, *args[1:], **kwargs)
         if func in SUMS and len(live) == 2: return _Shared.apply(torch.add, *self.how, *live)
-        if func is resize and live: return _Shared.apply(lambda x: resize(x, *args[1:], **kwargs), *self.how, live[0])
+        if func is resize and live: return _Shared.apply(resized, *self.how, live[0])
         return func(*args, **kwargs)
 
 # %% ../../nbs/api/attribution/lrp.ipynb #e3666b45
 @contextmanager
+def put_back(module: torch.nn.Module) -> Iterator:
+    "Weights and buffers of a network are afterwards as they were before: the tensors themselves."
+    held = [(part, dict(part._parameters), vars(part).get('eps')) for part in module.modules()]
+    tensors = [(tensor, tensor.data) for tensor in [*module.parameters(), *module.buffers()]]
+    try: yield
+    finally:
+        for part, parameters, eps in held:
+            part._parameters.clear()
+            part._parameters.update(parameters)
+            if eps is not None: part.eps = eps
+        for tensor, data in tensors: tensor.data = data
+
+
+@contextmanager
 def ruled(
-    module, rule,  # the network; zennit rule for layers with weights
+    module: torch.nn.Module, rule,  # the network; zennit rule for layers with weights
     alone,  # zennit rule for BatchNorms that follow no convolution
-    merge,  # [(convolution, BatchNorm)]
-):
+    merge: list,  # of (convolution, BatchNorm)
+) -> Iterator:
     "Inside, the gradient of the network is its relevance."
     from zennit import canonizers, core, types
     from zennit import rules as z
+    merged = [norm for _, norm in merge]
     def of(_, name, m):
         if _weighted(m): return rule
-        if _norm(m): return z.Pass() if any(m is bn for _, bn in merge) else alone
+        if _norm(m): return z.Pass() if any(m is norm for norm in merged) else alone
         if isinstance(m, types.AvgPool): return z.Norm()
         if type(m).__name__ in PASS_ON: return z.Pass()
-    names = {m: n for n, m in module.named_modules()}
-    merging = canonizers.NamedMergeBatchNorm([([names[conv]], names[bn]) for conv, bn in merge])
-    composite, held = core.Composite(of, [merging]), [(m, dict(m._parameters), m.__dict__.get('eps')) for m in module.modules()]
-    tensors = [(t, t.data) for t in [*module.parameters(), *module.buffers()]]
-    try:
-        composite.register(module)
-        for _, bn in merge: bn.eps = 0.  # it is the identity now
-        yield
-    finally:
-        composite.remove()
-        for m, parameters, eps in held:
-            m._parameters.clear()
-            m._parameters.update(parameters)
-            if eps is not None: m.eps = eps
-        for t, data in tensors: t.data = data
+    names = {m: name for name, m in module.named_modules()}
+    merging = canonizers.NamedMergeBatchNorm([([names[conv]], names[norm]) for conv, norm in merge])
+    composite = core.Composite(of, [merging])
+    with put_back(module):
+        try:
+            composite.register(module)
+            for norm in merged: norm.eps = 0.  # it is the identity now
+            yield
+        finally: composite.remove()
 
-
-def network_calls(q: Question, count=True):
-    "Input (n, C', *G), output, and gradient of the score with respect to that, for each call of the network."
+# %% ../../nbs/api/attribution/lrp.ipynb #596cb123
+def network_calls(q: Question, count=True) -> list:  # of (input (n, C', *G), output, gradient of the score there)
+    "What each call of the network gets and gives."
     ins, outs = [], []
     def leave(_, args, out):
         ins.append(args[0].detach().as_subclass(torch.Tensor))
         outs.append(first_tensor(out).requires_grad_())
     hook = q.module.register_forward_hook(leave)
-    try: score = (q.score(q.x) if count else q.target.of(q.look(q.x))).sum()
+    try: score = (q.score() if count else q.target.of(q.look(q.x))).sum()
     finally: hook.remove()
-    return list(zip(ins, [o.detach().as_subclass(torch.Tensor) for o in outs], torch.autograd.grad(score, outs)))
+    grads = torch.autograd.grad(score, outs)
+    return list(zip(ins, [out.detach().as_subclass(torch.Tensor) for out in outs], grads))
+
+
+def plan(
+    q: Question,
+) -> tuple:  # why not, or None; [(convolution, BatchNorm behind it)]
+    "What the network of a question needs so that relevance can go back through it. Found once."
+    def find(): return _plan(q)
+    return q.once('plan of relevance', find)
+
+
+def _plan(q):
+    if q.module is None: return f'{q.model.name} is a function without modules', []
+    if q.anatomy.script:
+        return f'{q.model.name} has no modules that can be held (TorchScript, or not called as a module)', []
+    if q.anatomy.norms:
+        return f'{words(q.anatomy.norms)} uses the statistics of each image, for which there is no rule', []
+    nodes, made = graph(q.module, network_calls(q, count=False)[0][0])
+    if not nodes: return f'the output of {q.model.name} does not depend on the image in a differentiable way', []
+    for node in nodes:
+        ways = sum(before is not None for before, _ in node.next_functions)
+        if why := no_rule(node, made, ways): return why, []
+    return None, _to_merge(nodes, made)
+
+
+def _to_merge(nodes, made):
+    "(convolution, BatchNorm) where nothing but the norm reads what the convolution gives."
+    readers, found = {}, []
+    for node in nodes:
+        for before, _ in node.next_functions: readers[before] = readers.get(before, 0) + 1
+    for node in nodes:
+        if 'BatchNorm' not in node.name(): continue
+        before = node.next_functions[0][0]
+        if _weighted(made.get(before)) and readers[before] == 1: found.append((made[before], made[node]))
+    return found
 
 # %% ../../nbs/api/attribution/lrp.ipynb #d1cd1e50
 RULES = 'epsilon', 'gamma', 'alpha_beta'
 INSTEAD = 'use integrated_gradients or input_x_gradient'
-
-
-def refuse_relevance(q, options):
-    "Why relevance cannot go back through this network, or None."
-    _zennit()
-    if q.module is not None and q.overwrites: return f'{OVERWRITES}; {INSTEAD}'
-    return f'{why}; {INSTEAD}' if (why := plan(q)[0]) else None
 
 
 def _zennit():
@@ -195,23 +242,43 @@ def _zennit():
     except ImportError as e: raise ImportError('relevance propagation needs zennit: pip install "misas[lrp]"') from e
     return rules
 
+
+def refuse_relevance(q, options):
+    "Why relevance cannot go back through this network, or None."
+    _zennit()
+    if q.module is not None and q.overwrites: return f'{OVERWRITES}; {INSTEAD}'
+    why = plan(q)[0]
+    return f'{why}; {INSTEAD}' if why else None
+
+
+def _through(q, rule, alone, positive, epsilon, call):
+    "Relevance that goes into one call of the network, and the map on what the network got."
+    x, out, grad = call
+    x, relevance = x.requires_grad_(), grad.clamp_min(0) if positive else grad*out
+    merge = plan(q)[1]
+    with out_of_place(q.module), ruled(q.module, rule, alone, merge), evaluating(q.module), torch.enable_grad():
+        with _Sharing(positive, epsilon): again = first_tensor(q.module(x.clone())).as_subclass(torch.Tensor)
+        if (again - out).abs().max() > 1e-3*out.abs().max():
+            raise Refused(f'with its BatchNorms merged the network gives another output; {INSTEAD}')
+        map = torch.autograd.grad(again, x, relevance)[0]
+    q.passes.forwards += len(x)
+    q.passes.backwards += len(x)
+    return relevance, map
+
+# %% ../../nbs/api/attribution/lrp.ipynb #e94ec90d
 def _relevance(q, rule, alone, positive, epsilon):
     "The map, its sum, and what it should add up to."
     if why := refuse_relevance(q, {}): raise Refused(why)
-    merge = plan(q)[1]
     maps, start, end = [], 0., 0.
-    for x, out, c in network_calls(q):
-        x, r = x.requires_grad_(), c.clamp_min(0) if positive else c*out
-        with out_of_place(q.module), ruled(q.module, rule, alone, merge), evaluating(q.module), torch.enable_grad():
-            with _Sharing(positive, epsilon): y = first_tensor(q.module(x.clone())).as_subclass(torch.Tensor)
-            if (y - out).abs().max() > 1e-3*out.abs().max(): raise Refused(f'with its BatchNorms merged the network gives another output; {INSTEAD}')
-            maps.append(torch.autograd.grad(y, x, r)[0])
-        start, end = start + float(r.double().sum()), end + float(maps[-1].double().sum())
-        q.passes.forwards += len(x)
-        q.passes.backwards += len(x)
-    if maps[0].shape[1] != q.x.shape[1]: maps = [m.sum(1, keepdim=True) for m in maps]
-    home = lambda ms: bring_home(q, ms, [m.shape[1:] for m in ms], [[(1, 0)]*(m.ndim - 1) for m in ms], add=True)
-    return torch.cat([home([m[:, i] for m in maps]) for i in range(maps[0].shape[1])]), end, start
+    for call in network_calls(q):
+        relevance, map = _through(q, rule, alone, positive, epsilon, call)
+        start, end = start + float(relevance.double().sum()), end + float(map.double().sum())
+        maps.append(map)
+    if maps[0].shape[1] != q.x.shape[1]: maps = [map.sum(1, keepdim=True) for map in maps]
+    grids = [map.shape[2:] for map in maps]
+    places = [[(1, 0)]*len(grid) for grid in grids]
+    home = [bring_home(q, [map[:, i] for map in maps], grids, places, add=True) for i in range(maps[0].shape[1])]
+    return torch.cat(home), end, start
 
 # %% ../../nbs/api/attribution/lrp.ipynb #12580e7f
 def lrp(
@@ -219,28 +286,40 @@ def lrp(
     rule='gamma',  # 'epsilon', 'gamma' or 'alpha_beta'
     gamma=.25,  # how much positive weights are raised
     epsilon=1e-6,  # keeps quotients finite
-) -> Raw:  # delta: what biases got, with its sign turned; gap: only where nothing may be lost: networks without biases, epsilon and gamma
+) -> Raw:  # delta: what biases got, its sign turned; gap: without biases, by epsilon and gamma: nothing may be lost
     "Relevance of the voxels for the score."
-    z = _zennit()
+    rules = _zennit()
     if rule not in RULES: raise ValueError(f'rule must be one of {", ".join(RULES)}, got {rule!r}')
-    if not (gamma >= 0 and epsilon > 0): raise ValueError(f'gamma must not be negative and epsilon must be positive, got {gamma!r} and {epsilon!r}')
-    one = {'epsilon': lambda: z.Epsilon(epsilon), 'gamma': lambda: z.Gamma(gamma, epsilon), 'alpha_beta': lambda: z.AlphaBeta(2, 1, epsilon)}[rule]()
-    map, end, start = _relevance(q, one, z.Epsilon(epsilon), False, epsilon)
-    free = rule == 'alpha_beta' or any(_norm(m) or _weighted(m) and m.bias is not None and m.bias.any() for m in q.module.modules())
+    if not (gamma >= 0 and epsilon > 0):
+        raise ValueError(f'gamma must not be negative and epsilon must be positive, got {gamma!r} and {epsilon!r}')
+    plain, alpha_beta = rules.Epsilon(epsilon), rules.AlphaBeta(2, 1, epsilon)
+    made = {'epsilon': plain, 'gamma': rules.Gamma(gamma, epsilon), 'alpha_beta': alpha_beta}
+    map, end, start = _relevance(q, made[rule], rules.Epsilon(epsilon), False, epsilon)
+    free = rule == 'alpha_beta' or _has_biases(q.module)
     return Raw(map, end - start, None if free else abs(end - start)/max(abs(start), 1e-12))
+
+
+def _has_biases(module):
+    "Do norms or biases take a part of the relevance?"
+    return any(_norm(m) or _weighted(m) and m.bias is not None and m.bias.any() for m in module.modules())
 
 
 def excitation_backprop(q: Question) -> Raw:  # delta: what is lost in units that are active by their bias alone
     "Probability of the voxels: what excites the target, without what inhibits it."
-    z = _zennit()
-    map, end, start = _relevance(q, z.ZPlus(1e-9, zero_params='bias'), z.Pass(), True, 1e-9)
+    rules = _zennit()
+    map, end, start = _relevance(q, rules.ZPlus(1e-9, zero_params='bias'), rules.Pass(), True, 1e-9)
+    lost = 1 - end/(start or 1)
     if abs(end - start) > .05*abs(start): raise Refused(
-        f'{1 - end/(start or 1):.0%} of the probability is lost in units that nothing excites but their bias; use lrp, which counts what biases get')
+        f'{lost:.0%} of the probability is lost in units that nothing excites but their bias; '
+        'use lrp, which counts what biases get')
     return Raw(map, end - start, abs(end - start)/(start or 1))
 
 
+def _cost(q, options): return 2, 1
+
+
 LRP_METHODS = [
-    Method('lrp', 'relevance', lrp, '1', 'Bach et al. 2015', lambda q, o: (2, 1), refuse_relevance,
+    Method('lrp', 'relevance', lrp, '1', 'Bach et al. 2015', _cost, refuse_relevance,
            'features', dict(rule='gamma', gamma=.25, epsilon=1e-6), 'zennit', '{score}'),
-    Method('excitation_backprop', 'relevance', excitation_backprop, '1', 'Zhang et al. 2016', lambda q, o: (2, 1), refuse_relevance,
+    Method('excitation_backprop', 'relevance', excitation_backprop, '1', 'Zhang et al. 2016', _cost, refuse_relevance,
            'features', library='zennit', unit='probability')]

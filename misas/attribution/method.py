@@ -5,7 +5,11 @@
 # %% ../../nbs/api/attribution/method.ipynb #8ed9b2fa
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import numpy as np
+import torch
 
 # %% auto #0
 __all__ = ['Raw', 'Method']
@@ -15,9 +19,13 @@ __all__ = ['Raw', 'Method']
 class Raw:
     "What a method returns."
     map: object  # tensor or array (C', *S): C' channels of the image, or 1 where all are treated together
-    delta: float | None = None  # sum of the map - (score of the image - score of the baseline), for methods whose map must add up
+    delta: float | None = None  # sum of the map - (image's score - baseline's), where the map must add up
     gap: float | None = None  # |delta| as a fraction of what it must add up to
     base: float | None = None  # score of the baseline
+
+    def numpy(self) -> np.ndarray:
+        "The map as an array."
+        return self.map.detach().cpu().numpy() if isinstance(self.map, torch.Tensor) else np.asarray(self.map)
 
 
 @dataclass(frozen=True)
@@ -25,13 +33,13 @@ class Method:
     "One way of asking where a model looks."
     name: str
     family: str  # 'gradient', 'modified gradient', 'class activation', 'layer', 'perturbation' or 'relevance'
-    run: object  # f(question, **options) -> Raw
+    run: Callable  # f(question, **options) -> Raw
     words: str  # passes through the network, in words
     origin: str  # the paper
-    cost: object  # f(question, options) -> (forward, backward): images passed
-    refuse: object = None  # f(question, options) -> why not and what instead, or None
+    cost: Callable  # f(question, options) -> (forward, backward): images passed
+    refuse: Callable | None = None  # f(question, options) -> why not and what instead, or None
     needs: str = 'gradient'  # of the image; 'features' of a layer; or 'scores': nothing else
     options: dict = field(default_factory=dict)  # its own, with defaults
     library: str = 'captum'  # that computes it
     unit: str = ''  # of the map; {score} stands for that of the target
-    slope: bool = False  # are its values slopes, which have to be multiplied by a change of the image to say what it does?
+    slope: bool = False  # are its values slopes: multiplied by a change of the image they say what it does?

@@ -7,15 +7,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
-from .blocks import Blocks, check_count, is_slope, map_again
+from .attribute import Attribution
+from .blocks import Blocks, OwnMap, blocks_for, map_again
+from ..inside.question import check_count
+from ..view.words import Summary
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['Infidelity', 'infidelity', 'check_share', 'robust_range', 'MaxSensitivity', 'max_sensitivity', 'Curve', 'deletion',
-           'insertion']
+__all__ = ['Infidelity', 'check_share', 'contrast', 'infidelity', 'MaxSensitivity', 'max_sensitivity']
 
 # %% ../../nbs/api/attribution/quality.ipynb #1a7d8cef
 @dataclass(eq=False, repr=False)
@@ -27,111 +36,155 @@ class Infidelity:
     better = 'lower'
 
     @property
-    def raw(self): "Mean squared difference, without scaling (Yeh et al. 2019, eq. 1)."; return float(((self.promised - self.seen)**2).mean())
+    def raw(self) -> float:
+        "Mean squared difference, without scaling (Yeh et al. 2019, eq. 1)."
+        return float(((self.promised - self.seen)**2).mean())
+
     @property
-    def zero(self): "The same of the empty map."; return float((self.seen**2).mean())
+    def zero(self) -> float: "The same of the empty map."; return float((self.seen**2).mean())
+
     @property
-    def scale(self):
+    def scale(self) -> float:
         "The factor by which the map is multiplied: the best one that is not negative."
         square = (self.promised**2).mean()
         return float(max(0., (self.promised*self.seen).mean()/square)) if square > 0 else 0.
-    @property
-    def value(self): "Of the scaled map, relative to the empty one."; return float(((self.scale*self.promised - self.seen)**2).mean())/self.zero
 
     @property
-    def correlation(self):
-        "Of promised and seen drops (faithfulness correlation, Bhatt et al. 2020); NaN for a map that promises the same for all."
-        return float(np.corrcoef(self.promised, self.seen)[0, 1]) if np.ptp(self.promised) > 0 and np.ptp(self.seen) > 0 else np.nan
+    def value(self) -> float:
+        "Of the scaled map, relative to the empty one."
+        return float(((self.scale*self.promised - self.seen)**2).mean())/self.zero
 
-    def interval(self, level=.95, n=1000, seed=0):
-        "Percentile bootstrap over the perturbations: how much `value` depends on which were drawn."
-        pick = np.random.default_rng(seed).integers(0, len(self.seen), (n, len(self.seen)))
-        p, s = self.promised[pick], self.seen[pick]
-        pp, ps, ss = ((a*b).mean(1) for a, b in ((p, p), (p, s), (s, s)))
-        explained = np.divide(np.maximum(ps, 0)**2, pp*ss, out=np.zeros(n), where=pp*ss > 0)
-        return tuple(float(o) for o in np.quantile(np.maximum(1 - explained, 0), [(1 - level)/2, (1 + level)/2]))
+    @property
+    def correlation(self) -> float:
+        "Of promised and seen drops (faithfulness correlation, Bhatt et al. 2020); NaN where all are promised the same."
+        varies = np.ptp(self.promised) > 0 and np.ptp(self.seen) > 0
+        return float(np.corrcoef(self.promised, self.seen)[0, 1]) if varies else np.nan
 
-    def __repr__(self):
-        low, high = self.interval()
-        return (f'infidelity {self.value:.3f} of that of an empty map (95 % interval {low:.3f} to {high:.3f}, {len(self.seen)} changes, '
-                f'map times {self.scale:.3g}); correlation {self.correlation:.2f}, raw {self.raw:.3g}')
+# %% ../../nbs/api/attribution/quality.ipynb #69ff0fd0
+@patch
+def interval(
+    self: Infidelity,
+    level: float = .95,
+    n: int = 1000,  # draws
+    seed: int = 0,
+) -> tuple[float, float]:
+    "Percentile bootstrap over the perturbations: how much `value` depends on which were drawn."
+    pick = np.random.default_rng(seed).integers(0, len(self.seen), (n, len(self.seen)))
+    promised, seen = self.promised[pick], self.seen[pick]
+    square, both, zero = ((a*b).mean(1) for a, b in ((promised, promised), (promised, seen), (seen, seen)))
+    explained = np.divide(np.maximum(both, 0)**2, square*zero, out=np.zeros(n), where=square*zero > 0)
+    ends = np.quantile(np.maximum(1 - explained, 0), [(1 - level)/2, (1 + level)/2])
+    return tuple(ends.tolist())
 
-    def plot(self, ax=None):  # -> the axes
-        "What the scaled map promised against what happened, a point a change."
-        import matplotlib.pyplot as plt
-        ax = ax or plt.subplots(figsize=(3.6, 3.4))[1]
-        ax.axline((0, 0), slope=1, color='k', lw=.8, ls='--')
-        ax.plot(self.scale*self.promised, self.seen, '.', ms=5, alpha=.7, color='#0072B2')
-        ax.set(xlabel=f'drop promised by the map ({self.unit})', ylabel=f'drop seen ({self.unit})', title=f'infidelity {self.value:.2f}')
-        ax.grid(alpha=.3)
-        return ax
 
-# %% ../../nbs/api/attribution/quality.ipynb #721a388b
-def infidelity(
-    attribution,
-    *, n=100,  # changed images
-    block=None,  # side of a block in mm; None: a sixteenth of the field of view
-    by='baseline',  # replace blocks by the 'baseline', or add 'noise' to them
-    share=None,  # of the blocks that are changed at once; None: a fiftieth, with noise all
-    scale=None,  # how far towards the baseline (1: all the way), or SD of the noise as a share of the robust range; None: 1, noise .2
-    baseline=None,  # see `Blocks`
-    apart=False,  # change channels one by one?
-    seed=0, internal_batch=None, progress=True,
-    blocks=None,  # `Blocks` of the same image and target, in place of block, baseline and apart
-) -> Infidelity:
-    "How well does the map foretell what happens to the score when parts of the image change? n forward passes."
-    if by not in ('baseline', 'noise'): raise ValueError(f"by must be 'baseline' or 'noise', got {by!r}")
-    n, share = check_count('n', n, 2), check_share('share', (.02 if by == 'baseline' else 1.) if share is None else share)
-    scale = (1. if by == 'baseline' else .2) if scale is None else scale
-    if not isinstance(scale, Real) or not 0 < scale < np.inf: raise ValueError(f'scale must be a number above 0, got {scale!r}')
-    if by == 'noise' and not is_slope(attribution): raise ValueError(
-        f"by='noise' needs a map of slopes; {attribution.method} gives parts of the score, which say nothing about noise: use by='baseline'")
-    options = dict(block=block, baseline=baseline, apart=apart, internal_batch=internal_batch, progress=progress)
-    b = _blocks_for(attribution, blocks, **options)
-    amount, seen = _random_changes(b, by, n, share, scale, seed)
-    if by == 'baseline': promised = amount @ b.promised(attribution)
-    else:
-        m = np.asarray(attribution.map, float)
-        promised = amount @ np.bincount(b.labels.ravel(), (m.sum(0) if len(b.labels) == 1 else m).ravel(), b.n)
-    if not (seen**2).mean() > 0: raise ValueError('none of the changes moves the score: choose larger blocks, a larger share or another baseline')
-    return Infidelity(promised, seen, b.q.target.unit)
+@patch(as_prop=True)
+def frame(self: Infidelity) -> pd.DataFrame:
+    "A row a change: promised (by the map, scaled) and seen drop of the score."
+    import pandas as pd
+    return pd.DataFrame(dict(promised=self.scale*self.promised, seen=self.seen))
+
+
+@patch
+def summary(self: Infidelity) -> Summary:
+    "The value with its interval, and the changes behind it."
+    low, high = self.interval()
+    how = f'95 % interval {low:.3f} to {high:.3f}, {len(self.seen)} changes, map times {self.scale:.3g}'
+    more = f'correlation {self.correlation:.2f}, raw {self.raw:.3g}'
+    return Summary(f'infidelity {self.value:.3f} of that of an empty map ({how}); {more}', self.frame)
+
+
+@patch
+def __repr__(self: Infidelity): return self.summary().text
+
+# %% ../../nbs/api/attribution/quality.ipynb #0d5e3cb2
+@patch
+def plot(
+    self: Infidelity,
+    ax: Axes | None = None,  # to draw on; None: a new figure
+) -> 'Figure':
+    "What the scaled map promised against what happened, a point a change."
+    import matplotlib.pyplot as plt
+    if ax is None: ax = plt.subplots(figsize=(3.6, 3.4))[1]
+    ax.axline((0, 0), slope=1, color='k', lw=.8, ls='--')
+    ax.plot(self.scale*self.promised, self.seen, '.', ms=5, alpha=.7, color='#0072B2')
+    ax.set(xlabel=f'drop promised by the map ({self.unit})', ylabel=f'drop seen ({self.unit})')
+    ax.set_title(f'infidelity {self.value:.2f}')
+    ax.grid(alpha=.3)
+    return ax.figure
 
 # %% ../../nbs/api/attribution/quality.ipynb #72eef767
-def check_share(what, share):
+def check_share(what, share) -> float:
     "`share`, if it is above 0 and at most 1."
     if not isinstance(share, Real) or isinstance(share, bool) or not 0 < share <= 1:
         raise ValueError(f'{what} must be above 0 and at most 1, got {share!r}')
     return float(share)
 
 
-def _blocks_for(attribution, blocks, **options):
-    "The blocks to ask about: those that were made before, if they fit."
-    if blocks is None: return Blocks(attribution, **options)
-    if blocks.q.sample is not attribution.sample or not np.array_equal(blocks.q.target.mask, attribution.target.mask):
-        raise ValueError('blocks were made for another image or target: leave them out')
-    return blocks
-
-
-def robust_range(image) -> float:
-    "From the 1st to the 99th percentile of an image; 1 where that is nothing."
+def contrast(image: np.ndarray) -> float:
+    "From the 1st to the 99th percentile of all grey values; 1 where that is nothing."
     low, high = np.percentile(image, [1, 99])
     return float(high - low) if high > low else 1.
 
 
-def _random_changes(b, by, n, share, scale, seed):
-    "How much of each block is changed (n, blocks), and the drops of the score (n,); kept in `b`."
+def _turns(rng, n_blocks, each, n):
+    "n times `each` blocks (n, blocks) bool; each block has its turn before one comes again."
+    rows = n_blocks//each
+    turns = [rng.permutation(n_blocks)[:rows*each].reshape(-1, each) for _ in range(-(-n//rows))]
+    on = np.zeros((n, n_blocks), bool)
+    np.put_along_axis(on, np.concatenate(turns)[:n], True, 1)
+    return on
+
+
+def _random_changes(blocks, by, n, share, scale, seed):
+    "How much of each block is changed (n, blocks), and the drops of the score (n,); kept in `blocks`."
     key = by, n, share, scale, seed
-    if key not in b.answers:
-        rng = np.random.default_rng(seed)
-        k = max(1, round(share*b.n))
-        turns = [rng.permutation(b.n)[:b.n//k*k].reshape(-1, k) for _ in range(-(-n//(b.n//k)))]  # each block has its turn before one comes again
-        on = np.zeros((n, b.n), bool)
-        np.put_along_axis(on, np.concatenate(turns)[:n], True, 1)
-        amount = on*scale if by == 'baseline' else on*rng.normal(0, scale*robust_range(b.q.sample.image), (n, b.n))
-        size = b.change if by == 'baseline' else torch.ones_like(b.change)
-        changed = b.ask(n, lambda k: size*b.spread(amount[k]), f'infidelity, {b.q.target.name}')
-        b.answers[key] = amount, b.q.value - changed[:, 0]
-    return b.answers[key]
+    if key in blocks.answers: return blocks.answers[key]
+    rng = np.random.default_rng(seed)
+    on = _turns(rng, blocks.n, max(1, round(share*blocks.n)), n)
+    spread = scale*contrast(blocks.q.sample.image)
+    amount = on*scale if by == 'baseline' else on*rng.normal(0, spread, (n, blocks.n))
+    size = blocks.change if by == 'baseline' else torch.ones_like(blocks.change)
+    def change(k): return size*blocks.spread(amount[k])
+    changed = blocks.ask(n, change, f'infidelity, {blocks.q.target.name}')
+    blocks.answers[key] = amount, blocks.q.value - changed[:, 0]
+    return blocks.answers[key]
+
+# %% ../../nbs/api/attribution/quality.ipynb #721a388b
+def infidelity(
+    attribution: Attribution | OwnMap,
+    *, n: int = 100,  # changed images
+    block: float | None = None,  # side of a block in mm; None: a sixteenth of the field of view
+    by: str = 'baseline',  # replace blocks by the 'baseline', or add 'noise' to them
+    share: float | None = None,  # of the blocks that are changed at once; None: a fiftieth, with noise all
+    scale: float | None = None,  # how far towards the baseline, or SD of the noise by `contrast`; None: 1, noise .2
+    baseline: object = None,  # see `Blocks`
+    apart: bool = False,  # change channels one by one?
+    seed: int = 0, internal_batch: int | None = None, progress: bool = True,
+    blocks: Blocks | None = None,  # of the same image and target, in place of block, baseline and apart
+) -> Infidelity:
+    "How well does the map foretell what happens to the score when parts of the image change? n forward passes."
+    if by not in ('baseline', 'noise'): raise ValueError(f"by must be 'baseline' or 'noise', got {by!r}")
+    usual = dict(share=.02, scale=1.) if by == 'baseline' else dict(share=1., scale=.2)
+    check_count('n', n, 2)
+    share = check_share('share', usual['share'] if share is None else share)
+    scale = _check_positive('scale', usual['scale'] if scale is None else scale)
+    if by == 'noise' and not attribution.slope: raise ValueError(
+        f"by='noise' needs a map of slopes; {attribution.method} gives parts of the score, "
+        "which say nothing about noise: use by='baseline'")
+    options = dict(block=block, baseline=baseline, apart=apart, internal_batch=internal_batch, progress=progress)
+    asked = blocks_for(attribution, blocks, **options)
+    amount, seen = _random_changes(asked, by, n, share, scale, seed)
+    a_block = asked.promised(attribution)
+    if by == 'noise': a_block = asked.summed(np.asarray(attribution.map, float), attribution.method)
+    if not (seen**2).mean() > 0: raise ValueError(
+        'none of the changes moves the score: choose larger blocks, a larger share or another baseline')
+    return Infidelity(amount @ a_block, seen, asked.q.target.unit)
+
+
+def _check_positive(what, number):
+    if not isinstance(number, Real) or not 0 < number < np.inf:
+        raise ValueError(f'{what} must be a number above 0, got {number!r}')
+    return number
 
 # %% ../../nbs/api/attribution/quality.ipynb #f053fed5
 @dataclass(eq=False, repr=False)
@@ -142,132 +195,45 @@ class MaxSensitivity:
     better = 'lower'
 
     @property
-    def value(self): "The largest change."; return float(self.each.max())
+    def value(self) -> float: "The largest change."; return float(self.each.max())
 
-    def __repr__(self):
+    @property
+    def frame(self) -> pd.DataFrame:
+        "A row a noisy image: change of the map, relative to its norm."
+        import pandas as pd
+        return pd.DataFrame(dict(change=self.each))
+
+    def summary(self) -> Summary:
+        "The largest and a typical change."
         noise = f'{len(self.each)} noisy images, at most {self.radius:.0%} of the grey values'
-        return f'max-sensitivity {self.value:.3g} (typically {np.median(self.each):.3g}; {noise})'
+        return Summary(f'max-sensitivity {self.value:.3g} (typically {np.median(self.each):.3g}; {noise})', self.frame)
 
+    def __repr__(self): return self.summary().text
 
+    def plot(
+        self, ax: Axes | None = None,  # to draw on; None: a new figure
+    ) -> 'Figure':
+        "The change of the map for each noisy image; the largest one counts."
+        import matplotlib.pyplot as plt
+        if ax is None: ax = plt.subplots(figsize=(3.6, 2.6))[1]
+        ax.plot(np.arange(1, len(self.each) + 1), self.each, 'o', color='#0072B2')
+        ax.axhline(self.value, color='k', lw=.8, ls='--')
+        ax.set(xlabel='noisy image', ylabel='change of the map', ylim=(0, None))
+        ax.set_title(f'max-sensitivity {self.value:.3g}')
+        return ax.figure
+
+# %% ../../nbs/api/attribution/quality.ipynb #dd4692cc
 def max_sensitivity(
-    attribution,
-    *, radius=.02,  # largest noise, as a share of the image's robust range (1st to 99th percentile)
-    n=10,  # noisy images, each of which costs as much as the map
-    seed=0,
+    attribution: Attribution | OwnMap,
+    *, radius: float = .02,  # largest noise, as a share of the image's `contrast`
+    n: int = 10,  # noisy images, each of which costs as much as the map
+    seed: int = 0,
 ) -> MaxSensitivity:
     "By how much can noise that nobody sees change the map, relative to its norm?"
-    n = check_count('n', n)
-    if not isinstance(radius, Real) or not 0 < radius < np.inf: raise ValueError(f'radius must be a number above 0, got {radius!r}')
-    image, rng, m = attribution.sample.image, np.random.default_rng(seed), np.asarray(attribution.map, float)
-    size, norm, each = radius*robust_range(image), np.linalg.norm(m), []
+    sample, rng, map = attribution.sample, np.random.default_rng(seed), np.asarray(attribution.map, float)
+    size, norm, each = _check_positive('radius', radius)*contrast(sample.image), np.linalg.norm(map), []
     if not norm > 0: raise ValueError('the map is empty: there is nothing that could change')
-    for _ in range(n):
-        noisy = attribution.sample.replace(image=image + rng.uniform(-size, size, image.shape))
-        each.append(np.linalg.norm(map_again(attribution, sample=noisy) - m)/norm)
+    for _ in range(check_count('n', n)):
+        noisy = sample.replace(image=sample.image + rng.uniform(-size, size, sample.image.shape))
+        each.append(np.linalg.norm(map_again(attribution, sample=noisy) - map)/norm)
     return MaxSensitivity(np.array(each), float(radius))
-
-# %% ../../nbs/api/attribution/quality.ipynb #5e1f1948
-@dataclass(eq=False, repr=False)
-class Curve:
-    "Score against the part of the image that was deleted or inserted; see `deletion`."
-    name: str  # 'deletion' or 'insertion'
-    fraction: np.ndarray  # (points,) of the blocks, 0 to 1
-    map: np.ndarray  # (points, 2) score and soft Dice in the order of the map
-    random: np.ndarray  # (orders, points, 2) in random orders
-    unit: str = 'score'
-    better = 'higher'
-
-    @property
-    def each(self):  # one value a random order
-        "Area between the curve and each random one, in units of the score's fall; NaN where the baseline image scores no lower."
-        fall = self.map[0, 0] - self.map[-1, 0]  # negative for insertion, as is a good area there
-        if not (fall > 0) == (self.name == 'deletion') or fall == 0: return np.full(len(self.random), np.nan)
-        return np.trapezoid(self.random[..., 0] - self.map[:, 0], self.fraction)/fall
-    @property
-    def value(self): "Mean of `each`: 0 is as good as chance, higher is better."; return float(self.each.mean())
-
-    @property
-    def area(self):
-        "Area under each curve (DataFrame): rows map and random order, columns score and soft Dice."
-        import pandas as pd
-        areas = [np.trapezoid(c, self.fraction, axis=0) for c in (self.map, self.random.mean(0))]
-        return pd.DataFrame(areas, index=['map', 'random order'], columns=['score', 'soft_dice'])
-
-    @property
-    def frame(self):
-        "Tidy table: order, fraction, score, soft_dice."
-        import pandas as pd
-        parts = {'map': self.map, **{f'random {i}': c for i, c in enumerate(self.random)}}
-        columns = lambda k, c: dict(order=k, fraction=self.fraction, score=c[:, 0], soft_dice=c[:, 1])
-        return pd.concat([pd.DataFrame(columns(k, c)) for k, c in parts.items()], ignore_index=True)
-
-    def __repr__(self):
-        if np.isnan(self.value):
-            return f'{self.name}: the baseline image scores no lower than the image, so nothing can be said; choose another baseline'
-        a = self.area.soft_dice
-        dice = f'soft Dice on average {a["map"]:.2f}, in random order {a["random order"]:.2f}'
-        return f'{self.name}: area between map and random order {self.value:+.3f} ({dice})'
-
-    def plot(self, axs=None):  # -> the figure
-        "Score and soft Dice, in the order of the map and in random orders."
-        import matplotlib.pyplot as plt
-        axs = axs if axs is not None else plt.subplots(1, 2, figsize=(8, 3))[1]
-        for j, (ax, what) in enumerate(zip(axs, (f'score ({self.unit})', 'soft Dice'))):
-            ax.plot(self.fraction, self.random[..., j].T, color='#999999', lw=.8, label=['random order', *['_']*(len(self.random) - 1)])
-            ax.plot(self.fraction, self.map[:, j], 'o-', ms=3, color='#0072B2', label='order of the map')
-            ax.set(xlabel='part of the image ' + {'deletion': 'replaced by the baseline', 'insertion': 'put back'}[self.name], ylabel=what)
-            ax.grid(alpha=.3)
-        axs[0].legend(fontsize=7)
-        axs[0].figure.tight_layout()
-        return axs[0].figure
-
-# %% ../../nbs/api/attribution/quality.ipynb #50ba675b
-def _random_orders(b, steps, n, seed):
-    "Score and soft Dice (n, steps + 1, 2) when blocks are replaced in random orders; ends are asked once. Kept in `b`."
-    key = 'orders', steps, n, seed
-    if key not in b.answers:
-        rng, cut = np.random.default_rng([seed, 1]), np.rint(np.linspace(0, b.n, steps + 1)).astype(int)
-        rank = np.stack([rng.permutation(b.n) for _ in range(n)])
-        inner = (rank[:, None] < cut[1:-1, None]).reshape(-1, b.n)
-        got = b.without(np.concatenate([np.zeros((1, b.n), bool), np.ones((1, b.n), bool), inner]), 'random orders')
-        b.answers[key] = np.concatenate([np.broadcast_to(got[0], (n, 1, 2)), got[2:].reshape(n, -1, 2), np.broadcast_to(got[1], (n, 1, 2))], 1)
-    return b.answers[key]
-
-
-def _curve(attribution, name, steps, n_random, seed, blocks, **options):
-    "Replace blocks in the order of the map, from the highest (deletion) or the lowest (insertion, read from its end) promise."
-    steps, n_random = check_count('steps', steps, 2), check_count('n_random', n_random)
-    b = _blocks_for(attribution, blocks, **options)
-    if b.n < steps: raise ValueError(f'steps: the image has only {b.n} blocks; choose fewer steps or smaller blocks')
-    random, cut = _random_orders(b, steps, n_random, seed), np.rint(np.linspace(0, b.n, steps + 1)).astype(int)
-    tie = np.random.default_rng([seed, 2]).random(b.n)  # equal promises in random order
-    best_last = np.lexsort((tie, b.promised(attribution)))
-    rank = np.empty(b.n, int)
-    rank[best_last] = np.arange(b.n)[::-1 if name == 'deletion' else 1]
-    inner = b.without(rank < cut[1:-1, None], name)
-    curve = np.concatenate([random[0, :1], inner, random[0, -1:]])
-    if name == 'insertion': curve, random = curve[::-1], random[:, ::-1]
-    return Curve(name, cut/b.n if name == 'deletion' else 1 - cut[::-1]/b.n, curve, random, b.q.target.unit)
-
-
-def deletion(
-    attribution,
-    *, steps=20,  # points of the curve after the first
-    n_random=5,  # random orders
-    block=None, baseline=None, apart=False,  # see `Blocks`
-    seed=0, internal_batch=None, progress=True,
-    blocks=None,  # `Blocks` of the same image and target
-) -> Curve:
-    "Take away first what the map finds important: how fast does the score fall? (1 + n_random) steps forward passes."
-    options = dict(block=block, baseline=baseline, apart=apart, internal_batch=internal_batch, progress=progress)
-    return _curve(attribution, 'deletion', steps, n_random, seed, blocks, **options)
-
-
-def insertion(
-    attribution,
-    *, steps=20, n_random=5, seed=0,  # see `deletion`
-    block=None, baseline=None, apart=False, internal_batch=None, progress=True, blocks=None,
-) -> Curve:
-    "Start from the baseline and put back first what the map finds important: how fast does the score rise?"
-    options = dict(block=block, baseline=baseline, apart=apart, internal_batch=internal_batch, progress=progress)
-    return _curve(attribution, 'insertion', steps, n_random, seed, blocks, **options)

@@ -5,59 +5,90 @@
 # %% ../../nbs/api/attribution/rank.ipynb #16e85d5b
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from fastcore.basics import patch
 
 from .attribute import METHODS, attribute, methods as method_table
-from ..inside.question import Question
-from .sanity import complexity, randomisation_check
-from .blocks import Blocks, OwnMap
-from .quality import deletion, infidelity, insertion, max_sensitivity
-from ..inside.target import Frozen
+from .blocks import Asked, Blocks, OwnMap
+from .complexity import complexity
+from .curves import deletion, insertion
+from .quality import infidelity, max_sensitivity
+from .sanity import randomisation_check
 from ..data.io import as_sample
+from ..data.sample import Sample
+from ..inside.question import Question
+from ..inside.target import Frozen, Target
 from ..models.adapt import as_model
+from ..models.base import Model
 from ..statistics import bootstrap
+from ..view.words import DASH, Summary, between_text, score_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['MEASURES', 'CONTROLS', 'Measure', 'random_map', 'region_map', 'rank_methods', 'Ranking']
+__all__ = ['Methods', 'MEASURES', 'CONTROLS', 'Measure', 'as_measures', 'random_map', 'region_map', 'as_methods', 'cheap_methods',
+           'Graded', 'Ranking', 'rank_methods']
 
 # %% ../../nbs/api/attribution/rank.ipynb #4a2925d1
+Methods = str | Callable | Sequence | dict  # a name or a function, several of them, or {name or function: its options}
+
+
 class Measure(NamedTuple):
     "One way of grading a map."
-    grade: object  # f(attribution, blocks, **options) -> number, or an object with .value
+    grade: Callable  # f(attribution, blocks, **options) -> number, or an object with .value
     better: str  # 'lower' or 'higher'
     words: str  # for the axis of a plot
 
 
+def _infidelity(attribution, blocks, **kw): return infidelity(attribution, blocks=blocks, **kw)
+def _deletion(attribution, blocks, **kw): return deletion(attribution, blocks=blocks, **kw)
+def _insertion(attribution, blocks, **kw): return insertion(attribution, blocks=blocks, **kw)
+def _max_sensitivity(attribution, blocks, **kw): return max_sensitivity(attribution, **kw)
+def _complexity(attribution, blocks, **kw): return complexity(attribution, **kw)
+
+
+def _randomisation(attribution, blocks, **kw):
+    return randomisation_check(attribution, **{'steps': 1, 'places': 0, **kw})
+
+
 MEASURES = dict(
-    infidelity=Measure(lambda a, blocks, **kw: infidelity(a, blocks=blocks, **kw), 'lower', 'infidelity (1: empty map)'),
-    deletion=Measure(lambda a, blocks, **kw: deletion(a, blocks=blocks, **kw), 'higher', 'deletion (0: random order)'),
-    insertion=Measure(lambda a, blocks, **kw: insertion(a, blocks=blocks, **kw), 'higher', 'insertion (0: random order)'),
-    max_sensitivity=Measure(lambda a, blocks, **kw: max_sensitivity(a, **kw), 'lower', 'max-sensitivity'),
-    randomisation=Measure(lambda a, blocks, **kw: randomisation_check(a, **{'steps': 1, 'places': 0, **kw}), 'lower', 'correlation, random weights'),
-    complexity=Measure(lambda a, blocks, **kw: complexity(a, **kw), 'lower', 'complexity (share of the voxels)'))
+    infidelity=Measure(_infidelity, 'lower', 'infidelity (1: empty map)'),
+    deletion=Measure(_deletion, 'higher', 'deletion (0: random order)'),
+    insertion=Measure(_insertion, 'higher', 'insertion (0: random order)'),
+    max_sensitivity=Measure(_max_sensitivity, 'lower', 'max-sensitivity'),
+    randomisation=Measure(_randomisation, 'lower', 'correlation, random weights'),
+    complexity=Measure(_complexity, 'lower', 'complexity (share of the voxels)'))
+
+# %% ../../nbs/api/attribution/rank.ipynb #b4c8d580
+def _named(what, given, known, own):
+    "{name: (known one or None, function of one's own or None, options)} of a name, a function, several, or a dict."
+    if isinstance(given, str) or callable(given): given = [given]
+    found = {}
+    for one in given:
+        options = given[one] if isinstance(given, dict) else {}
+        if callable(one): found[one.__name__] = None, one, options
+        elif one in known: found[one] = known[one], None, options
+        else: raise ValueError(f'{what}: {one!r} is not known; choose from {", ".join(known)} or pass a function {own}')
+    return found
 
 
-def _better(measure): return 'less is better' if measure.better == 'lower' else 'more is better'
+def _own_measure(f):
+    "A function f(attribution) -> number as a measure."
+    def grade(attribution, blocks, **kw): return f(attribution, **kw)
+    return Measure(grade, getattr(f, 'better', 'lower'), f.__name__)
 
 
-def _as_measures(measures):
-    "Measures with their options: {name: (Measure, options)}."
-    if isinstance(measures, str) or callable(measures): measures = [measures]
-    out = {}
-    for m in measures:
-        options = measures[m] if isinstance(measures, dict) else {}
-        if callable(m):
-            out[m.__name__] = Measure(lambda a, blocks, f=m, **kw: f(a, **kw), getattr(m, 'better', 'lower'), m.__name__), options
-        elif m in MEASURES: out[m] = MEASURES[m], options
-        else: raise ValueError(
-            f'measures: {m!r} is not known; choose from {", ".join(MEASURES)} or pass a function f(attribution) -> number')
-    if not out: raise ValueError('measures is empty; name at least one, e.g. "infidelity"')
-    return out
+def as_measures(measures) -> dict:  # name -> (Measure, options)
+    "Measures with their options. ValueError for one that is not known, and for none."
+    named = _named('measures', measures, MEASURES, 'f(attribution) -> number')
+    if not named: raise ValueError('measures is empty; name at least one, e.g. "infidelity"')
+    return {name: (known or _own_measure(own), options) for name, (known, own, options) in named.items()}
 
 # %% ../../nbs/api/attribution/rank.ipynb #f84efe42
 def random_map(model, sample, target): "Noise."; return np.random.default_rng(0).normal(size=(1, *sample.shape))
@@ -67,122 +98,102 @@ def region_map(model, sample, target): "The region of the target."; return targe
 CONTROLS = {'random map': random_map, 'region': region_map}
 
 
-def _as_methods(methods, question, budget):
-    "{name: (function or None, options)} and [(name, why it is left out)]."
-    if methods is None:
-        table = method_table(question.model, question.sample, question.target)
-        dear = dict(table[table.forward.fillna(0) > budget][['name', 'forward']].to_numpy())
-        left = [(k, f'costs {n} forward passes; name it in methods=, or raise budget={budget}') for k, n in dear.items()]
-        return {k: (None, {}) for k in table.name if k not in dear}, left
-    if isinstance(methods, str) or callable(methods): methods = [methods]
-    out = {}
-    for m in methods:
-        options = methods[m] if isinstance(methods, dict) else {}
-        if callable(m): out[m.__name__] = m, options
-        elif m in METHODS: out[m] = None, options
-        else: raise ValueError(
-            f'methods: {m!r} is not known; choose from {", ".join(METHODS)} or pass a function f(model, sample, target) -> map')
-    if not out: raise ValueError('methods is empty; name at least one, or leave it out for all that are cheap enough')
-    return out, []
+def as_methods(methods) -> dict:  # name -> (function or None, options)
+    "Methods with their options. ValueError for one that is not known, and for none."
+    named = _named('methods', methods, METHODS, 'f(model, sample, target) -> map')
+    if not named: raise ValueError('methods is empty; name at least one, or leave it out for all that are cheap enough')
+    return {name: (own, options) for name, (_, own, options) in named.items()}
 
-# %% ../../nbs/api/attribution/rank.ipynb #0d978dac
-def _one(model, sample, frozen, name, f, options, common):
+
+def cheap_methods(
+    question: Question,
+    budget: int,  # forward passes
+) -> tuple:  # as from `as_methods`; [(name, why it is left out)]
+    "All methods that cost no more on this network."
+    table = method_table(question.model, question.sample, question.target)
+    dear = dict(table[table.forward.fillna(0) > budget][['name', 'forward']].to_numpy())
+    why = 'costs {} forward passes; name it in methods=, or raise budget={}'
+    left = [(name, why.format(cost, budget)) for name, cost in dear.items()]
+    return {name: (None, {}) for name in table.name if name not in dear}, left
+
+# %% ../../nbs/api/attribution/rank.ipynb #0b3e310a
+@dataclass
+class Graded:
+    "What was found while methods were graded."
+    values: list = field(default_factory=list)  # (number of the sample, its name, method, measure, value, low, high)
+    cost: list = field(default_factory=list)  # (method, forward, backward)
+    refused: list = field(default_factory=list)  # (sample, method, reason)
+
+
+def _interval(grade): return grade.interval() if hasattr(grade, 'interval') else (np.nan, np.nan)
+
+
+def _grade(graded, index, name, attribution, blocks, measures):
+    "Grade one map by all measures."
+    where = attribution.sample.name
+    for what, (measure, options) in measures.items():
+        try: grade = measure.grade(attribution, blocks, **options)
+        except ValueError as e: graded.refused.append((where, name, f'{what}: {e}'))  # one measure on one image
+        else: graded.values.append((index, where, name, what, float(getattr(grade, 'value', grade)), *_interval(grade)))
+
+
+def _map_of(asked, name, f, options, common):
     "The attribution of one method; `common` are the options that all methods share, as far as they take them."
-    if f is not None: return OwnMap(SimpleNamespace(model=model, sample=sample, target=frozen, options={}), f, name, **options)
-    own = {k: v for k, v in common.items() if k in METHODS[name].options or k in ('seed', 'internal_batch', 'progress')}
-    return attribute(model, sample, frozen, name, **{**own, **options})
+    if f is not None: return OwnMap(asked, f, name, **options)
+    takes = [*METHODS[name].options, 'seed', 'internal_batch', 'progress']
+    own = {what: value for what, value in common.items() if what in takes}
+    return attribute(asked.model, asked.sample, asked.target, name, **{**own, **options})
 
-
-def _graded(index, model, sample, frozen, chosen, measures, options, common, bar):  # yields rows of `Ranking`
-    "Grade the maps of one sample."
-    here = SimpleNamespace(model=model, sample=sample, target=frozen, options={})
-    blocks = Blocks(here, **options, internal_batch=common['internal_batch'], progress=common['progress'])
-    for name, (f, own) in chosen.items():
-        try: a = _one(model, sample, frozen, name, f, own, common)
+# %% ../../nbs/api/attribution/rank.ipynb #c5ed3247
+def _grade_sample(graded, index, question, chosen, measures, changed, common, bar):
+    "Grade all methods on one sample."
+    asked = Asked(question.model, question.sample, question.target)
+    blocks = Blocks(asked, **changed, internal_batch=common['internal_batch'], progress=common['progress'])
+    for name, (own, options) in chosen.items():
+        try: attribution = _map_of(asked, name, own, options, common)
         except ValueError as e:  # Refused is one
-            yield 'refused', (sample.name, name, str(e))
+            graded.refused.append((asked.sample.name, name, str(e)))
             continue
-        finally:
-            if bar is not None: bar.update()
-        if f is None: yield 'cost', (name, *a.passes)
-        for what, (measure, kw) in measures.items():
-            try: got = measure.grade(a, blocks, **kw)
-            except ValueError as e:  # one measure on one image; the rest goes on
-                yield 'refused', (sample.name, name, f'{what}: {e}')
-                continue
-            low, high = got.interval() if hasattr(got, 'interval') else (np.nan, np.nan)
-            yield 'value', (index, sample.name, name, what, float(getattr(got, 'value', got)), low, high)
-
-# %% ../../nbs/api/attribution/rank.ipynb #b0fb53aa
-def rank_methods(
-    model,  # a Model, or anything `as_model` takes
-    samples,  # a Sample or several, or anything `as_sample` takes
-    target,  # a Target, or a class; frozen for each sample
-    methods=None,  # names, or functions f(model, sample, target) -> map; a dict gives options: {'smoothgrad': {'n_samples': 20}}
-    *, measures=('infidelity', 'deletion', 'insertion'),  # names, or functions f(attribution) -> number; a dict gives options
-    budget=100,  # forward passes that a method may cost, where methods is None
-    baseline='blur',  # of the methods that need one, and of the measures; see `attribute`
-    block=None,  # side of the blocks in mm; see `Blocks`
-    n_steps=50, seed=0, internal_batch=None,  # see `attribute`
-    clusters=None,  # an id for each sample, e.g. the patient, drawn as a whole for the intervals
-    progress=True,  # show a progress bar?
-):  # -> Ranking
-    "Run methods on samples and grade their maps. Methods that refuse are listed with their reason."
-    model, measures = as_model(model), _as_measures(measures)
-    samples = [as_sample(s) for s in (samples if isinstance(samples, Sequence) and not isinstance(samples, str) else [samples])]
-    if not samples: raise ValueError('samples is empty: there is nothing to rank on')
-    if clusters is not None and len(clusters) != len(samples):
-        raise ValueError(f'clusters must be one id for each of the {len(samples)} samples, got {len(clusters)}')
-    if isinstance(target, Frozen) and len(samples) > 1:
-        raise ValueError('target is frozen for one sample: pass a Target, which is frozen for each')
-    common = dict(baseline=baseline, n_steps=n_steps, seed=seed, internal_batch=internal_batch, progress=False)
-    rows, changed, chosen, bar = dict(refused=[], cost=[], value=[]), dict(block=block, baseline=baseline), None, None
-    try:
-        for i, s in enumerate(samples):
-            try: q = Question(model, s, target, progress=False)
-            except ValueError as e:
-                if len(samples) == 1: raise
-                rows['refused'].append((s.name, 'all', str(e)))
-                continue
-            if chosen is None:
-                chosen, left = _as_methods(methods, q, budget)
-                rows['refused'] += [('all', *o) for o in left]
-                chosen.update({k: (f, {}) for k, f in CONTROLS.items()})
-                bar = _bar(len(samples)*len(chosen)) if progress else None
-            for kind, row in _graded(i, q.model, s, q.target, chosen, measures, changed, common, bar): rows[kind].append(row)
-    finally:
-        if bar is not None: bar.close()
-    return Ranking(rows, {k: m for k, (m, _) in measures.items()}, [s.name for s in samples], clusters)
-
-
-def _bar(n):
-    from tqdm.auto import tqdm
-    return tqdm(total=n, desc='methods', leave=False)
+        finally: bar.update()
+        if own is None: graded.cost.append((name, *attribution.passes))
+        _grade(graded, index, name, attribution, blocks, measures)
 
 # %% ../../nbs/api/attribution/rank.ipynb #8fbf3070
 class Ranking:
     "Methods graded on samples; see `rank_methods`."
-    def __init__(self, rows, measures, samples, clusters=None):
+    def __init__(
+        self, graded: Graded,
+        measures: dict[str, Measure],
+        samples: list[str],  # their names
+        clusters: Sequence | None = None,  # an id for each sample
+    ):
         import pandas as pd
         self.measures, self.samples, self.clusters = measures, samples, clusters
-        self._values = pd.DataFrame(rows['value'], columns=['index', 'sample', 'method', 'measure', 'value', 'low', 'high'])
-        self.refused = pd.DataFrame(rows['refused'], columns=['sample', 'method', 'reason'])
-        self.cost = pd.DataFrame(rows['cost'], columns=['method', 'forward', 'backward']).groupby('method', sort=False).mean().round().astype(int)
-        if self._values.empty: raise ValueError(f'no method gave a map: {self.refused.reason.iloc[0]}')
+        self.refused = pd.DataFrame(graded.refused, columns=['sample', 'method', 'reason'])
+        if not graded.values: raise ValueError(f'no method gave a map: {self.refused.reason.iloc[0]}')
+        columns = ['index', 'sample', 'method', 'measure', 'value', 'low', 'high']
+        self._values = pd.DataFrame(graded.values, columns=columns)
+        cost = pd.DataFrame(graded.cost, columns=['method', 'forward', 'backward'])
+        self.cost = cost.groupby('method', sort=False).mean().round().astype(int)
 
     @property
-    def frame(self): "Tidy table: sample, method, measure, value."; return self._values[['sample', 'method', 'measure', 'value']]
+    def frame(self) -> pd.DataFrame:
+        "Tidy table: sample, method, measure, value."
+        return self._values[['sample', 'method', 'measure', 'value']]
+
+    def _together(self, one):
+        "Median over samples, ends of its interval, over what, and cases."
+        if len(self.samples) == 1: return (*one[['value', 'low', 'high']].iloc[0], 'changes', 1)
+        ids = None if self.clusters is None else [self.clusters[i] for i in one['index']]
+        median, low, high, cases = bootstrap(one['value'].to_numpy(), clusters=ids)[:4]
+        return median, low, high, 'samples', cases
 
     @property
-    def table(self):
+    def table(self) -> pd.DataFrame:
         "Tidy table: method, measure, better, value, low, high, over, cases, rank, forward, backward."
         import pandas as pd
-        rows = []
-        for (method, what), one in self._values.groupby(['method', 'measure'], sort=False):
-            single = len(self.samples) == 1
-            ids = None if self.clusters is None else [self.clusters[i] for i in one['index']]
-            got = (*one[['value', 'low', 'high']].iloc[0], 1) if single else bootstrap(one['value'].to_numpy(), clusters=ids)[:4]
-            rows.append((method, what, self.measures[what].better, *got[:3], 'changes' if single else 'samples', got[3]))
+        groups = self._values.groupby(['method', 'measure'], sort=False)
+        rows = [(method, what, self.measures[what].better, *self._together(one)) for (method, what), one in groups]
         out = pd.DataFrame(rows, columns=['method', 'measure', 'better', 'value', 'low', 'high', 'over', 'cases'])
         real = ~out.method.isin(CONTROLS)
         signed = out.value.where(out.better == 'lower', -out.value)
@@ -190,54 +201,157 @@ class Ranking:
         return out.join(self.cost, on='method')
 
     @property
-    def order(self):
+    def order(self) -> list[str]:
         "Methods by their mean place, the best first."
-        return list(self.table.dropna(subset='rank').groupby('method', sort=False)['rank'].mean().sort_values(kind='stable').index)
+        places = self.table.dropna(subset='rank').groupby('method', sort=False)['rank'].mean()
+        return list(places.sort_values(kind='stable').index)
 
-    @property
-    def summary(self):
-        "One row a method, the best first: values with their intervals as text, and the cost."
-        t = self.table
-        between = lambda low, high: '' if np.isnan(low) else f' ({low:.3f} to {high:.3f})'
-        t['text'] = ['–' if np.isnan(v) else f'{v:.3f}{between(*ends)}' for v, *ends in zip(t.value, t.low, t.high)]
-        wide = t.pivot(index='method', columns='measure', values='text').reindex(index=[*self.order, *CONTROLS], columns=list(self.measures))
-        names = {k: f'{k} ({_better(m)})' for k, m in self.measures.items()}
-        return wide.rename(columns=names).join(self.cost.reindex(wide.index).astype('Int64')).rename_axis(index=None, columns=None)
+# %% ../../nbs/api/attribution/rank.ipynb #4e987fb3
+def _better(measure): return 'less is better' if measure.better == 'lower' else 'more is better'
 
-    def _gone(self): "Who refused, and why; once a method."; return dict(zip(self.refused.method, self.refused.reason))
-    def _heard(self): return f'{len(self.samples)} sample{"s"[:len(self.samples) > 1]}' + ('; refused or left out:' if len(self.refused) else '')
 
-    def __repr__(self): return '\n'.join([self.summary.to_string(), self._heard(), *(f'- {m}: {r}' for m, r in self._gone().items())])
+def _cell(value, low, high):
+    "A value with its interval, as text."
+    told = score_text(value, digits=3, undefined=DASH)
+    return told if np.isnan(value) or np.isnan(low) else f'{told} ({between_text(low, high, digits=3)})'
 
-    def _repr_html_(self):
-        from html import escape
-        gone = ''.join(f'<li><b>{escape(m)}</b>: {escape(r)}</li>' for m, r in self._gone().items())
-        return f'{self.summary.to_html()}<p>{self._heard()}</p>' + f'<ul>{gone}</ul>'*bool(gone)
+
+@patch(as_prop=True)
+def wide(self: Ranking) -> pd.DataFrame:
+    "One row a method, the best first: values with their intervals as text, and the cost."
+    table = self.table
+    table['text'] = [_cell(*row) for row in zip(table.value, table.low, table.high)]
+    rows = [*self.order, *CONTROLS]
+    wide = table.pivot(index='method', columns='measure', values='text')
+    wide = wide.reindex(index=rows, columns=list(self.measures))
+    wide = wide.rename(columns={name: f'{name} ({_better(m)})' for name, m in self.measures.items()})
+    return wide.join(self.cost.reindex(rows).astype('Int64')).rename_axis(index=None, columns=None)
+
+
+@patch
+def summary(self: Ranking) -> Summary:
+    "The methods in their order, who refused, and the table behind it."
+    order, on = ', '.join(self.order), f'{len(self.samples)} sample{"s"[:len(self.samples) > 1]}'
+    text = f'{len(self.order)} methods on {on}, the best first by mean place: {order}'
+    gone = [f'{method}: {reason}' for method, reason in self._gone().items()]
+    return Summary('\n'.join([text, *gone]), self.table)
+
+
+@patch
+def _gone(self: Ranking):
+    "Who refused, and why; once a method."
+    return dict(zip(self.refused.method, self.refused.reason))
+
+# %% ../../nbs/api/attribution/rank.ipynb #63b3bc2d
+@patch
+def _heard(self: Ranking):
+    gone = '; refused or left out:' if len(self.refused) else ''
+    return f'{len(self.samples)} sample{"s"[:len(self.samples) > 1]}{gone}'
+
+
+@patch
+def __repr__(self: Ranking):
+    gone = [f'- {method}: {reason}' for method, reason in self._gone().items()]
+    return '\n'.join([self.wide.to_string(), self._heard(), *gone])
+
+
+@patch
+def _repr_html_(self: Ranking):
+    from html import escape
+    gone = ''.join(f'<li><b>{escape(method)}</b>: {escape(reason)}</li>' for method, reason in self._gone().items())
+    listed = f'<ul>{gone}</ul>' if gone else ''
+    return f'{self.wide.to_html()}<p>{self._heard()}</p>{listed}'
 
 # %% ../../nbs/api/attribution/rank.ipynb #5a195785
+def _panel(ax, ranking, what, names):
+    "One measure: medians with their intervals, single samples as points under them."
+    table, single = ranking.table, ranking.frame[ranking.frame.measure == what]
+    one, at = table[table.measure == what].set_index('method').reindex(names), np.arange(len(names))
+    ax.plot(single['value'], [names.index(name) + .3 for name in single.method], '.', ms=3, color='#777777')
+    ax.hlines(at, one.low, one.high, color='#0072B2', lw=2)
+    ax.plot(one.value, at, 'o', ms=5, color='#0072B2')
+    ax.set(title=ranking.measures[what].words, xlabel=_better(ranking.measures[what]))
+    ax.title.set_fontsize(9)
+    ax.grid(alpha=.3)
+    ax.axhline(len(names) - len(CONTROLS) - .5, color='k', lw=.8, ls=':')
+
+
+def _costs(ax, cost):
+    "Forward and backward passes."
+    at = np.arange(len(cost))
+    ax.barh(at, cost.forward.fillna(0), color='#999999', label='forward')
+    ax.barh(at, cost.backward.fillna(0), height=.35, color='#D55E00', label='backward')
+    ax.set(title='passes for a map', xscale='symlog', xlim=(0, None))
+    ax.title.set_fontsize(9)
+    ax.legend(fontsize=7)
+
+
 @patch
-def plot(self: Ranking):  # -> the figure
-    "A panel a measure, the best method on top, controls below: medians with their intervals, single samples as points under them; and the cost."
+def plot(self: Ranking) -> 'Figure':
+    "A panel a measure, the best method on top, controls below: medians, their intervals, single samples; and the cost."
     import matplotlib.pyplot as plt
-    t, names, m = self.table, [*self.order, *CONTROLS], list(self.measures)
-    fig, axs = plt.subplots(1, len(m) + 1, figsize=(2.6*len(m) + 3.4, .28*len(names) + 1.1), sharey=True, width_ratios=[*[1]*len(m), .7])
-    for ax, what in zip(axs, m):
-        one, single = t[t.measure == what].set_index('method').reindex(names), self.frame[self.frame.measure == what]
-        ax.plot(single['value'], [names.index(k) + .3 for k in single.method], '.', ms=3, color='#777777')
-        y = np.arange(len(names))
-        ax.hlines(y, one.low, one.high, color='#0072B2', lw=2)
-        ax.plot(one.value, y, 'o', ms=5, color='#0072B2')
-        ax.set(title=self.measures[what].words, xlabel=_better(self.measures[what]))
-        ax.title.set_fontsize(9)
-        ax.grid(alpha=.3)
-        ax.axhline(len(names) - len(CONTROLS) - .5, color='k', lw=.8, ls=':')
-    passes = self.cost.reindex(names)
-    axs[-1].barh(np.arange(len(names)), passes.forward.fillna(0), color='#999999', label='forward')
-    axs[-1].barh(np.arange(len(names)), passes.backward.fillna(0), height=.35, color='#D55E00', label='backward')
-    axs[-1].set(title='passes for a map', xscale='symlog', xlim=(0, None))
-    axs[-1].title.set_fontsize(9)
-    axs[-1].legend(fontsize=7)
+    names, measures = [*self.order, *CONTROLS], list(self.measures)
+    size, widths = (2.6*len(measures) + 3.4, .28*len(names) + 1.1), [*[1]*len(measures), .7]
+    fig, axs = plt.subplots(1, len(measures) + 1, figsize=size, sharey=True, width_ratios=widths)
+    for ax, what in zip(axs, measures): _panel(ax, self, what, names)
+    _costs(axs[-1], self.cost.reindex(names))
     axs[0].set_yticks(range(len(names)), names, fontsize=8)
     axs[0].invert_yaxis()
     fig.tight_layout()
     return fig
+
+# %% ../../nbs/api/attribution/rank.ipynb #b0fb53aa
+def _check_ranking(samples, target, clusters):
+    "ValueError for what cannot be ranked."
+    if not samples: raise ValueError('samples is empty: there is nothing to rank on')
+    if clusters is not None and len(clusters) != len(samples):
+        raise ValueError(f'clusters must be one id for each of the {len(samples)} samples, got {len(clusters)}')
+    if isinstance(target, Frozen) and len(samples) > 1:
+        raise ValueError('target is frozen for one sample: pass a Target, which is frozen for each')
+
+
+def _questions(graded, model, samples, target):
+    "(number, Question) of the samples for which there is one; the others are noted."
+    for i, sample in enumerate(samples):
+        try: question = Question(model, sample, target, progress=False)
+        except ValueError as e:
+            if len(samples) == 1: raise
+            graded.refused.append((sample.name, 'all', str(e)))
+        else: yield i, question
+
+# %% ../../nbs/api/attribution/rank.ipynb #dcb564a6
+def rank_methods(
+    model: Model,  # or anything `as_model` takes
+    samples: Sample | Sequence[Sample],  # or anything `as_sample` takes
+    target: Target | Frozen | str | int,  # frozen for each sample
+    methods: Methods | None = None,  # names, or functions f(model, sample, target) -> map; a dict gives options
+    *, measures: Methods = ('infidelity', 'deletion', 'insertion'),  # names, or functions f(attribution) -> number
+    budget: int = 100,  # forward passes that a method may cost, where methods is None
+    baseline: object = 'blur',  # of the methods that need one, and of the measures; see `attribute`
+    block: float | None = None,  # side of the blocks in mm; see `Blocks`
+    n_steps: int = 50, seed: int = 0, internal_batch: int | None = None,  # see `attribute`
+    clusters: Sequence | None = None,  # an id for each sample, e.g. the patient, drawn as a whole for the intervals
+    progress: bool = True,  # show a progress bar?
+) -> Ranking:
+    "Run methods on samples and grade their maps. Methods that refuse are listed with their reason."
+    model, measures = as_model(model), as_measures(measures)
+    several = isinstance(samples, Sequence) and not isinstance(samples, str)
+    samples = [as_sample(sample) for sample in (samples if several else [samples])]
+    _check_ranking(samples, target, clusters)
+    common = dict(baseline=baseline, n_steps=n_steps, seed=seed, internal_batch=internal_batch, progress=False)
+    graded, changed, chosen = Graded(), dict(block=block, baseline=baseline), None
+    with _bar(progress) as bar:
+        for i, question in _questions(graded, model, samples, target):
+            if chosen is None:  # the first network that answers says what a method costs
+                chosen, left = cheap_methods(question, budget) if methods is None else (as_methods(methods), [])
+                graded.refused += [('all', *one) for one in left]
+                chosen |= {name: (f, {}) for name, f in CONTROLS.items()}
+                bar.reset(total=len(samples)*len(chosen))
+            _grade_sample(graded, i, question, chosen, measures, changed, common, bar)
+    used = {name: measure for name, (measure, _) in measures.items()}
+    return Ranking(graded, used, [sample.name for sample in samples], clusters)
+
+
+def _bar(progress):
+    from tqdm.auto import tqdm
+    return tqdm(desc='methods', leave=False, disable=not progress)

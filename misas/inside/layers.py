@@ -5,6 +5,7 @@
 # %% ../../nbs/api/inside/layers.ipynb #2f3423a0
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,62 +13,79 @@ import torch
 from .question import Question, Refused
 
 # %% auto #0
-__all__ = ['EVENLY', 'placement', 'enlarge', 'bring_home', 'Features', 'channels', 'pick_layer', 'refuse_layers',
-           'mean_removed_by', 'listen', 'features']
+__all__ = ['EVENLY', 'placement', 'enlarge', 'bring_home', 'Features', 'channels', 'listen', 'pick_layer', 'refuse_layers',
+           'mean_removed_by', 'features']
 
 # %% ../../nbs/api/inside/layers.ipynb #55b6c685
+def _an_axis(value, n):
+    "A number for each of n axes, from one for all or one an axis; None where it is neither (padding='same')."
+    if value is None or isinstance(value, str): return None
+    return [*value] if isinstance(value, (tuple, list)) else [value]*n
+
+
 def _shrinks(module, n):
-    "Kernel, stride and padding along each axis of a convolution or pooling with a stride; None for others."
-    if 'Transpose' in type(module).__name__ or not all(hasattr(module, a) for a in ('kernel_size', 'stride', 'padding')): return None
-    v = [getattr(module, a, 1) for a in ('kernel_size', 'stride', 'padding', 'dilation')]
-    if any(isinstance(o, str) or o is None for o in v): return None
-    k, s, p, d = ([*o] if isinstance(o, (tuple, list)) else [o]*n for o in v)
-    return None if all(o == 1 for o in s) else [((k - 1)*d + 1, s, p) for k, s, p, d in zip(k, s, p, d)]
+    "Extent, stride and padding along each axis of a convolution or pooling with a stride; None for others."
+    needed = 'kernel_size', 'stride', 'padding'
+    if 'Transpose' in type(module).__name__ or not all(hasattr(module, name) for name in needed): return None
+    how = [_an_axis(getattr(module, name), n) for name in needed]
+    dilation = _an_axis(getattr(module, 'dilation', 1), n)
+    if dilation is None or any(o is None for o in how): return None
+    kernel, stride, padding = how
+    if all(step == 1 for step in stride): return None
+    return [((k - 1)*apart + 1, step, pad) for k, step, pad, apart in zip(kernel, stride, padding, dilation)]
 
 
+def _fits(old, new, how):
+    "Can a module that shrinks so turn a grid into another? Poolings may round up."
+    def lengths(n, extent, step, pad): return (n + 2*pad - extent)//step + 1, -(-(n + 2*pad - extent)//step) + 1
+    return all(m in lengths(n, *one) for n, m, one in zip(old, new, how))
+
+# %% ../../nbs/api/inside/layers.ipynb #45775846
 def placement(
-    calls,  # of an `Anatomy`
-    grid,  # spatial shape of the network's input
-    shape,  # of the features
+    calls: list,  # of an `Anatomy`
+    grid: tuple,  # spatial shape of the network's input
+    shape: tuple,  # of the features
 ) -> list:  # (step, first) an axis: feature i looks at voxel first + step*i
     "Where features lie on the grid of the network's input."
     known = {tuple(grid): [(1, 0.)]*len(grid)}
-    for c in calls:
-        how, to = _shrinks(c.module, len(grid)), tuple(c.shape[2:])
+    for call in calls:
+        how, to = _shrinks(call.module, len(grid)), tuple(call.shape[2:])
         if how is None or to in known or len(to) != len(grid): continue
-        fits = lambda old: all(m in ((n + 2*p - k)//s + 1, -(-(n + 2*p - k)//s) + 1) for n, m, (k, s, p) in zip(old, to, how))
-        old = next((o for o in reversed(known) if fits(o)), None)
-        if old: known[to] = [(step*s, first + step*((k - 1)/2 - p)) for (step, first), (k, s, p) in zip(known[old], how)]
-    return known.get(tuple(shape)) or [(g/n, (g/n - 1)/2) for g, n in zip(grid, shape)]
+        old = next((o for o in reversed(known) if _fits(o, to, how)), None)
+        if not old: continue
+        both = zip(known[old], how)
+        known[to] = [(step*k, first + step*((extent - 1)/2 - pad)) for (step, first), (extent, k, pad) in both]
+    as_a_picture = [(n/m, (n/m - 1)/2) for n, m in zip(grid, shape)]
+    return known.get(tuple(shape)) or as_a_picture
 
 
 def enlarge(
-    maps,  # (n, *s)
-    grid,  # wanted spatial shape
-    place,  # see `placement`
+    maps: torch.Tensor,  # (n, *s)
+    grid: tuple,  # wanted spatial shape
+    place: list,  # see `placement`
 ) -> torch.Tensor:  # (n, *grid)
     "Linear interpolation, axis by axis; beyond the outermost features their values."
-    for d, (g, (step, first)) in enumerate(zip(grid, place), 1):
-        n = maps.shape[d]
-        at = ((torch.arange(g, device=maps.device, dtype=maps.dtype) - first)/step).clamp(0, n - 1)
+    for axis, (wanted, (step, first)) in enumerate(zip(grid, place), 1):
+        last = maps.shape[axis] - 1
+        at = ((torch.arange(wanted, device=maps.device, dtype=maps.dtype) - first)/step).clamp(0, last)
         low = at.long()
-        w = (at - low).view(-1, *[1]*(len(grid) - d))
-        maps = maps.index_select(d, low)*(1 - w) + maps.index_select(d, (low + 1).clamp_max(n - 1))*w
+        part = (at - low).view(-1, *[1]*(len(grid) - axis))
+        maps = maps.index_select(axis, low)*(1 - part) + maps.index_select(axis, (low + 1).clamp_max(last))*part
     return maps
 
 # %% ../../nbs/api/inside/layers.ipynb #a3d269a9
 def bring_home(
     q: Question,
-    maps,  # list of (n, *s), one for each call of the network
-    grids, places,  # of the network's input; see `placement`
-    add=False,  # are the values contributions, whose sum is to stay?
+    maps: list,  # of (n, *s), one for each call of the network
+    grids: list, places: list,  # of the network's input; see `placement`
+    add: bool = False,  # are the values contributions, whose sum is to stay?
 ) -> torch.Tensor:  # (1, *S)
     "Maps on a layer's grid, enlarged to the network's input, and from there to the image's grid."
-    def home(ms): return q.to_grid([enlarge(m, g, p) for m, g, p in zip(ms, grids, places)])
+    def home(maps): return q.to_grid([enlarge(*how) for how in zip(maps, grids, places)])
     if add:
-        ones = [torch.ones_like(m, requires_grad=True) for m in maps]
+        ones = [torch.ones_like(map, requires_grad=True) for map in maps]
         with torch.enable_grad(): weights = torch.autograd.grad(home(ones).sum(), ones)
-        maps = [torch.where(w > 0, m/w, 0) for m, w in zip(maps, weights)]
+        maps = [torch.where(weight > 0, map/weight, 0) for weight, map in zip(weights, maps)]
     return home(maps)
 
 # %% ../../nbs/api/inside/layers.ipynb #3f7fc0f4
@@ -87,26 +105,50 @@ class Features:
 
 
 def channels(
-    maps,  # list of (n, K, *s)
+    maps: list,  # of (n, K, *s)
 ) -> torch.Tensor:  # (K, all voxels of all calls)
     "What each feature has over all calls."
-    return torch.cat([m.movedim(1, 0).flatten(1) for m in maps], 1)
+    return torch.cat([map.movedim(1, 0).flatten(1) for map in maps], 1)
 
 
+def listen(
+    q: Question,
+    module: torch.nn.Module,  # the layer
+    grads: bool,  # with gradients?
+    ask: Callable,  # ask(): scores
+) -> tuple:  # features of each call, spatial shapes of the network's input, the score
+    "What a layer gives while a score is asked for. From the score gradients reach the features."
+    grids, kept = [], []
+    def enter(_, args): grids.append(tuple(args[0].shape[2:]))
+    def leave(_, args, out):
+        kept.append(out.detach().requires_grad_(grads))
+        return kept[-1].clone()  # what comes after may change it in place
+    hooks = [q.module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        with torch.set_grad_enabled(grads): return kept, grids, ask().sum()
+    finally:
+        for hook in hooks: hook.remove()
+
+# %% ../../nbs/api/inside/layers.ipynb #b7d73c41
 def pick_layer(
     q: Question,
-    layer='auto',  # a name from `model.layers(sample)`; 'auto': the last one after an activation at the coarsest resolution
+    layer: str = 'auto',  # from `model.layers(sample)`; 'auto': the last after an activation at the coarsest resolution
 ) -> tuple:  # its name, the module
-    "The layer to listen to. ValueError if there is none of that name, Refused if it gives no feature maps or works several times in one pass."
+    "The layer to listen to. ValueError if there is none of that name; Refused if it gives no maps or works twice."
     instead = 'use a method that needs no layer, such as occlusion'
     if q.module is None: raise Refused(f'{q.model.name} is a function, which has no layers; {instead}')
-    if q.anatomy.script: raise Refused(f'{q.model.name} has no layers that can be listened to (TorchScript, or not called as a module); {instead}')
-    try: name = q.anatomy.pick_layer() if layer == 'auto' else layer
+    seen = q.anatomy
+    if seen.script: raise Refused(
+        f'{q.model.name} has no layers that can be listened to (TorchScript, or not called as a module); {instead}')
+    try: name = seen.pick_layer() if layer == 'auto' else layer
     except ValueError as e: raise Refused(str(e)) from None
-    module, call = q.anatomy.layer(name), next(c for c in q.anatomy.calls if c.name == name)
+    module, call = seen.layer(name), next(c for c in seen.calls if c.name == name)
     gives = f'an output of shape {call.shape}' if call.shape else 'no single tensor'
-    if not q.anatomy.gives_maps(call): raise Refused(f'layer {name!r} gives {gives}, no feature maps (N, K, *S); choose another one')
-    if call.n > q.anatomy.forwards: raise Refused(f'layer {name!r} works {call.n//q.anatomy.forwards} times in one pass; choose one that works once')
+    if not seen.gives_maps(call):
+        raise Refused(f'layer {name!r} gives {gives}, no feature maps (N, K, *S); choose another one')
+    times = call.n//seen.forwards
+    if call.n > seen.forwards:
+        raise Refused(f'layer {name!r} works {times} times in one pass; choose one that works once')
     return name, module
 
 
@@ -116,8 +158,9 @@ def refuse_layers(q, options):
     except Refused as e: return str(e)
 
 # %% ../../nbs/api/inside/layers.ipynb #9b7a75fa
-EVENLY = ('Convolution', 'MkldnnConv', 'Slow', 'Cat', 'Add', 'Sub', 'MaxPool', 'AvgPool', 'Upsample', 'Clone', 'View', 'UnsafeView', 'Reshape', 'Pad',
-          'Slice', 'Split', 'Permute', 'Transpose', 'ToCopy', 'Alias', 'Squeeze', 'Unsqueeze', 'BatchNorm')
+EVENLY = ('Convolution', 'MkldnnConv', 'Slow', 'Cat', 'Add', 'Sub', 'MaxPool', 'AvgPool', 'Upsample', 'Clone', 'View',
+          'UnsafeView', 'Reshape', 'Pad', 'Slice', 'Split', 'Permute', 'Transpose', 'ToCopy', 'Alias', 'Squeeze',
+          'Unsqueeze', 'BatchNorm')
 
 
 def _removes_mean(node):
@@ -126,60 +169,64 @@ def _removes_mean(node):
     return bool('BatchNorm' in node.name() and getattr(node, '_saved_training', False)) or groups == channels
 
 
+def _readers(score):
+    "For each operation behind a score: the operations that read its result."
+    readers, todo, seen = {}, [score.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        for before, _ in node.next_functions:
+            if before is None: continue
+            readers.setdefault(before, []).append(node)
+            if before not in seen: todo.append(before)
+            seen.add(before)
+    return readers
+
+
 def mean_removed_by(
-    score,  # tensor with a graph
-    leaf,  # features in that graph
+    score: torch.Tensor,  # with a graph
+    leaf: torch.Tensor,  # features in that graph
 ) -> str:  # name of the norm, '' if there is none
     "The norm that takes out of all that follows what the mean of a feature could change."
-    users, todo, seen = {}, [score.grad_fn], set()
-    while todo:  # backwards: which operations read the result of which
-        node = todo.pop()
-        for n, _ in node.next_functions:
-            if n is None: continue
-            users.setdefault(n, []).append(node)
-            if n not in seen: todo.append(n)
-            seen.add(n)
+    readers = _readers(score)
+    todo = [node for node in readers if getattr(node, 'variable', None) is leaf]
     norms, done = set(), set()
-    todo = [n for n in seen if getattr(n, 'variable', None) is leaf]
-    while todo:  # and on from the features
-        for n in users.get(todo.pop(), []):
-            if _removes_mean(n): norms.add('InstanceNorm' if 'BatchNorm' in n.name() else 'GroupNorm with one channel a group')
-            elif not any(o in n.name() for o in EVENLY): return ''
-            elif n not in done: todo.append(n)
-            done.add(n)
+    while todo:  # from the features on
+        for node in readers.get(todo.pop(), []):
+            if _removes_mean(node):
+                norms.add('InstanceNorm' if 'BatchNorm' in node.name() else 'GroupNorm with one channel a group')
+            elif not any(name in node.name() for name in EVENLY): return ''
+            elif node not in done: todo.append(node)
+            done.add(node)
     return ' and '.join(sorted(norms))
 
 # %% ../../nbs/api/inside/layers.ipynb #652d3c41
-def listen(q, module, grads, score, x):
-    "Features of a layer for each call of the network, spatial shapes of its input, and the score, from which gradients reach the features."
-    grids, kept = [], []
-    def enter(_, args): grids.append(tuple(args[0].shape[2:]))
-    def leave(_, args, out):
-        kept.append(out.detach().requires_grad_(grads))
-        return kept[-1].clone()  # what comes after may change it in place
-    hooks = [q.module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        with torch.set_grad_enabled(grads): return kept, grids, score(x).sum()
-    finally:
-        for h in hooks: h.remove()
+def _plain(tensors): return [tensor.detach().as_subclass(torch.Tensor) for tensor in tensors]
+
+
+def _back_to(kept, score):
+    "Gradient of a score with respect to features; zeros where there is none."
+    found = torch.autograd.grad(score, kept, allow_unused=True)
+    return _plain(torch.zeros_like(map) if grad is None else grad for map, grad in zip(kept, found))
 
 
 def features(
     q: Question,
-    layer='auto',  # see `pick_layer`
-    grads=True,  # with gradients of the score?
-    x=None,  # (n, C, *S) tensor; None: the image of the question
+    layer: str = 'auto',  # see `pick_layer`
+    grads: bool = True,  # with gradients of the score?
+    x: torch.Tensor | None = None,  # (n, C, *S); None: the image of the question
 ) -> Features:
     "What a layer gives for an image. Refused if the score of the question's image does not depend on it."
     name, module = pick_layer(q, layer)
-    kept, grids, score = listen(q, module, grads, q.score, q.x if x is None else x)
-    plain = lambda ts: [t.detach().as_subclass(torch.Tensor) for t in ts]
-    found = Features(name, plain(kept), [], grids, [placement(q.anatomy.calls, g, k.shape[2:]) for g, k in zip(grids, kept)])
+    def ask(): return q.score(x)
+    kept, grids, score = listen(q, module, grads, ask)
+    places = [placement(q.anatomy.calls, grid, map.shape[2:]) for grid, map in zip(grids, kept)]
+    found = Features(name, _plain(kept), [], grids, places)
     if not grads: return found
     if score.requires_grad:
         q.passes.backwards += 1 if x is None else len(x)
         if x is None: found.norm = mean_removed_by(score, kept[0])
-        found.grads = plain(torch.zeros_like(t) if g is None else g for g, t in zip(torch.autograd.grad(score, kept, allow_unused=True), kept))
-    if not found.grads or x is None and not any(g.any() for g in found.grads):
+        found.grads = _back_to(kept, score)
+    silent = x is None and not any(grad.any() for grad in found.grads)
+    if not found.grads or silent:
         raise Refused(f'layer {name!r} has no influence on the {q.target.text}; choose another one')
     return found

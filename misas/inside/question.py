@@ -5,105 +5,63 @@
 # %% ../../nbs/api/inside/question.ipynb #ded910a5
 from __future__ import annotations
 
-import inspect
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
-from numbers import Integral, Real
+from numbers import Integral
 
 import numpy as np
 import torch
 from fastcore.basics import patch
 
-from .network import anatomy, asks_itself, differentiable, innermost, network, output_of, rebuilt, unreached
-from ..models.hold import out_of_place, untouched
-from ..models.anatomy import watched
-from .network import with_logits
-from .target import Frozen, Target
 from ..data.io import as_sample
+from .baseline import make_baseline
+from .measured import Measured, answering, seen_by_preprocess
+from .network import anatomy as anatomy_of, unreached as why_unreached
+from .network import asks_itself, differentiable, with_logits
+from .target import Frozen, Target
 from ..models.adapt import as_model
-from ..models.base import as_batch
+from ..models.anatomy import Anatomy, watched
+from ..models.prepare import as_batch
+from ..models.hold import out_of_place, untouched
+from ..models.output import NoGradient, NoLogits, no_gradient
 
 # %% auto #0
-__all__ = ['BASELINES', 'Refused', 'make_baseline', 'is_constant', 'measures', 'seen_by_preprocess', 'Measured', 'Passes',
-           'Together', 'Question']
+__all__ = ['Refused', 'check_count', 'images_at_once', 'batches', 'Passes', 'Question', 'refused']
 
 # %% ../../nbs/api/inside/question.ipynb #23b979c4
 class Refused(ValueError):
     "A method that would be wrong on this network, or cannot run on it; the message says why, and what to use instead."
 
-# %% ../../nbs/api/inside/question.ipynb #0c3edfbe
-BASELINES = 'blur', 'mean', 'min', 'zero'
+# %% ../../nbs/api/inside/question.ipynb #84d5aaaf
+def check_count(what, n, least=1) -> int:
+    "`n`, if it is a whole number that is large enough; else ValueError."
+    if not isinstance(n, Integral) or isinstance(n, bool) or n < least:
+        raise ValueError(f'{what} must be a whole number of at least {least}, got {n!r}')
+    return int(n)
 
 
-def make_baseline(
-    x,  # (1, C, *S) tensor
-    spec='blur',  # 'blur', 'mean' or 'min' of each channel, 'zero', a number, or an array (C, *S)
-    spacing=None,  # mm an axis, for 'blur'
-    sigma=None,  # mm of the blur; None: a sixteenth of the longest side
-) -> torch.Tensor:  # (1, C, *S)
-    "The image in which nothing is to be seen."
-    axes = tuple(range(2, x.ndim))
-    if isinstance(spec, str):
-        if spec not in BASELINES: raise ValueError(f'baseline must be one of {", ".join(BASELINES)}, a number or an array, got {spec!r}')
-        if spec == 'zero': return torch.zeros_like(x)
-        if spec != 'blur': return (x.mean(axes, keepdim=True) if spec == 'mean' else x.amin(axes, keepdim=True)).expand_as(x).clone()
-        from scipy.ndimage import gaussian_filter
-        mm = np.asarray(spacing or (1,)*len(axes))
-        voxels = (max(np.array(x.shape[2:])*mm)/16 if sigma is None else sigma)/mm
-        return torch.stack([torch.from_numpy(gaussian_filter(c.cpu().numpy(), voxels, mode='nearest')) for c in x[0]])[None].to(x)
-    if isinstance(spec, Real) and not isinstance(spec, bool) and np.isfinite(spec): return torch.full_like(x, float(spec))
-    if spec is None or isinstance(spec, Real): raise ValueError(f'baseline must be one of {", ".join(BASELINES)}, a number or an array, got {spec!r}')
-    a = torch.as_tensor(np.array(spec.image if hasattr(spec, 'image') else spec.cpu() if isinstance(spec, torch.Tensor) else spec)).to(x)
-    if a.ndim == x.ndim and len(a) == 1: a = a[0]
-    if a.ndim == x.ndim - 2 and x.shape[1] == 1: a = a[None]
-    if tuple(a.shape) != tuple(x.shape[1:]):
-        raise ValueError(f'baseline has shape {tuple(a.shape)}, the image {tuple(x.shape[1:])}: they must agree')
-    if not a.isfinite().all(): raise ValueError('baseline holds NaN or infinite values')
-    return a[None]
+def images_at_once(
+    shape,  # of an image
+    device,
+    gradients=False,  # with gradients all features are remembered, so fewer volumes go together
+) -> int:
+    "How many images go through a network together: on a CPU small pictures in numbers, and small volumes in twos."
+    if torch.device(device).type != 'cpu': return 8 if len(shape) == 2 else 1 if gradients else 2
+    voxels = int(np.prod(shape))
+    pair = len(shape) == 3 and voxels <= (2**17 if gradients else 2**18)
+    return max(min(8, 2**16//voxels), 2 if pair else 1)
 
 
-def is_constant(x):
-    "Does each channel of x (1, C, *S) hold a single value?"
-    return bool((x.flatten(2).std(2) <= 1e-6*x.abs().max().clamp_min(1e-12)).all())
-
-# %% ../../nbs/api/inside/question.ipynb #b6377501
-def measures(preprocess):
-    "Can this preprocessing be told on which image to measure? It then has an argument `like`."
-    if preprocess is None: return False
-    try: p = inspect.signature(preprocess).parameters.get('like')
-    except (TypeError, ValueError): return False
-    return p is not None and getattr(preprocess, 'keywords', {}).get('like') is None
-
-
-def _answering(model, answer):
-    "A copy of an innermost model whose network is replaced by `answer`, which returns (N, 2, *S)."
-    model = differentiable(model)
-    model.forward, model.activation, model.classes, model.n_classes = answer, 'softmax', None, None
-    return model
-
-
-def seen_by_preprocess(
-    model,  # a Model
-    x,  # (1, C, *S)
-) -> list:  # of (C, *S): one for the whole image, or one a slice; empty if it measures nothing
-    "The images that a measuring preprocess gets, without running the network."
-    seen = []
-    def listening(inner):
-        inner = _answering(inner, lambda x: torch.zeros(len(x), 2, *x.shape[2:], device=x.device))
-        p = inner.preprocess
-        inner.preprocess = lambda image: (seen.append(image.detach().clone()), p(image))[1]
-        return inner
-    if measures(innermost(model).preprocess):
-        with torch.no_grad(): rebuilt(model, listening, kept=False).logits(x)
-    return seen
-
-# %% ../../nbs/api/inside/question.ipynb #a731ebac
-class Measured:
-    "A preprocess that measures on the unchanged image, whatever it prepares; slice by slice, if it is asked so."
-    def __init__(self, preprocess, images): self.preprocess, self.images, self.turn = preprocess, images, 0
-    def __call__(self, image):
-        like, self.turn = self.images[self.turn % len(self.images)], self.turn + 1
-        return self.preprocess(image, like=like)
+def batches(
+    n,  # images
+    size,  # of a batch
+    join=False,  # a single image that is left over joins those before it
+) -> list:  # of (i, j): images i to j - 1
+    "Batches."
+    cuts = [*range(0, n, size), n]
+    if join and size > 1 and len(cuts) > 2 and cuts[-1] - cuts[-2] == 1: del cuts[-2]
+    return list(zip(cuts, cuts[1:]))
 
 # %% ../../nbs/api/inside/question.ipynb #69e55459
 @dataclass
@@ -113,207 +71,280 @@ class Passes:
     backwards: int = 0
 
 
-class Together:
-    "How many images of a question go through the network together."
-    def _together(self, most):
-        "How many images a CPU takes at once: small ones in numbers; of volumes up to `most` voxels two, as torch is slow with a single one."
-        voxels = int(np.prod(self.shape))
-        return max(min(8, 2**16//voxels), 2 if self.ndim == 3 and voxels <= most else 1)
-
-    @property
-    def batch(self):
-        "Images in one pass without gradients."
-        return self.internal_batch or (self._together(2**18) if self.model.device.type == 'cpu' else {2: 8, 3: 2}[self.ndim])
-    @property
-    def grad_batch(self):
-        "Images in one pass with gradients, which remember all features, so fewer."
-        return self.internal_batch or (self._together(2**17) if self.model.device.type == 'cpu' else {2: 8, 3: 1}[self.ndim])
-
-    def portions(self, n, size):
-        "(i, j) of batches of `size` among n images; a single volume that is left over joins those before it, as torch is slow with one."
-        cuts = [*range(0, n, size), n]
-        if self.ndim == 3 and size > 1 and self.internal_batch is None and len(cuts) > 2 and cuts[-1] - cuts[-2] == 1: del cuts[-2]
-        return list(zip(cuts, cuts[1:]))
-
-    def look(self, x):
-        "Logits without counting."
-        before = replace(self.passes)
-        try: return self.logits(x)
-        finally: self.passes = before
-
-    @cached_property
-    def coupled(self):
-        "Does what an image gets depend on the others that go through the network with it (norms over the batch), if it takes several? Not counted."
-        noise = torch.randn(self.x.shape, generator=self.generator()).to(self.x)  # other values, and other shapes
-        with torch.no_grad():
-            alone = self.look(self.x)
-            try: both = self.look(torch.cat([self.x, self.x.mean() + self.x.std()*noise]))
-            except (ValueError, RuntimeError): return True  # it takes no two
-        return bool((alone - both[:1]).abs().max() > 1e-3*alone.abs().max())
-
-    def apart(self, x) -> torch.Tensor:
-        "Logits (n, K, *S) of images that share a pass, each as it would be alone: if they change each other, they go one by one."
-        if len(x) == 1 or not self.coupled: return self.logits(x)
-        return torch.cat([self.logits(o[None]) for o in x])
-
-# %% ../../nbs/api/inside/question.ipynb #051030ae
-class Question(Together):
+class Question:
     "One model, one image, one target."
     def __init__(
         self, model,  # a Model, or anything `as_model` takes
         sample,  # a Sample, or anything `as_sample` takes
         target,  # a Target, Frozen, or a class
-        *, internal_batch=None,  # images in one pass; None: what suits the machine
-        seed=0, progress=True,
+        *, internal_batch: int | None = None,  # images in one pass; None: what suits the machine
+        seed: int = 0, progress: bool = True,
     ):
-        self.model, self.sample, self.seed, self.progress = as_model(model), as_sample(sample), seed, progress
-        for what, n, least in (('internal_batch', internal_batch, 1), ('seed', seed, 0)):
-            whole = isinstance(n, Integral) and not isinstance(n, bool) and n >= least
-            if not (whole or what == 'internal_batch' and n is None):
-                raise ValueError(f'{what} must be a whole number of at least {least}, got {n!r}')
-        self.internal_batch, self.module, self.passes = internal_batch, network(self.model), Passes()
+        self.model, self.sample, self.progress = as_model(model), as_sample(sample), progress
+        self.internal_batch = None if internal_batch is None else check_count('internal_batch', internal_batch)
+        self.seed = check_count('seed', seed, least=0)
+        self.ndim, self.shape = self.sample.ndim, self.sample.shape
+        self.module, self.passes = self.model.network, Passes()
+        self._value = self._anatomy = self._coupled = None  # not asked yet
+        self._kept = {}
         with untouched(self.module): self._prepare(target)
 
     def _prepare(self, target):
-        with watched(self.module if asks_itself(self.model) else None) as seen: self.prediction = self.model.label(self.sample)[0]
-        if found := seen(): self.anatomy = found  # so it need not be asked once more
-        self.target = target if isinstance(target, Frozen) else (target if isinstance(target, Target) else Target(target)).freeze(
-            self.model, self.sample, self.prediction)
-        if self.target.mask.shape != self.sample.shape: raise ValueError(
-            f'target was frozen for an image of shape {self.target.mask.shape}, sample {self.sample.name!r} has {self.sample.shape}')
-        if self.target.k >= self.model.n_classes: raise ValueError(
-            f'target is class {self.target.k}, and {self.model.name} has only {self.model.n_classes} classes, counted from 0')
+        "Predict, freeze the target, and make the private chain of adapters."
+        with watched(self.module if asks_itself(self.model) else None) as seen:
+            self.prediction = self.model.segment(self.sample)[0]
+        self._anatomy = seen()  # so it need not be asked once more
+        self.target = self._frozen(target)
         x = as_batch(self.sample).to(self.model.device)
-        self.x = x.double() if innermost(self.model).dtype == torch.float64 else x
-        self.ndim, self.shape = self.sample.ndim, self.sample.shape
+        self.x = x.double() if self.model.innermost.dtype == torch.float64 else x
         self._measured, self._seen = None, seen_by_preprocess(self.model.on(self.sample), self.x)
-        self.net = rebuilt(self.model.on(self.sample), self._inner)
+        self.net = self.model.on(self.sample).rebuilt(self._inner)
 
-    def _inner(self, model):
-        "A private copy of the innermost model, in torch; with log-probabilities for logits where the target asks for it."
-        kind, model = output_of(self.model), differentiable(model)
-        if self._seen: model.preprocess = self._measured = Measured(model.preprocess, self._seen)
-        if model.activation in ('softmax', 'sigmoid'): return model  # translated from ONNX without its last softmax
-        return with_logits(model, kind) if kind in ('none', 'labels') and (self.target.log_odds or self.target.reduce == 'dice') else model
-
-    @cached_property
-    def overwrites(self):
-        "Does an in-place activation overwrite features that are read again? Made to work on copies, it would be another network."
-        if self.module is None or not any(getattr(m, 'inplace', None) is True for m in self.module.modules()): return False
-        with torch.no_grad(): as_is = self.look(self.x)
-        with torch.no_grad(), out_of_place(self.module): copied = self.look(self.x)
-        return bool((as_is - copied).abs().max() > 1e-4*as_is.abs().max())
-
-    @cached_property
-    def anatomy(self):
-        "What the network is made of; one forward pass, where the prediction has not shown it."
-        innermost(self.net).batch_size = 1
-        return anatomy(self.net, self.x)
-    @cached_property
-    def unreached(self):
-        "Why the image gets no gradient; '' if it does. Not counted."
-        with untouched(self.module): return unreached(self.net, self.x)
-    @cached_property
-    def value(self):
-        "The score of the unchanged image."
-        with untouched(self.module): return float(self.scores(1, lambda i, j: self.x)[0])
     def rng(self): "Random numbers that are the same at every call."; return np.random.default_rng(self.seed)
     def generator(self): "The same for torch, on the CPU."; return torch.Generator().manual_seed(self.seed)
-
     def baseline(self, spec='blur'): "See `make_baseline`."; return make_baseline(self.x, spec, self.sample.spacing)
 
-# %% ../../nbs/api/inside/question.ipynb #af528627
-def _explained(e, q, asked=True):
-    "An error while differentiating, in words."
-    if 'on Tensor that requires grad' in str(e):
-        return Refused(f'the preprocess of {q.model.name} leaves torch, so no gradient reaches the image; write it with torch operations, '
-                       'or use a method that needs none, such as occlusion')
-    if 'not logits' in str(e) or 'no logits' in str(e):
-        return Refused(f'{e}; or explain Target(..., log_odds=True)')
-    if not asked: return e
-    if 'register a hook on a tensor' in str(e): return Refused(f'the output of {q.model.name} does not depend on the image in a differentiable way; '
-                                                               'use a method without gradients, such as occlusion')
-    if 'inplace operation' in str(e): return Refused(f'{q.model.name} changes features in place that its own gradient needs; '
-                                                     'write that operation without _ or +=, or use a method without gradients')
-    return Refused(f'{e}; or use a method without gradients, such as occlusion') if 'differentiable' in str(e) or 'has no gradients' in str(e) else e
+# %% ../../nbs/api/inside/question.ipynb #3d4e8224
+@patch
+def _frozen(self: Question, target) -> Frozen:
+    "The target with its region fixed. ValueError where it was frozen for something else."
+    if not isinstance(target, Frozen):
+        if not isinstance(target, Target): target = Target(target)
+        target = target.freeze(self.model, self.sample, self.prediction)
+    if target.mask.shape != self.shape: raise ValueError(
+        f'target was frozen for an image of shape {target.mask.shape}, sample {self.sample.name!r} has {self.shape}')
+    first = 1 if self.model.overlapping else 0
+    known = f'{self.model.n_classes} classes, counted from {first}'
+    if target.channel >= self.model.n_classes:
+        raise ValueError(f'target is class {target.k}, and {self.model.name} has only {known}')
+    if target.overlapping != bool(self.model.overlapping): raise ValueError(
+        f'target was frozen for a model whose classes {"overlap" if target.overlapping else "exclude each other"}, '
+        f'unlike those of {self.model.name}')
+    return target
 
 
 @patch
-def logits(self: Question, x) -> torch.Tensor:
+def _inner(self: Question, model):
+    "A private copy of the innermost model, in torch; with log-probabilities for logits where the target asks for it."
+    kind, model = self.model.known.kind, differentiable(model)
+    if self._seen: model.preprocess = self._measured = Measured(model.preprocess, self._seen)
+    if model.known.kind in ('softmax', 'sigmoid'): return model  # translated from ONNX without its last softmax
+    odds = self.target.log_odds or self.target.reduce == 'dice'
+    return with_logits(model, kind) if odds and kind in ('none', 'masks', 'labels') else model
+
+# %% ../../nbs/api/inside/question.ipynb #af528627
+def refused(why: NoLogits | NoGradient) -> Refused:
+    "No logits, or no gradient, as a refusal that says what to do instead."
+    if isinstance(why, NoLogits): return Refused(f'{why}; or explain Target(..., log_odds=True)')
+    if why.cause == 'output': return Refused(f'{why}; {why.cure}')
+    return Refused(f'{why}; {why.cure}, or use a method that needs none, such as occlusion')
+
+
+@patch
+@contextmanager
+def refusing(self: Question) -> Iterator:
+    "Inside, Refused where there are no logits, or no gradient comes back, whoever says so."
+    try: yield
+    except (NoLogits, NoGradient) as e: raise refused(e) from e
+    except RuntimeError as e:  # torch
+        why = no_gradient(e, self.model.name)
+        if why is None: raise
+        raise refused(why) from e
+
+
+@patch
+def logits(self: Question, x: torch.Tensor) -> torch.Tensor:
     "Logits (n, K, *S) of images (n, C, *S), in one pass of the network where its adapter allows; images are counted."
-    inner = innermost(self.net)
+    inner = self.net.innermost
     inner.batch_size = 1 if getattr(inner, 'one_by_one', False) else max(len(x), self.model.batch_size or 1)
-    if self._measured is not None: self._measured.turn = 0  # the first slice of the first image
+    if self._measured is not None: self._measured.start()  # the first slice of the first image
     self.passes.forwards += len(x)
-    try: return self.net.logits(x)
-    except (ValueError, RuntimeError) as e:
-        cause = e
-        while cause.__cause__ is not None and 'requires grad' not in str(cause): cause = cause.__cause__
-        better = _explained(cause if 'requires grad' in str(cause) else e, self, x.requires_grad)
-        if better is e: raise
-        raise better from e
+    with self.refusing(): return self.net.logits(x)
+
+
+@patch
+def look(self: Question, x) -> torch.Tensor:
+    "Logits without counting."
+    before = replace(self.passes)
+    try: return self.logits(x)
+    finally: self.passes = before
+
+# %% ../../nbs/api/inside/question.ipynb #2dce2655
+@patch
+def apart(self: Question, x) -> torch.Tensor:
+    "Logits (n, K, *S) of images that share a pass, each as if alone: if they change each other, they go one by one."
+    if len(x) == 1 or not self.coupled: return self.logits(x)
+    return torch.cat([self.logits(image[None]) for image in x])
+
+
+@patch
+def remember(self: Question, score):
+    "The score of the unchanged image, so that it need not be asked again."
+    self._value = float(score)
+
+
+@patch(as_prop=True)
+def value_known(self: Question) -> bool:
+    "Was the score of the unchanged image asked already?"
+    return self._value is not None
 
 
 @patch
 def score(
-    self: Question, x,
+    self: Question,
+    x=None,  # images (n, C, *S); None: the unchanged image, whose score is remembered
     apart=False,  # True: see `apart`; False: exactly these images in one pass, for those who listen to the network
-) -> torch.Tensor:
-    "Scores (n,) of images (n, C, *S). Differentiable; passes are counted. Refused where no gradient comes back."
-    out = self.target.of(self.apart(x) if apart else self.logits(x))
-    if len(x) == 1 and x.data_ptr() == self.x.data_ptr(): self.__dict__.setdefault('value', float(out.detach()))  # no need to ask again
-    if x.requires_grad and torch.is_grad_enabled():
-        if not out.requires_grad: raise Refused(
-            f'no gradient reaches the image through {self.model.name}: its output does not depend on it in a differentiable way; '
-            'use a method without gradients, such as occlusion')
-        out.register_hook(self._backward)
-    return out
+) -> torch.Tensor:  # (n,)
+    "Scores of images. Differentiable; passes are counted. Refused where there are no logits or no gradients."
+    asked = self.x if x is None else x
+    scores = self.target.of(self.apart(asked) if apart else self.logits(asked))
+    if x is None: self.remember(scores.detach())
+    if not asked.requires_grad or not torch.is_grad_enabled(): return scores
+    if scores.requires_grad: scores.register_hook(self._backward)
+    return scores
+
+
+@patch(as_prop=True)
+def value(self: Question) -> float:
+    "The score of the unchanged image; asked once."
+    if self._value is None:
+        with untouched(self.module), torch.no_grad(): self.score()
+    return self._value
 
 
 @patch
-def _backward(self: Question, g): self.passes.backwards += len(g)
+def _backward(self: Question, gradients): self.passes.backwards += len(gradients)
 
 # %% ../../nbs/api/inside/question.ipynb #facdc217
 @patch
-def gradient(self: Question, x) -> torch.Tensor:
-    "Gradient of the summed scores with respect to the images x, of the same shape."
-    x = x.detach().requires_grad_()
+def gradient(
+    self: Question,
+    x=None,  # images (n, C, *S); None: the unchanged image, whose score is remembered
+) -> torch.Tensor:  # of the same shape
+    "Gradient of the summed scores with respect to the images."
+    leaf = (self.x if x is None else x).detach().requires_grad_()
     with torch.enable_grad():
-        s = self.score(x, apart=True).sum()
-        try: return torch.autograd.grad(s, x)[0]
-        except RuntimeError as e:
-            better = _explained(e, self)
-            if better is e: raise
-            raise better from e
+        scores = self.score(leaf, apart=True)
+        if x is None: self.remember(scores.detach())
+        with self.refusing(): return torch.autograd.grad(scores.sum(), leaf)[0]
 
 
 @patch
-def steps(self: Question, items, what='passes'):
+def steps(self: Question, items: Iterable, what='passes') -> Iterator:
     "Go through items with a progress bar, which appears when it takes longer than two seconds."
     from tqdm.auto import tqdm
     return tqdm(items, desc=what, leave=False, delay=2, disable=not self.progress)
 
+# %% ../../nbs/api/inside/question.ipynb #9bab9042
+@patch(as_prop=True)
+def batch(self: Question) -> int:
+    "Images in one pass without gradients."
+    return self.internal_batch or images_at_once(self.shape, self.model.device)
+
+
+@patch(as_prop=True)
+def grad_batch(self: Question) -> int:
+    "Images in one pass with gradients."
+    return self.internal_batch or images_at_once(self.shape, self.model.device, gradients=True)
+
 
 @patch
-def scores(self: Question, n, make, what='images') -> np.ndarray:
-    "Scores (n,) of n images without gradients, in batches; make(i, j) gives images i to j - 1 as (j - i, C, *S)."
-    out, size = np.empty(n), self.batch if n > 3 or 'coupled' in self.__dict__ else 1  # a few are asked sooner than whether they may go together
+def portions(self: Question, n, size) -> list:
+    "(i, j) of batches of `size` among n images; see `batches`. torch is slow with a single volume."
+    return batches(n, size, join=self.ndim == 3 and self.internal_batch is None)
+
+
+@patch
+def scores(
+    self: Question,
+    n,  # images
+    make: Callable,  # make(i, j): images i to j - 1 as (j - i, C, *S)
+    what='images',  # for the progress bar
+) -> np.ndarray:  # (n,)
+    "Scores of many images without gradients, in batches."
+    few = n <= 3 and self._coupled is None  # asked sooner than whether they may go together
+    scores = np.empty(n)
     with torch.no_grad():
-        for i, j in self.steps(self.portions(n, size), what): out[i:j] = self.score(make(i, j), apart=True).double().cpu().numpy()
-    return out
+        for i, j in self.steps(self.portions(n, 1 if few else self.batch), what):
+            scores[i:j] = self.score(make(i, j), apart=True).double().cpu().numpy()
+    return scores
+
+# %% ../../nbs/api/inside/question.ipynb #f2853c14
+@patch(as_prop=True)
+def coupled(self: Question) -> bool:
+    "Do images that share a pass change each other's answers, or is only one taken at a time? Asked once, not counted."
+    if self._coupled is None: self._coupled = self._changes_others()
+    return self._coupled
+
+
+@patch
+def _changes_others(self: Question):
+    noise = torch.randn(self.x.shape, generator=self.generator()).to(self.x)  # other values, and other shapes
+    other = self.x.mean() + self.x.std()*noise
+    with torch.no_grad():
+        alone = self.look(self.x)
+        try: both = self.look(torch.cat([self.x, other]))
+        except (ValueError, RuntimeError): return True  # it takes no two
+    return bool((alone - both[:1]).abs().max() > 1e-3*alone.abs().max())
+
+# %% ../../nbs/api/inside/question.ipynb #61d7fa90
+@patch(as_prop=True)
+def anatomy(self: Question) -> Anatomy:
+    "What the network is made of."
+    if self._anatomy is None:
+        self.net.innermost.batch_size = 1
+        self._anatomy = anatomy_of(self.net, self.x)
+    return self._anatomy
+
+
+@patch
+def once(
+    self: Question, what: str,  # a name for it
+    find: Callable,  # find(): what is to be remembered
+):
+    "What was found under this name the first time."
+    if what not in self._kept: self._kept[what] = find()
+    return self._kept[what]
+
+
+@patch(as_prop=True)
+def overwrites(self: Question) -> bool:
+    "Does an in-place activation overwrite features that are read again? On copies it would be another network then."
+    return self.once('overwrites', self._overwrites)
+
+
+@patch
+def _overwrites(self: Question):
+    if self.module is None or not any(getattr(m, 'inplace', None) is True for m in self.module.modules()): return False
+    with torch.no_grad(): as_is = self.look(self.x)
+    with torch.no_grad(), out_of_place(self.module): copied = self.look(self.x)
+    return bool((as_is - copied).abs().max() > 1e-4*as_is.abs().max())
+
+
+@patch(as_prop=True)
+def unreached(self: Question) -> str:
+    "Why the image gets no gradient; '' if it does. Not counted."
+    def find():
+        with untouched(self.module): return why_unreached(self.net, self.x)
+    return self.once('unreached', find)
 
 # %% ../../nbs/api/inside/question.ipynb #d3aff7a6
 @patch
 def to_grid(
     self: Question,
-    maps,  # list of tensors (n, *G), G the grid of the network's input, in the order of the network's calls for the image
+    maps: list,  # of tensors (n, *G), G the grid of the network's input, in the order of its calls for the image
 ) -> torch.Tensor:  # (1, *S)
     "Maps on the network's grid, brought to the image's by the model's own adapter."
-    todo = list(torch.cat([m.to(self.x) for m in maps]) if len({m.shape[1:] for m in maps}) == 1 else [o for m in maps for o in m])
+    alike = len({map.shape[1:] for map in maps}) == 1
+    todo = list(torch.cat([map.to(self.x) for map in maps])) if alike else [one for map in maps for one in map]
     def answer(x):
         here = torch.stack([todo.pop(0) for _ in x])
         if here.shape[1:] != x.shape[2:]:
-            raise ValueError(f'maps of shape {tuple(here.shape[1:])} do not fit the input {tuple(x.shape[2:])} of the network')
-        return torch.stack([here, torch.zeros_like(here)], 1)  # in the place of the background, which is 0 outside the network's view
-    with torch.set_grad_enabled(any(m.requires_grad for m in maps)):  # differentiable: who adds maps up wants the weights of windows
-        return rebuilt(self.model.on(self.sample), lambda m: _answering(m, answer), kept=False).logits(self.x)[0, :1]
+            raise ValueError(
+                f'maps of shape {tuple(here.shape[1:])} do not fit the input {tuple(x.shape[2:])} of the network')
+        return torch.stack([here, torch.zeros_like(here)], 1)  # where the background was: 0 out of view
+    def in_place_of_answers(inner): return answering(inner, answer)
+    chain = self.model.on(self.sample).rebuilt(in_place_of_answers, kept=False)
+    wanted = any(map.requires_grad for map in maps)  # who adds maps up wants the weights of windows
+    with torch.set_grad_enabled(wanted):
+        return chain.logits(self.x)[0, :1]

@@ -5,6 +5,7 @@
 # %% ../../nbs/api/inside/target.ipynb #b4afb39d
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
@@ -12,122 +13,185 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..data.sample import Sample, class_names
+from ..data.labels import class_names, mask_of, to_numpy
+from ..data.sample import Sample
+from ..models.base import Model
 
 # %% auto #0
-__all__ = ['REDUCE', 'Target', 'Frozen']
+__all__ = ['REDUCE', 'REGIONS', 'Target', 'near_outline', 'Frozen']
 
 # %% ../../nbs/api/inside/target.ipynb #e7e92a5b
 REDUCE = {'mean': 'mean logit', 'sum': 'sum of the logits', 'dice': 'soft Dice'}
+REGIONS = 'prediction', 'labels', 'boundary'
 
 
 @dataclass(frozen=True)
 class Target:
     "What is to be explained."
-    cls: object  # name of a class, or its label value
-    region: object = 'prediction'  # 'prediction', 'labels', 'boundary', a mask (*S), or a voxel
-    reduce: str = 'mean'  # 'mean' or 'sum' of the logits; 'dice': soft Dice of the class's probabilities with the region
-    band: float | None = field(default=None, kw_only=True)  # mm on each side of the outline, for 'boundary'; None: one voxel
-    log_odds: bool = field(default=False, kw_only=True)  # of the class against all others; also for models with probabilities only
+    cls: str | int  # name of a class, or its number: the label value, or of classes that overlap 1 for the first
+    region: str | np.ndarray | torch.Tensor | Sequence[int] = 'prediction'  # a name, a bool mask (*S), or a voxel
+    reduce: str = 'mean'  # 'mean' or 'sum' of the logits; 'dice': soft Dice of the class's probabilities and the region
+    band: float | None = field(default=None, kw_only=True)  # mm on each side, for 'boundary'; None: one voxel
+    log_odds: bool = field(default=False, kw_only=True)  # against all other classes; also for models without logits
 
     def __post_init__(self):
-        if self.reduce not in REDUCE: raise ValueError(f'reduce must be one of {", ".join(REDUCE)}, got {self.reduce!r}')
-        if isinstance(self.region, str) and self.region not in ('prediction', 'labels', 'boundary'):
-            raise ValueError(f"region must be 'prediction', 'labels', 'boundary', a mask or a voxel, got {self.region!r}")
-        if self.band is not None and not self.band > 0: raise ValueError(f'band must be a positive number of mm, got {self.band!r}')
+        if self.reduce not in REDUCE:
+            raise ValueError(f'reduce must be one of {", ".join(REDUCE)}, got {self.reduce!r}')
+        if isinstance(self.region, str) and self.region not in REGIONS:
+            raise ValueError(
+                f"region must be 'prediction', 'labels', 'boundary', a mask or a voxel, got {self.region!r}")
+        if self.band is not None and not self.band > 0:
+            raise ValueError(f'band must be a positive number of mm, got {self.band!r}')
 
 # %% ../../nbs/api/inside/target.ipynb #6974a3ab
-def _near_outline(mask, spacing, band):
-    "Voxels within `band` mm of the outline of `mask`, on both sides; by default the voxels next to it."
+def near_outline(
+    mask: np.ndarray,  # bool (*S)
+    spacing: Sequence[float],  # mm
+    band: float | None = None,  # mm on each side; None: one voxel
+) -> np.ndarray:  # bool (*S)
+    "Voxels beside the outline of a mask, on both sides."
     from scipy.ndimage import distance_transform_edt
-    to_other = np.where(mask, distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing))  # 1 voxel or more
+    inside, outside = distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing)
+    to_other = np.where(mask, inside, outside)  # 1 voxel or more
     return to_other <= (max(spacing) if band is None else band + min(spacing)/2)
+
+
+def _voxel_mask(at, sample):
+    "One voxel as a mask. ValueError where there is none."
+    whole = all(isinstance(i.item(), Integral) and 0 <= i < n for i, n in zip(at, sample.shape))
+    voxel = tuple(at.tolist())
+    if not whole:
+        raise ValueError(f'region: there is no voxel {voxel} in sample {sample.name!r} of shape {sample.shape}')
+    mask = np.zeros(sample.shape, bool)
+    mask[voxel] = True
+    return mask
+
+
+def _given_region(region, sample):
+    "A mask, or a voxel, as a mask; and its name."
+    given, ndim = to_numpy(region), len(sample.shape)
+    if given.shape == (ndim,) and given.dtype != bool:
+        return _voxel_mask(given, sample), f'voxel {tuple(given.tolist())}'
+    if given.dtype != bool or given.shape != sample.shape: raise ValueError(
+        f'region must be a bool mask of shape {sample.shape} as the sample, or a voxel, {ndim} whole numbers; '
+        f'got {given.dtype} of shape {given.shape}')
+    return given, 'mask'
 
 
 def _region(target, k, sample, prediction):
     "The region as a bool array (*S), and its name."
-    r, shape = target.region, sample.shape
-    if isinstance(r, str):
-        if r == 'labels' and sample.labels is None: raise ValueError(f"region='labels' needs labels, and sample {sample.name!r} has none")
-        mask = (sample.labels if r == 'labels' else prediction) == k
-        return (_near_outline(mask, sample.spacing, target.band) if r == 'boundary' and mask.any() else mask), r
-    a = np.asarray(r.cpu() if isinstance(r, torch.Tensor) else r)
-    if a.shape == (len(shape),) and a.dtype != bool:
-        if any(not isinstance(i.item(), Integral) or not 0 <= i < n for i, n in zip(a, shape)):
-            raise ValueError(f'region: there is no voxel {tuple(a.tolist())} in sample {sample.name!r} of shape {shape}')
-        a, at = np.zeros(shape, bool), tuple(a.tolist())
-        a[at] = True
-        return a, f'voxel {at}'
-    if a.dtype != bool or a.shape != shape: raise ValueError(
-        f'region must be a bool mask of shape {shape} as the sample, or a voxel, {len(shape)} whole numbers; got {a.dtype} of shape {a.shape}')
-    return a, 'mask'
+    name = target.region
+    if not isinstance(name, str): return _given_region(name, sample)
+    if name == 'labels' and sample.labels is None:
+        raise ValueError(f"region='labels' needs labels, and sample {sample.name!r} has none")
+    mask = np.array(mask_of(sample.labels if name == 'labels' else prediction, k))  # of a stack it would be a view
+    around = name == 'boundary' and mask.any()
+    return near_outline(mask, sample.spacing, target.band) if around else mask, name
 
 # %% ../../nbs/api/inside/target.ipynb #6080deba
 @dataclass(frozen=True, eq=False)
 class Frozen:
     "A target whose region is fixed. `Target.freeze` makes it."
     mask: np.ndarray  # bool (*S)
-    k: int  # label value
+    k: int  # number of the class: its label value; of classes that overlap 1 for the first
     name: str  # of the class
     region: str  # in words
     reduce: str = 'mean'
     log_odds: bool = False
+    overlapping: bool = False  # do the classes of the model overlap? Then none of them is the background
 
     @property
-    def unit(self): "What the score is."; return 'soft Dice' if self.reduce == 'dice' else 'log-odds' if self.log_odds else 'logit'
+    def channel(self) -> int: "The channel of the logits."; return self.k - self.overlapping
 
     @property
-    def text(self):
-        n, what = int(self.mask.sum()), REDUCE[self.reduce]
+    def unit(self) -> str:
+        "What the score is."
+        if self.reduce == 'dice': return 'soft Dice'
+        return 'log-odds' if self.log_odds else 'logit'
+
+    @property
+    def text(self) -> str:
+        size, what = int(self.mask.sum()), REDUCE[self.reduce]
         if self.log_odds: what = what.replace('logits', 'log-odds').replace('logit', 'log-odds')
-        return f'{what} of {self.name} over {n} voxel{"s"[:n != 1]} ({self.region})'
+        return f'{what} of {self.name} over {size} voxel{"s"[:size != 1]} ({self.region})'
+
+    def found(self, prediction: np.ndarray) -> np.ndarray:
+        "Where a prediction has the class, bool (*S)."
+        return mask_of(prediction, self.k)
 
     def score(
-        self, model,  # a Model
-        x,  # (n, C, *S) tensor
+        self, model: Model,
+        x: torch.Tensor,  # (n, C, *S)
     ) -> torch.Tensor:  # (n,)
         "The score of each image, differentiable where the model is."
         return self.of(model.logits(x))
 
-    def of(
-        self, z,  # logits (n, K, *S)
-    ) -> torch.Tensor:  # (n,)
-        "The score, from logits."
-        mask = torch.as_tensor(self.mask, device=z.device)
-        if self.reduce == 'dice':
-            p = z.softmax(1)[:, self.k].flatten(1)
-            m = mask.flatten().to(p)
-            return 2*(p*m).sum(1)/(p.sum(1) + m.sum())
-        zk = z[:, self.k][:, mask]
-        if self.log_odds: zk = zk - z[:, [k for k in range(z.shape[1]) if k != self.k]][:, :, mask].logsumexp(1)
-        return zk.sum(1) if self.reduce == 'sum' else zk.mean(1)
-
     def __repr__(self): return f'Frozen({self.text})'
 
+# %% ../../nbs/api/inside/target.ipynb #680869eb
+@patch
+def of(
+    self: Frozen,
+    logits: torch.Tensor,  # (n, K, *S)
+) -> torch.Tensor:  # (n,)
+    "The score, from logits."
+    mask = torch.as_tensor(self.mask, device=logits.device)
+    own = logits[:, self.channel]
+    if self.reduce == 'dice':
+        return _soft_dice(own.sigmoid() if self.overlapping else logits.softmax(1)[:, self.k], mask)
+    own = own[:, mask]
+    if self.log_odds and not self.overlapping: own = own - _all_others(logits, self.k)[:, mask]
+    return own.sum(1) if self.reduce == 'sum' else own.mean(1)
+
+
+def _soft_dice(probability, mask):
+    probability, mask = probability.flatten(1), mask.flatten().to(probability)
+    return 2*(probability*mask).sum(1)/(probability.sum(1) + mask.sum())
+
+
+def _all_others(logits, k):
+    "The logit of all classes but one, together; (n, *S)."
+    others = [i for i in range(logits.shape[1]) if i != k]
+    return logits[:, others].logsumexp(1)
+
 # %% ../../nbs/api/inside/target.ipynb #ce01e2bf
-def _label_value(cls, names, model):
-    "The label value of a class that is named or numbered."
-    if isinstance(cls, Integral) and not isinstance(cls, bool) and 0 <= cls < len(names): return int(cls)
-    if isinstance(cls, str) and cls in names: return names.index(cls)
-    raise ValueError(f'{model.name} has no class {cls!r}; it knows {", ".join(f"{n} ({i})" for i, n in enumerate(names))}')
+def _numbered(model):
+    "{number: name} of the classes of a model; of those that overlap none is the background, which has number 0."
+    if model.overlapping: return dict(enumerate(model.foreground, 1))
+    return dict(enumerate(class_names(model.classes, model.n_classes)))
+
+
+def _class_number(cls, model):
+    "The number of a class that is named or numbered, and its name. ValueError for one that the model does not know."
+    numbered = _numbered(model)
+    if isinstance(cls, Integral) and not isinstance(cls, bool) and cls in numbered: return int(cls), numbered[cls]
+    for k, name in numbered.items():
+        if isinstance(cls, str) and cls == name: return k, name
+    known = ', '.join(f'{name} ({k})' for k, name in numbered.items())
+    raise ValueError(f'{model.name} has no class {cls!r}; it knows {known}')
+
+
+def _predicted(prediction, model):
+    "Names of the classes that a prediction holds."
+    here = [k for k, name in _numbered(model).items() if mask_of(prediction, k).any()]
+    return [_numbered(model)[k] for k in here] or ['nothing']
 
 
 @patch
 def freeze(
     self: Target,
-    model,  # a Model
+    model: Model,
     sample: Sample,  # the unchanged image
-    prediction=None,  # label map (*S), if it is known already
+    prediction: np.ndarray | None = None,  # label map (*S) or stack (K, *S), if it is known already
 ) -> Frozen:
     "Fix the region. ValueError for a class that does not exist, or a region without voxels."
-    if prediction is None: prediction = model.label(sample)[0]
-    names = class_names(model.classes, model.n_classes)
-    k = _label_value(self.cls, names, model)
+    if prediction is None: prediction = model.segment(sample)[0]
+    k, name = _class_number(self.cls, model)
     mask, text = _region(self, k, sample, prediction)
     if sample.valid is not None: mask = mask & sample.valid
-    if not mask.any():
-        there = [names[i] for i in np.unique(prediction)]
-        cure = {'prediction': f'the model predicts only {", ".join(there)}', 'boundary': f'the model predicts only {", ".join(there)}',
-                'labels': 'the labels do not hold it'}.get(text, 'the mask is empty')
-        raise ValueError(f'region of {names[k]} in sample {sample.name!r} has no voxels: {cure}; choose another class or region')
-    return Frozen(mask, k, names[k], text, self.reduce, self.log_odds)
+    if mask.any(): return Frozen(mask, k, name, text, self.reduce, self.log_odds, bool(model.overlapping))
+    cure = 'the mask is empty'
+    if text in ('prediction', 'boundary'): cure = f'the model predicts only {", ".join(_predicted(prediction, model))}'
+    if text == 'labels': cure = 'the labels do not hold it'
+    where = f'region of {name} in sample {sample.name!r}'
+    raise ValueError(f'{where} has no voxels: {cure}; choose another class or region')

@@ -10,7 +10,7 @@ import numpy as np
 from .metric import METRICS, Metric, as_metric
 
 # %% auto #0
-__all__ = ['COLUMNS', 'one_metric', 'score_tables', 'of_samples', 'worst_value', 'sized']
+__all__ = ['COLUMNS', 'one_metric', 'size_name', 'score_tables', 'of_samples', 'worst_value', 'sized']
 
 # %% ../../nbs/api/metrics/tables.ipynb #c44ea1b6
 COLUMNS = 'model sample transform value unit class metric score'.split()
@@ -31,6 +31,11 @@ def one_metric(
     if found.name not in there:
         raise ValueError(f'metric {found.name!r} was not computed; there are {", ".join(map(str, there))}')
     return frame[frame.metric == found.name], found
+
+
+def size_name(metric: Metric) -> str:
+    "What the scores of `score_tables` are called: sizes, where 0 is best."
+    return f'|{metric.name}|' if metric.better == 'zero' else metric.name
 
 
 def _metric_of(metric):

@@ -5,343 +5,89 @@
 # %% ../../nbs/api/models/base.ipynb #ab2c1118
 from __future__ import annotations
 
-from contextlib import contextmanager
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-
-from ..data.fingerprint import fingerprint
-from ..data.sample import Sample, as_classes, class_names
+from ..data.sample import Sample
+from .answers import Answers
+from .choices import Channel, Kept, Regions, Wrapping
+from .output import EITHER
+from .turns import Oriented, Slicewise
+from .windows import Sliding
 
 # %% auto #0
-__all__ = ['ACTIVATIONS', 'as_size', 'resize_to', 'pad_to', 'output_kind', 'with_class_axis', 'best_class', 'Model', 'as_batch',
-           'FunctionModel', 'Wrapped', 'KeptModel']
-
-# %% ../../nbs/api/models/base.ipynb #271b1d83
-def as_size(n, ndim, what):
-    "`n` as a tuple of `ndim` whole numbers, from one number or one an axis."
-    out = tuple(np.broadcast_to(np.asarray(n), (ndim,)).tolist()) if np.ndim(n) == 0 or len(n) == ndim else ()
-    if not out or any(isinstance(o, str) or o != int(o) or o < 1 for o in out):
-        raise ValueError(f'{what} must be a whole number or {ndim} of them, got {n!r}')
-    return tuple(map(int, out))
-
-
-def resize_to(
-    x,  # (C, *S) tensor
-    size,  # wanted spatial shape
-) -> tuple:  # the resized tensor; a function that resizes (K, *size) back to (K, *S)
-    "Linear resizing (smoothed when a picture shrinks), and its way back."
-    size, old = as_size(size, x.ndim - 1, 'size'), tuple(x.shape[1:])
-    def go(y, size):
-        mode = {2: 'bilinear', 3: 'trilinear'}[len(size)]
-        return F.interpolate(y[None], size, mode=mode, antialias=len(size) == 2 and any(a < b for a, b in zip(size, y.shape[1:])))[0]
-    if size == old: return x, lambda y, empty: y
-    return go(x, size), lambda y, empty: go(y, old)
-
-
-def pad_to(
-    x,  # (C, *S) tensor
-    multiple_of,  # a number, or one for each axis
-) -> tuple:  # the padded tensor; a function that cuts (K, *S') back to (K, *S)
-    "Repeat the border on both sides until every axis is a multiple of `multiple_of`, and the way back."
-    m, shape = as_size(multiple_of, x.ndim - 1, 'multiple_of'), tuple(x.shape[1:])
-    extra = [-n % k for n, k in zip(shape, m)]
-    pad = [v for e in reversed(extra) for v in (e//2, e - e//2)]
-    cut = (slice(None), *(slice(e//2, e//2 + n) for e, n in zip(extra, shape)))
-    return (F.pad(x[None], pad, mode='replicate')[0] if any(extra) else x), lambda y, empty: y[cut]
-
-# %% ../../nbs/api/models/base.ipynb #691e5280
-ACTIVATIONS = {'auto': 'not seen yet', 'softmax': 'logits (softmax)', 'sigmoid': 'logits (sigmoid)', 'none': 'probabilities', 'labels': 'label maps'}
-
-
-def output_kind(
-    out,  # raw output: (N, K, *S), or (N, *S) without a class axis
-    ndim,  # number of spatial axes
-) -> str:  # 'softmax' or 'sigmoid' for logits, 'none' for probabilities, 'labels' for a label map
-    "What a raw output is, by its type, shape and values."
-    out = out.detach()
-    if not out.is_floating_point(): return 'labels'
-    lo, hi, with_classes = float(out.min()), float(out.max()), out.ndim == ndim + 2 and out.shape[1] > 1
-    if with_classes and lo >= -1e-4 and float((out.sum(1) - 1).abs().max()) < 1e-2: return 'none'
-    if with_classes and lo >= 0 and hi <= 1: raise ValueError(
-        'its output lies between 0 and 1, but does not add up to 1 over the classes: if it is logits, pass '
-        "activation='softmax'; if classes overlap, they are no label map")
-    if with_classes: return 'softmax'
-    if lo >= 0 and hi <= 1: return 'none'
-    return 'labels' if lo >= 0 and bool((out == out.round()).all()) and out.ndim == ndim + 1 else 'sigmoid'
-
-# %% ../../nbs/api/models/base.ipynb #89b045e4
-def with_class_axis(
-    out,  # raw output
-    kind,  # from `output_kind`
-    ndim,  # number of spatial axes
-    n_classes,  # needed for label maps
-    logits=False,  # logits instead of probabilities
-) -> torch.Tensor:  # (N, K, *S), background first
-    "Probabilities or logits for each class, whatever the raw output is."
-    if kind == 'labels':
-        if logits: raise ValueError('its output is label maps, which have no logits or gradients')
-        if out.ndim == ndim + 2 and out.shape[1] > 1: raise ValueError(
-            'its output is whole numbers with a class axis; return (N, *S) label maps, or probabilities as floating point numbers')
-        whole = out.round() if out.is_floating_point() else out
-        if out.is_floating_point() and (out - whole).abs().max() > 1e-3: raise ValueError(
-            'its output has fractions where it was whole numbers (labels) before; pass activation= to say what its output is')
-        out = whole.reshape(len(out), *out.shape[-ndim:]).long()
-        if n_classes is None:
-            raise ValueError("its output is label maps: pass classes=('background', ...) so that it is known how many there are")
-        if out.min() < 0 or out.max() >= n_classes:
-            raise ValueError(f'its output holds the label {int(out.max())}, but classes names only 0 to {n_classes - 1}')
-        return F.one_hot(out, n_classes).movedim(-1, 1).float()
-    if out.ndim == ndim + 1: out = out[:, None]
-    if kind == 'none' and (out.min() < -1e-3 or out.max() > 1.001):
-        raise ValueError("its output is not probabilities; if it is logits, pass activation='softmax' or 'sigmoid'")
-    if logits and kind == 'none':
-        raise ValueError('its output is probabilities, not logits: leave its last softmax or sigmoid out')
-    if out.shape[1] == 1:
-        if kind == 'none': return torch.cat([1 - out, out], 1)
-        out = torch.cat([torch.zeros_like(out), out], 1)
-    elif kind == 'sigmoid':
-        raise ValueError("activation='sigmoid' needs a single output channel: classes that may overlap are not a label map")
-    return out if logits or kind == 'none' else out.softmax(1)
-
-# %% ../../nbs/api/models/base.ipynb #8c341498
-def best_class(
-    p,  # (N, K, *S) probabilities or logits
-) -> np.ndarray:  # (N, *S) whole numbers; of equal ones the first
-    "The most probable class. (`argmax` does the same, several times slower, as it runs across the classes voxel by voxel.)"
-    best, top = np.zeros((len(p), *p.shape[2:]), np.uint8 if p.shape[1] <= 256 else np.int32), p[:, 0].copy()
-    for k in range(1, p.shape[1]):
-        best[p[:, k] > top] = k
-        np.maximum(top, p[:, k], out=top)
-    return best
-
-# %% ../../nbs/api/models/base.ipynb #f2da6101
-def _check_options(activation, batch_size, size, multiple_of, preprocess):
-    "Raise ValueError for options of a model that make no sense."
-    if activation not in ACTIVATIONS:
-        raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, got {activation!r}')
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f'batch_size must be a whole number of at least 1, got {batch_size!r}')
-    if size is not None and multiple_of is not None:
-        raise ValueError('size and multiple_of exclude each other: a fixed size needs no padding')
-    if preprocess is not None and not callable(preprocess):
-        raise ValueError(f'preprocess must be a function of an image, got {type(preprocess).__name__}')
+__all__ = ['Model', 'Wrapped', 'KeptModel', 'ChannelModel', 'RegionsModel', 'SlidingModel', 'SlicewiseModel', 'OrientedModel',
+           'check_overlap']
 
 # %% ../../nbs/api/models/base.ipynb #f53a3597
-class Model:
+class Model(Answers):
     "Anything that segments images. Subclasses give `forward`."
-    device, dtype = torch.device('cpu'), torch.float32
-
-    def __init__(
-        self, *,
-        classes=None,  # names by label value, background first
-        preprocess=None,  # f(image) -> image, or (image, undo); the image is a float32 tensor (C, *S)
-        activation='auto',  # what the output is: 'softmax' or 'sigmoid' for logits, 'none' for probabilities, 'labels' for label maps
-        multiple_of=None,  # pad every axis to a multiple of this
-        size=None,  # resize to this spatial shape
-        batch_size=None,  # images in one forward pass; None: 1 on a CPU, 8 pictures or 1 volume elsewhere
-        name='model',  # in tables and errors
-    ):
-        _check_options(activation, batch_size, size, multiple_of, preprocess)
-        self._asked = activation  # 'auto' gives way to what the first output is
-        self.classes = None if classes is None else as_classes(classes)
-        self.preprocess, self.activation, self.multiple_of, self.size = preprocess, activation, multiple_of, size
-        self.batch_size, self.name = batch_size, name
-        self.n_classes = None if classes is None else len(self.classes)  # else known after the first prediction
-
-    def forward(self, x):
-        "Raw output for a prepared batch, a float32 tensor (N, C, *S); gradients flow where the model has any."
-        raise NotImplementedError
-
-    def hint(self, image): "What to add to the error when the network fails on `image`."; return ''
-
-    def predict(self, x) -> np.ndarray:
-        "Probabilities (N, K, *S), background first."
-        with torch.no_grad(): return _all(self, x, False).numpy()
-
-    def label(self, x) -> np.ndarray:
-        "Label maps (N, *S): the most probable class."
-        return best_class(self.predict(x))
-
-    def logits(self, x) -> torch.Tensor:
-        "Logits (N, K, *S) that can be differentiated with respect to `x`, if that is a tensor. ValueError if the model has none."
-        return _all(self, x, True)
-
-    def made_of(self): "What else its answers depend on; subclasses say it."; return ()
-    def __fingerprint__(self): return self.classes, self.preprocess, self.size, self.multiple_of, self._asked, *self.made_of()
-
-    def settings(self) -> dict:
-        "What it is, for a file: kind, classes, and a `fingerprint` of weights, preprocessing and options."
-        return dict(kind=type(self).__name__, classes=None if self.classes is None else list(self.classes), fingerprint=fingerprint(self))
-
-    def portion(self, ndim):  # number of spatial axes
-        "Images in one forward pass."
-        return self.batch_size or (1 if self.device.type == 'cpu' or ndim == 3 else 8)
-
-    def keep(self, *names):  # names of classes, in their new order
-        "This model reduced to some of its classes; the others become background."
+    def keep(
+        self, *names: str,  # classes, in their new order
+    ) -> Model:
+        "This model reduced to some of its classes; the others become background, unless classes may overlap."
         return KeptModel(self, names)
 
-    def on(self, sample):  # a Sample
-        "This model for bare arrays and tensors that lie in space as `sample` does; another one only where a model looks at the affine."
-        return self
+    def channel(
+        self, name: str,  # of a class
+    ) -> Model:  # two classes: background and that one
+        "One class against all that it is not."
+        return KeptModel(self, (name,)) if self.overlapping is False else ChannelModel(self, name)
 
-    def __repr__(self):
-        k = f'{self.n_classes} classes: {", ".join(class_names(self.classes, self.n_classes))}' if self.n_classes else 'classes not known yet'
-        return f'{type(self).__name__}({self.name!r}, {k}; output: {ACTIVATIONS[self.activation]})'
+    def regions(
+        self, **regions: int | str | tuple,  # name=a label value or several, or names of classes
+    ) -> Model:  # of classes that may overlap
+        "Unions of this model's labels as classes that may overlap."
+        return RegionsModel(self, regions)
+
+    def sliding(
+        self,
+        window: int | tuple,  # voxels: one number, or one an axis
+        overlap: float = .25,  # of neighbouring windows, as a fraction of them
+        **kw: object,  # see `Sliding`
+    ) -> Model:
+        "This model, asked window by window."
+        return SlidingModel(self, window, overlap, **kw)
+
+    def slicewise(
+        self, axis: int = -1,  # the axis to cut across
+    ) -> Model:
+        "This model of pictures, asked about volumes slice by slice."
+        return SlicewiseModel(self, axis)
+
+    def oriented(
+        self,
+        order: str = 'RAS',  # directions in which voxel indices grow
+        spacing: float | tuple | None = None,  # mm to which volumes are resampled; None: as they are
+    ) -> Model:
+        "This model of volumes, asked about volumes that may lie in any direction."
+        return OrientedModel(self, order, spacing)
 
 # %% ../../nbs/api/models/base.ipynb #5ef27560
-def as_batch(
-    x,  # Sample, list of Samples of one size, or (N, C, *S) array or tensor
-) -> torch.Tensor:  # float32 (N, C, *S); a float64 tensor stays what it is
-    "A batch from whatever a model may be asked about."
-    if isinstance(x, Sample): x = [x]
-    if isinstance(x, (list, tuple)) and all(isinstance(o, Sample) for o in x) and x:
-        if len({o.image.shape for o in x}) > 1:
-            raise ValueError('samples of different sizes cannot be predicted in one call')
-        x = np.stack([o.image for o in x])
-    if not isinstance(x, (np.ndarray, torch.Tensor)):
-        raise TypeError(f'x must be a Sample or a batch of images, got {type(x).__name__}; load reads files')
-    if not isinstance(x, torch.Tensor): x = torch.from_numpy(np.array(x, np.float32))
-    elif x.dtype != torch.float64: x = x.float()  # what is asked in double precision of a network in double precision stays so
-    if x.ndim not in (4, 5) or 0 in x.shape:
-        raise ValueError(f'x must be a Sample or a batch (N, C, H, W) or (N, C, X, Y, Z), got shape {tuple(x.shape)}')
-    return x
+class Wrapped(Wrapping, Model): "A model made of another one."
+class KeptModel(Kept, Wrapped): "A model of which only some classes are kept."
+class ChannelModel(Channel, Wrapped): "One class of a model against all that it is not."
+class RegionsModel(Regions, Wrapped): "Unions of a model's labels, as classes that may overlap."
+class SlidingModel(Sliding, Wrapped): "A model that is asked window by window."
+class SlicewiseModel(Slicewise, Wrapped): "A model of pictures that is asked slice by slice."
+class OrientedModel(Oriented, Wrapped): "A model that gets volumes as they lie in its own order of axes."
 
-# %% ../../nbs/api/models/base.ipynb #3d2aaa85
-def _prepare(model, image):
-    "What the network gets for one image (C, *S), and how to bring its answer back."
-    undo, old = [], tuple(image.shape)
-    if model.preprocess is not None:
-        out = model.preprocess(image.clone())
-        image, back = out if isinstance(out, tuple) else (out, None)
-        if not isinstance(image, torch.Tensor) or image.ndim != len(old): raise ValueError(
-            f'preprocess must return a tensor (C, *S) for a tensor (C, *S), got {type(image).__name__} of shape {tuple(np.shape(image))}')
-        if back is None and tuple(image.shape[1:]) != old[1:]: raise ValueError(
-            f'preprocess changed the size from {old[1:]} to {tuple(image.shape[1:])}; return (image, undo) so that predictions can be brought back')
-        if back is not None: undo.append(back)
-    for option, f in ((model.size, resize_to), (model.multiple_of, pad_to)):
-        if option is not None:
-            image, back = f(image, option)
-            undo.append(back)
-    return image, undo[::-1]
-
-# %% ../../nbs/api/models/base.ipynb #b0a9c111
-def _some(model, x, logits):
-    "Probabilities or logits on the images' own grid for one forward pass."
-    ndim, shape = x.ndim - 2, tuple(x.shape[2:])
-    ready, undos = zip(*(_prepare(model, image) for image in x))
-    same = len({o.shape for o in ready}) == 1
-    with _named(model, ready[0]): raw = model.forward(torch.stack(ready)) if same else torch.cat([model.forward(o[None]) for o in ready])
-    if not isinstance(raw, torch.Tensor):
-        raise ValueError(f'{model.name} returned {type(raw).__name__}, not an array or tensor')
-    if raw.ndim not in (ndim + 1, ndim + 2) or len(raw) != len(x) or tuple(raw.shape[-ndim:]) != tuple(ready[0].shape[1:]):
-        raise ValueError(
-        f'{model.name} returned shape {tuple(raw.shape)} for an input of shape {(len(x), *ready[0].shape)}; '
-        '(N, K, *S) or (N, *S) with the same spatial size is needed')
-    if raw.is_floating_point() and not raw.sum().isfinite() and not raw.isfinite().all():
-        raise ValueError(f'{model.name} returned NaN or infinite values')
-    try:
-        if model.activation == 'auto': model.activation = output_kind(raw, ndim)
-        out = with_class_axis(raw, model.activation, ndim, model.n_classes, logits)
-    except ValueError as e: raise ValueError(f'{model.name}: {e}') from None
-    if model.n_classes not in (None, out.shape[1]):
-        raise ValueError(f'{model.name} returned {out.shape[1]} classes, but classes names {model.n_classes}')
-    model.n_classes = out.shape[1]
-    empty = torch.full((out.shape[1],), -20. if logits else 0., device=out.device)
-    empty[0] = 0. if logits else 1.
-    res = []
-    for y, undo in zip(out, undos):
-        for f in undo:
-            try: y = f(y, empty)
-            except TypeError as e: raise ValueError(f'undo of preprocess must take (y, empty): {e}') from e
-        if tuple(y.shape[1:]) != shape:
-            raise ValueError(f"undo of preprocess gave the size {tuple(y.shape[1:])}, the image has {shape}")
-        res.append(y)
-    return torch.stack(res) if len(res) > 1 else res[0][None]
+# %% ../../nbs/api/models/base.ipynb #faa326d4
+def check_overlap(
+    model: Model,
+    sample: Sample,  # with or without labels
+) -> None:
+    "ValueError if the classes of one may overlap and those of the other may not; it says how to make them agree."
+    stack = sample.overlapping
+    if sample.labels is None or model.overlapping is None or stack == model.overlapping: return
+    labels = f'labels of sample {sample.name!r}'
+    if not stack: raise ValueError(
+        f'classes of {model.name} may overlap, but the {labels} are one label map; make masks of them with '
+        f'sample.regions({_blanks(model.classes)}), or pick one class with model.channel(...)')
+    if model.activation == 'auto' and model.known.kind in ('auto', 'softmax'): raise ValueError(
+        f'the {labels} have classes that overlap, and the output of {model.name} could be either: {EITHER} '
+        f'(then model.regions({_blanks(sample.classes)}) makes masks of its labels)')
+    raise ValueError(f'the {labels} have classes that overlap, but {model.name} gives each voxel one class; '
+                     f'make masks of its labels with model.regions({_blanks(sample.classes)})')
 
 
-def _all(model, x, logits):
-    "As `_some`, in portions of `batch_size`."
-    x = as_batch(x)
-    n = model.portion(x.ndim - 2)
-    if model.dtype != torch.float64: x = x.float()
-    out = [_some(model, x[i:i + n].to(model.device), logits) for i in range(0, len(x), n)]
-    out = out if logits else [o.cpu() for o in out]
-    return torch.cat(out) if len(out) > 1 else out[0]
-
-# %% ../../nbs/api/models/base.ipynb #b1dbd192
-@contextmanager
-def _named(model, image):
-    "Turn any exception of a network into one sentence that names the model and the input."
-    try: yield
-    except Exception as e:
-        what, hint = (str(e).strip() or type(e).__name__).splitlines()[0], model.hint(image)
-        if image.ndim == 4 and not hint: hint = ' (if it is a 2D network, model.slicewise() asks it slice by slice)'
-        raise ValueError(f'{model.name} failed on an input of shape {tuple(image.shape)}{hint}: {what}') from e
-
-# %% ../../nbs/api/models/base.ipynb #9598e94e
-class FunctionModel(Model):
-    "A model made of a function of a batch."
-    def __init__(self, f, **kw):
-        self.f, self._tensors = f, None
-        super().__init__(**{'name': getattr(f, '__name__', type(f).__name__), **kw})
-
-    def made_of(self): return (self.f,)
-
-    def forward(self, x):
-        if self._tensors is None and not x.requires_grad:
-            try: out, self._tensors = self.f(x.numpy()), False
-            except (TypeError, AttributeError): out, self._tensors = self.f(x), True
-        else: out = self.f(x if self._tensors or x.requires_grad else x.numpy())
-        return out if isinstance(out, torch.Tensor) else torch.from_numpy(np.array(out)) if np.asarray(out).dtype.kind in 'biuf' else out
-
-    def logits(self, x):
-        if not isinstance(x, torch.Tensor) or not x.requires_grad: return super().logits(x)
-        try: out = super().logits(x)
-        except ValueError as e:
-            if isinstance(e.__cause__, (TypeError, RuntimeError)): out = None
-            else: raise
-        if out is None or not out.requires_grad:
-            raise ValueError(f'{self.name} is not differentiable: it must take and return torch tensors')
-        return out
-
-# %% ../../nbs/api/models/base.ipynb #ae115688
-class Wrapped(Model):
-    "A model made of another one, `self.model`. Subclasses give `around`, and what they do differently."
-    def around(self, model): "The same, made of `model`."; raise NotImplementedError
-    def __fingerprint__(self): return self.classes, self.model, *self.made_of()
-    def on(self, sample): return self.around(self.model.on(sample))
-
-
-class KeptModel(Wrapped):
-    "A model of which only some classes are kept; the others become background."
-    def __init__(self, model: Model, names):
-        if model.classes is None:
-            raise ValueError(f'{model.name} has no class names to choose from: pass classes= to as_model')
-        unknown = [n for i, n in enumerate(names) if n not in model.classes[1:] or n in names[:i]]
-        if unknown or not names:
-            raise ValueError(f'{model.name} has no class {", ".join(map(str, unknown)) or "to keep"}, or it is named twice; '
-                             f'it knows {", ".join(model.classes[1:])}')
-        super().__init__(classes=(model.classes[0], *names), batch_size=model.batch_size, name=model.name)
-        self.model, self.device = model, model.device
-        self.index = [model.classes.index(n) for n in names]
-        self.rest = [i for i in range(len(model.classes)) if i not in self.index]
-
-    def around(self, model): return KeptModel(model, self.classes[1:])
-
-    def predict(self, x):
-        p = self.model.predict(x)
-        return np.concatenate([p[:, self.rest].sum(1, keepdims=True), p[:, self.index]], 1)
-
-    def label(self, x):
-        table = np.zeros(len(self.model.classes), np.uint8)
-        table[self.index] = range(1, len(self.classes))
-        return table[self.model.label(x)]
-
-    def logits(self, x):
-        z = self.model.logits(x)
-        return torch.cat([z[:, self.rest].logsumexp(1, keepdim=True), z[:, self.index]], 1)
-
-    def __repr__(self): return f'{self.model!r}, of which kept: {", ".join(self.classes[1:])}'
+def _blanks(names):
+    "Regions of these names, to be filled in."
+    return ', '.join(f'{name}=...' for name in names or ('a', 'b'))

@@ -5,131 +5,190 @@
 # %% ../../nbs/api/study/archive.ipynb #717d6094
 from __future__ import annotations
 
-import json
+import os
+import time
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..data.files import as_file_name, read_json, whole, write_json
+from ..metrics.tables import COLUMNS
 
 # %% auto #0
-__all__ = ['COLUMNS', 'FORMAT', 'Archive', 'differences', 'merged', 'read_settings', 'locked', 'now']
+__all__ = ['REST', 'Archive', 'Listed', 'listed', 'locked', 'now']
 
 # %% ../../nbs/api/study/archive.ipynb #ff85cab1
-COLUMNS = ['model', 'sample', 'transform', 'value', 'unit', 'class', 'metric', 'score']
-_TYPES = dict(value='float64', score='float64')
-
-
 class Archive:
     "The files of a study."
-    def __init__(self, folder): self.folder = Path(folder)
+    def __init__(
+        self,
+        folder,  # is made when something is written
+    ):
+        self.folder = Path(folder)
+        self._seen = {}  # folder -> Listed
+
     @property
     def settings_file(self): return self.folder/'study.json'
-    def unit(self, model, transform, case): "The file of a unit."; return self.folder/'units'/self._under(model, transform, case, '.parquet')
+
     def case(self, case): return self.folder/'cases'/f'{as_file_name(case)}.json'
     def failure(self, case): return self.folder/'failures'/f'{as_file_name(case)}.json'
 
-    @staticmethod
-    def _under(model, transform, case, end): return Path(as_file_name(model), as_file_name(transform), as_file_name(case) + end)
+    def unit(self, model, transform, case):
+        "The file of a unit."
+        return self.folder/'units'/as_file_name(model)/as_file_name(transform)/f'{as_file_name(case)}.parquet'
 
-    def write(self, model, transform, case, rows, ndim=None):
-        "Keep the rows of a unit, tuples in the order of `COLUMNS`, and the number of spatial axes."
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        table = pa.table({k: pa.array(list(v), pa.float64() if k in _TYPES else pa.string()) for k, v in zip(COLUMNS, zip(*rows))})
-        if ndim: table = table.replace_schema_metadata({'ndim': str(ndim)})
-        with whole(self.unit(model, transform, case)) as part: pq.write_table(table, part, compression='zstd', use_dictionary=True)
-
-    def ndim(self):
-        "Spatial axes of the images, as the first unit has it; 3 where it is not known."
-        import pyarrow.parquet as pq
-        known = next((pq.read_schema(p).metadata or {} for p in self.files()), {})
-        return int(known.get(b'ndim', 3))
-
-    def files(self):
-        "The files of all units that are done."
-        return sorted(p for p in (self.folder/'units').glob('*/*/*.parquet') if p.name[0] != '.')
-
-    def frame(self, files=None):
-        "The rows of all units. ValueError naming a file that is damaged."
-        import pandas as pd
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        tables = []
-        for p in self.files() if files is None else files:
-            try:
-                with pq.ParquetFile(p) as f: tables.append(f.read(COLUMNS, use_threads=False).select(COLUMNS))  # read_table takes three times as long
-            except (pa.ArrowInvalid, pa.ArrowException, OSError, KeyError) as e: raise ValueError(
-                f'{p}: is damaged ({str(e).splitlines()[0][:80]}); delete it and run the study again, which makes only this one') from None
-        if tables: return pa.concat_tables(tables).to_pandas()
-        return pd.DataFrame({k: np.array([], float if k in _TYPES else object) for k in COLUMNS})
-
-    def write_failures(self, case, found):
-        "Keep what went wrong with a case, a list of dicts; an empty list means that nothing did."
-        if found: write_json(self.failure(case), found)
-        else: self.failure(case).unlink(missing_ok=True)
-
-    def failures(self, case=None):
-        "What went wrong with a case, or with all."
-        paths = sorted((self.folder/'failures').glob('*.json')) if case is None else [self.failure(case)]
-        return [o for p in paths if p.name[0] != '.' and p.exists() for o in read_json(p)]
-
-    def cases(self): return [read_json(p) for p in sorted((self.folder/'cases').glob('*.json')) if p.name[0] != '.']
-
-# %% ../../nbs/api/study/archive.ipynb #d63bd990
-FORMAT = 1
+# %% ../../nbs/api/study/archive.ipynb #09bab14b
+@patch
+def write(
+    self: Archive,
+    model, transform, case,  # names
+    rows,  # tuples in the order of `COLUMNS`
+    ndim=None,  # number of spatial axes of the image
+):
+    "Keep the scores of a unit. OSError where that cannot be written."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    columns = {}
+    for name, cells in zip(COLUMNS, zip(*rows)):
+        kind = pa.float64() if name in ('value', 'score') else pa.string()
+        columns[name] = pa.array(list(cells), kind)
+    table = pa.table(columns)
+    if ndim: table = table.replace_schema_metadata({'ndim': str(ndim)})
+    with whole(self.unit(model, transform, case)) as part:
+        pq.write_table(table, part, compression='zstd', use_dictionary=True)
 
 
-def differences(old, new, at=''):
-    "Where two settings differ, as lines of text."
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [line for k in dict.fromkeys([*old, *new]) for line in differences(old.get(k), new.get(k), f'{at}.{k}'.strip('.'))]
-    return [] if old == new else [f'{at} was {_short(old)} and is {_short(new)} now']
+def _read(path):
+    "The table in a file. ValueError naming one that is damaged."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    try:
+        with pq.ParquetFile(path) as file:  # read_table takes three times as long
+            return file.read(COLUMNS, use_threads=False).select(COLUMNS)
+    except (pa.ArrowInvalid, pa.ArrowException, OSError, KeyError) as e:
+        why = str(e).splitlines()[0][:80]
+        raise ValueError(
+            f'{path}: is damaged ({why}); delete it and run the study again, which makes only this one') from None
+
+# %% ../../nbs/api/study/archive.ipynb #e56d3d4e
+@patch
+def frame(
+    self: Archive,
+    files=None,  # only these, in this order; None: all
+):  # -> DataFrame with the columns `COLUMNS`
+    "The rows of all units. ValueError naming a file that is damaged."
+    import pandas as pd
+    import pyarrow as pa
+    tables = [_read(p) for p in (self.files() if files is None else files)]
+    if tables: return pa.concat_tables(tables).to_pandas()
+    return pd.DataFrame({k: np.array([], float if k in ('value', 'score') else object) for k in COLUMNS})
 
 
-def _short(o): return 'not set' if o is None else (lambda t: t if len(t) < 70 else t[:30] + ' ... ' + t[-30:])(json.dumps(o, ensure_ascii=False))
+@patch
+def ndim(self: Archive) -> int:
+    "Spatial axes of the images, as the first unit has it; 3 where it is not known."
+    import pyarrow.parquet as pq
+    files = self.files()
+    known = pq.read_schema(files[0]).metadata if files else None
+    return int((known or {}).get(b'ndim', 3))
+
+# %% ../../nbs/api/study/archive.ipynb #33fd668c
+REST = 2.  # seconds: the coarsest clock of a file system
 
 
-def merged(
-    old,  # settings in the folder
-    new,  # settings asked for
-    folder,  # for the error
-) -> dict:
-    "The settings in the folder and what the new ones add. ValueError with the difference where they contradict each other."
-    shared = lambda k: ({o: old[k][o] for o in old[k] if o in new[k]}, {o: new[k][o] for o in new[k] if o in old[k]})
-    lines = [line for k in new if k not in ('models', 'transforms') for line in differences(old.get(k), new[k], k)]
-    for k in ('models', 'transforms'): lines += [line for a in [shared(k)] for line in differences(*a, k)]
-    if lines: raise ValueError(f'{folder}: holds a study with other settings: {"; ".join(lines)}. Use another folder, or the old settings')
-    return {**old, **{k: {**old[k], **new[k]} for k in ('models', 'transforms')}}
+@dataclass
+class Listed:
+    "What a folder held when it was read."
+    changed: int  # when it was changed last, in nanoseconds
+    names: list  # of files and folders, sorted; hidden ones are left out
+    sure: bool = field(compare=False)  # would any later change have another time?
 
 
-def read_settings(archive):
-    "The settings in a folder, or None where there are none. ValueError where it is no study's, or of a later misas."
-    if not archive.settings_file.exists():
-        if (archive.folder/'units').exists(): raise ValueError(f'{archive.folder}: its study.json is missing; restore it, or use another folder')
-        return None
-    settings = read_json(archive.settings_file)
-    if not isinstance(settings, dict) or 'misas study' not in settings:
-        raise ValueError(f'{archive.settings_file}: is not the study.json of misas; use another folder')
-    if settings['misas study'] > FORMAT: raise ValueError(f'{archive.folder}: was written by a later version of misas; install that one to read it')
-    return settings
+def listed(
+    folder,
+    before=None,  # what was known of it
+) -> Listed:
+    "The names in a folder. `before` itself where nothing came or went since. Where there is no such folder, no names."
+    now = time.time()
+    try:
+        changed = os.stat(folder).st_mtime_ns
+        if before is not None and before.sure and before.changed == changed: return before
+        names = sorted(name for name in os.listdir(folder) if name[0] != '.')
+    except (FileNotFoundError, NotADirectoryError): return Listed(0, [], False)
+    return Listed(changed, names, now - changed*1e-9 > REST)
+
+# %% ../../nbs/api/study/archive.ipynb #3f426287
+@patch
+def _list(self: Archive, folder):
+    "The names in a folder, remembered."
+    self._seen[folder] = listed(folder, self._seen.get(folder))
+    return self._seen[folder]
+
+
+@patch
+def state(self: Archive) -> dict:  # folder of a model and a transform -> Listed
+    "What the folders of units hold. Two states are equal where no unit came or went in between."
+    units = self.folder/'units'
+    models = [units/name for name in self._list(units).names]
+    folders = [model/name for model in models for name in self._list(model).names]
+    return {folder: self._list(folder) for folder in folders}
+
+
+@patch
+def files(self: Archive) -> list:  # of paths
+    "The files of all units that are done."
+    return [folder/name for folder, one in self.state().items() for name in one.names if name.endswith('.parquet')]
+
+# %% ../../nbs/api/study/archive.ipynb #aa14f119
+@patch
+def cases(self: Archive) -> list:  # of dicts
+    "What is known of the cases."
+    return [read_json(p) for p in sorted((self.folder/'cases').glob('*.json')) if p.name[0] != '.']
+
+
+@patch
+def write_failures(
+    self: Archive,
+    case,  # name
+    found,  # dicts; an empty list: nothing went wrong
+):
+    "Keep what went wrong with a case."
+    if found: write_json(self.failure(case), found)
+    else: self.failure(case).unlink(missing_ok=True)
+
+
+@patch
+def failures(
+    self: Archive,
+    case=None,  # name; None: all
+) -> list:  # of dicts
+    "What went wrong."
+    paths = sorted((self.folder/'failures').glob('*.json')) if case is None else [self.failure(case)]
+    return [one for p in paths if p.name[0] != '.' and p.exists() for one in read_json(p)]
 
 # %% ../../nbs/api/study/archive.ipynb #375ab11e
-@contextmanager
-def locked(
-    archive,
-):
-    "Keep other runs out of the folder. RuntimeError where one is in it; OSError where it cannot be written to."
+def _lock(folder):
+    "A lock on a folder, taken. RuntimeError where somebody else has it; OSError where the folder cannot be written to."
     from filelock import FileLock, Timeout
-    path = archive.folder/'.lock'
     try:
-        archive.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=0)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder/'.lock', timeout=0)
         lock.acquire()
-    except Timeout: raise RuntimeError(f'{archive.folder}: another run is working on this study; wait until it ends, or use another folder') from None
-    except OSError as e: raise OSError(e.errno, f'cannot be used for a study ({e.strerror or e})', str(archive.folder)) from e
+    except Timeout:
+        raise RuntimeError(
+            f'{folder}: another run is working on this study; wait until it ends, or use another folder') from None
+    except OSError as e: raise OSError(e.errno, f'cannot be used for a study ({e.strerror or e})', str(folder)) from e
+    return lock
+
+
+@contextmanager
+def locked(archive: Archive):
+    "Keep other runs out of the folder. RuntimeError where one is in it; OSError where it cannot be written to."
+    lock = _lock(archive.folder)
     try:
         _sweep(archive.folder)
         yield
@@ -142,4 +201,6 @@ def _sweep(folder):
     for left in [*folder.rglob('.*.part'), *folder.glob('.run/*')]: left.unlink(missing_ok=True)
 
 
-def now(): return datetime.now(timezone.utc).isoformat(timespec='seconds')
+def now() -> str:
+    "The time, for a file."
+    return datetime.now(timezone.utc).isoformat(timespec='seconds')

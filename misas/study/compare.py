@@ -5,265 +5,212 @@
 # %% ../../nbs/api/study/compare.ipynb #37c046d8
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import numpy as np
 from fastcore.basics import patch
 
-from ..metrics.tables import of_samples, score_tables
-from ..metrics.voxels import loss, metric_unit
-from ..view.plot import colour, value_axis, with_unit
-from ..statistics import averages, check_level, differences, holm, paired
+from ..metrics.tables import one_metric, score_tables, size_name
+from ..statistics import check_level
+from .parts import column
+from .questions import Pair, answers, directed, questions
+from ..view import differences
+from ..view.words import Summary, score_text
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['direction', 'compare', 'Comparison']
-
-# %% ../../nbs/api/study/compare.ipynb #b97baef4
-def direction(
-    metric,  # a name, or the function itself
-):  # 1: higher is better; -1: lower; 0: nearer to 0; None: not known
-    "Which way a metric is better."
-    try: below, above = loss(metric, [-1., 1.])
-    except ValueError: return None
-    return 0 if below == above else 1 if above < below else -1
-
-
-class _Pair:
-    "The scores of two models side by side: of one class and metric, for one transform."
-    def __init__(self, a, b):  # tables of samples x values, from `score_tables`
-        names = [s for s in a.index if s in set(b.index)]
-        self.samples, self.values = names, [v for v in a.columns if v in set(b.columns)]
-        self.a, self.b = (t.loc[names, self.values].to_numpy(float) for t in (a, b))
-        self.d = differences(self.a, self.b)
-
-    def at(self, columns):  # indices of values
-        "For each sample the mean scores of a and b, and their mean difference, over some values at which both have a score."
-        d = self.d[:, columns]
-        means = [np.where(np.isnan(d), np.nan, s[:, columns]) for s in (self.a, self.b)]
-        count = np.maximum((~np.isnan(d)).sum(1), 1)
-        means = [np.where(np.isnan(d).all(1), np.nan, np.nansum(m, 1)/count) for m in means]
-        return *means, averages(d.ravel(), np.repeat(np.arange(len(d)), d.shape[1]), len(d))
-
-
-def _answer(a, b, d, cluster, everyone, names, how):
-    "A row of the table: two models' scores of as many samples, and their differences."
-    there = ~np.isnan(d)
-    r = paired(np.zeros(len(d)), d, clusters=cluster, **how)
-    middle = [float(np.median(s[there])) if there.any() else np.nan for s in (a, b)]
-    units = {} if cluster is None else {'clusters': r.clusters}
-    return {'cases': r.pairs, **units, 'left out': everyone - r.pairs, f'median {names[0]}': middle[0], f'median {names[1]}': middle[1],
-            'difference': r.difference, 'low': r.low, 'high': r.high, 'higher in': r.higher, 'lower in': r.lower, 'p': r.p, 'effect': r.effect}
-
-# %% ../../nbs/api/study/compare.ipynb #ca1803a1
-def _questions(pairs, transforms):  # (transform, class) -> _Pair; yields transform or what is unchanged, class, samples, a, b, d
-    "For each class first the unchanged images, then each transform."
-    for c in dict.fromkeys(c for _, c in pairs):
-        zero = {}  # what is the identity -> sample -> scores, from the first transform that has them
-        for t, pair in ((transforms[t], p) for (t, k), p in pairs.items() if k == c):
-            if t.identity not in pair.values: continue
-            for s, *scores in zip(pair.samples, *pair.at([pair.values.index(t.identity)])): zero.setdefault(t.zero, {}).setdefault(s, scores)
-        for what, known in zero.items(): yield what, c, list(known), *(np.array(x) for x in zip(*known.values()))
-        for (t, k), pair in pairs.items():
-            swept = [i for i, v in enumerate(pair.values) if v != transforms[t].identity]
-            if k == c and swept: yield t, c, pair.samples, *pair.at(swept)
-
-
-def _table(rows, level, names, ways):
-    "Rows as a DataFrame, with corrected p values and the name of the better model where one is shown to be."
-    import pandas as pd
-    frame = pd.DataFrame(rows)
-    frame.insert(frame.columns.get_loc('p') + 1, 'p corrected', holm(frame.p))
-    def better(row):
-        way = ways[row['metric']]
-        return names[int((row['effect'] > 0) == (way > 0))] if way is not None and row['p corrected'] < 1 - level else ''
-    return frame.assign(better=[better(row) for row in frame.to_dict('records')])
+__all__ = ['Comparison', 'compare', 'sentence']
 
 # %% ../../nbs/api/study/compare.ipynb #ec8678d1
 def _two(frame, models):
     "The names of the two models, checked."
     there = list(dict.fromkeys(frame.model))
+    names = ', '.join(map(str, there))
     if models is None:
-        if len(there) != 2: raise ValueError(f'models must name two of the {len(there)} models: {", ".join(map(str, there))}')
+        if len(there) != 2: raise ValueError(f'models must name two of the {len(there)} models: {names}')
         return tuple(there)
     if isinstance(models, str) or len(models) != 2: raise ValueError(f'models must be two names, got {models!r}')
     gone = [m for m in models if m not in there]
-    if gone: raise ValueError(f'model {gone[0]!r} is not in the frame; there are {", ".join(map(str, there))}')
+    if gone: raise ValueError(f'model {gone[0]!r} is not in the frame; there are {names}')
     if models[0] == models[1]: raise ValueError(f'models names {models[0]!r} twice; a comparison needs two')
     return tuple(models)
 
 
-def _cluster_ids(cluster, cases):
-    "What samples belong to, as a Series or dict, and the word for it."
-    if isinstance(cluster, str) and cluster == 'auto':
-        cluster = 'patient' if cases is not None and 'patient' in cases and cases.patient.notna().all() else None
-    if isinstance(cluster, str):
-        if cases is None: raise ValueError('cluster must be a dict or Series from sample to cluster where there is no study, got a name')
-        if cluster not in cases: raise ValueError(f'cluster {cluster!r} is not a column of the cases; there are {", ".join(cases.columns)}')
-        cluster = cases.set_index('sample')[cluster]
-    return cluster, f'{getattr(cluster, "name", None) or "cluster"}s'
-
-
-def compare(
-    study,  # a Study, or a tidy frame with the columns model sample transform value unit class metric score
-    models=None,  # two names (a, b); None: the two that there are
-    *, metric=None,  # a name, the function itself, or several; None: all
-    cluster='auto',  # what samples belong to: a column of a study's cases, or a dict or Series; 'auto': patient, where there is one; None: nothing
-    transforms=None,  # of a plain frame: name -> transform, with its identity; a study knows its own
-    level=.95,  # of the intervals; differences are called shown where the corrected p is below 1 - level
-    n=2000, seed=0,  # resamples for the intervals
-):  # -> Comparison
-    "Compare two models on the cases that both were asked about; differences are b - a."
+def _frame_of(study):
+    "The tidy frame of a study, or a frame that was passed itself."
     frame = getattr(study, 'frame', study)
-    if transforms is None: transforms = getattr(study, 'transforms', None)
-    if not hasattr(frame, 'columns'): raise TypeError(f'study must be a Study or its tidy DataFrame, got {type(study).__name__}')
+    kind = type(study).__name__
+    if not hasattr(frame, 'columns'): raise TypeError(f'study must be a Study or its tidy DataFrame, got {kind}')
     missing = [c for c in ('model', 'sample', 'metric') if c not in frame]
     if missing: raise ValueError(f'frame lacks the columns {", ".join(missing)}; the frame of a Study has them')
-    if transforms is None: raise ValueError('transforms must be given with a plain frame: a dict from name to transform, which tells the identity')
-    check_level(level, n)
-    models = _two(frame, models)
-    frame = frame[frame.model.isin(models)]
-    metrics = list(dict.fromkeys(frame.metric)) if metric is None else [metric] if isinstance(metric, str) or callable(metric) else list(metric)
-    cluster, noun = _cluster_ids(cluster, None if study is frame else getattr(study, 'cases', None))
-    ndim = getattr(study, 'ndim', 3) if hasattr(study, 'frame') else 3  # a DataFrame has an ndim, too, but another one
-    return Comparison(frame, models, metrics, transforms, cluster, noun, dict(level=level, n=n, seed=seed), ndim)
+    return frame
+
+
+def _metrics_of(frame, metric, known):
+    "Metrics to be compared, each of a name; `known`: those of the study."
+    if metric is None: metric = list(dict.fromkeys(frame.metric))
+    several = metric if isinstance(metric, (list, tuple)) else [metric]
+    given = [known.get(one, one) if isinstance(one, str) else one for one in several]
+    return [one_metric(frame, one)[1] for one in given]
 
 # %% ../../nbs/api/study/compare.ipynb #c4c06562
 class Comparison:
     "Two models compared; see `compare`."
-    def __init__(self, frame, models, metrics, transforms, cluster, noun, how, ndim=3):
-        self.ndim, self.models, self.transforms, self.level, self.noun = ndim, models, transforms, how['level'], 'cases' if cluster is None else noun
-        of = [set(frame['sample'][frame.model == m]) for m in models]
-        self.alone = {m: sorted(map(str, mine - other)) for m, mine, other in zip(models, of, of[::-1])}  # samples that only one model has
-        self._everyone, self._cluster, self._how, self._pairs, self._ways = len(of[0] | of[1]), cluster, how, {}, {}
-        if not of[0] & of[1]: raise ValueError(f'{models[0]} and {models[1]} have no sample in common, so nothing can be compared')
-        for m in metrics:
-            tables, way, name = score_tables(frame, transforms, m), direction(m), getattr(m, '__name__', m)
-            name = f'|{name}|' if way == 0 else name  # of which the size is compared
-            pairs = {(t, c): _Pair(table, tables[models[1], t, c]) for (k, t, c), table in tables.items()
-                     if k == models[0] and (models[1], t, c) in tables}
-            self._pairs[name], self._ways[name] = {k: p for k, p in pairs.items() if p.samples}, -1 if way == 0 else way
-        self.metrics = list(self._pairs)
-        if not any(self._pairs.values()): raise ValueError(f'{models[0]} and {models[1]} have no class and transform in common')
-        self.frame = self._table([{'transform': what, 'class': c, 'metric': m, **self._row(*rest)} for m, pairs in self._pairs.items()
-                                  for what, c, *rest in _questions(pairs, transforms)])
+    def __init__(
+        self,
+        frame,  # tidy, of the two
+        models,  # their names
+        metrics,  # Metrics
+        transforms,  # name -> transform
+        cluster,  # Series or dict: sample -> what it belongs to; None: nothing
+        how,  # level, n and seed of the intervals
+        ndim=3,  # spatial axes of the images
+    ):
+        self.models, self.transforms, self.ndim, self.level = models, transforms, ndim, how['level']
+        self.noun = 'cases' if cluster is None else f'{getattr(cluster, "name", None) or "cluster"}s'  # what is counted
+        first, second = (set(frame['sample'][frame.model == m]) for m in models)
+        both = ' and '.join(models)
+        if not first & second: raise ValueError(f'{both} have no sample in common, so nothing can be compared')
+        only = first - second, second - first
+        self.alone = {name: sorted(map(str, samples)) for name, samples in zip(models, only)}
+        self._how = dict(models=models, cluster=cluster, everyone=len(first | second), how=how)
+        self.metrics = {size_name(m): m for m in metrics}
+        self._pairs = {name: _pairs(score_tables(frame, transforms, m), models) for name, m in self.metrics.items()}
+        if not any(self._pairs.values()): raise ValueError(f'{both} have no class and transform in common')
+        asked = [dict(one, metric=name) for name, pairs in self._pairs.items() for one in questions(pairs, transforms)]
+        self.frame = self._answered(asked)
 
-    def _row(self, samples, a, b, d):
-        ids = None if self._cluster is None else of_samples(self._cluster, samples)
-        return _answer(a, b, d, ids, self._everyone, self.models, self._how)
-
-    def _table(self, rows): return _table(rows, self.level, self.models, self._ways)
+    def _answered(self, asked): return answers(asked, metrics=self.metrics, **self._how)
 
     @cached_property
     def by_value(self):
         "The same for every value of every transform; p values are corrected for all rows of this table."
-        return self._table([{'transform': t, 'class': c, 'metric': m, 'value': v, **self._row(pair.samples, *pair.at([i]))}
-                            for m, pairs in self._pairs.items() for (t, c), pair in pairs.items() for i, v in enumerate(pair.values)])
+        asked = []
+        for name, pairs in self._pairs.items():
+            for (transform, class_name), pair in pairs.items():
+                what = {'transform': transform, 'class': class_name, 'metric': name}
+                asked += [dict(pair.at([i]), value=value, **what) for i, value in enumerate(pair.values)]
+        return self._answered(asked)
 
-    def __repr__(self): return self._text('\n')
-    def _repr_markdown_(self): return self._text('\n\n')
+    def __repr__(self): return self.summary().text
+    def _repr_markdown_(self): return self.summary()._repr_markdown_()
+
+
+def _pairs(tables, models):
+    "(transform, class) -> Pair, of what both models have."
+    first, second = ({(t, c): table for (m, t, c), table in tables.items() if m == model} for model in models)
+    both = {key: Pair(first[key], second[key]) for key in first if key in second}
+    return {key: pair for key, pair in both.items() if pair.samples}
+
+# %% ../../nbs/api/study/compare.ipynb #33d4900e
+def compare(
+    study: object,  # a Study, or a tidy frame with the columns model sample transform value unit class metric score
+    models: Sequence[str] | None = None,  # two names (a, b); None: the two that there are
+    *,
+    metric: object = None,  # a name, a Metric, a function, or several; None: all
+    cluster: object = 'auto',  # what samples belong to: a column of the cases; 'auto': patient; None: nothing
+    transforms: Mapping | None = None,  # of a plain frame: name -> transform, with its identity; a study knows its own
+    level: float = .95,  # of the intervals; differences are called shown where the corrected p is below 1 - level
+    n: int = 2000, seed: int = 0,  # resamples for the intervals
+) -> Comparison:
+    "Compare two models on the cases that both were asked about; differences are b - a."
+    frame = _frame_of(study)
+    plain = study is frame
+    if transforms is None: transforms = getattr(study, 'transforms', None)
+    if transforms is None: raise ValueError(
+        'transforms must be given with a plain frame: a dict from name to transform, which tells the identity')
+    check_level(level, n)
+    models = _two(frame, models)
+    frame = frame[frame.model.isin(models)]
+    metrics = _metrics_of(frame, metric, {} if plain else getattr(study, 'metrics', {}))
+    cluster = column(None if plain else getattr(study, 'cases', None), cluster, 'cluster')
+    ndim = 3 if plain else getattr(study, 'ndim', 3)
+    return Comparison(frame, models, metrics, transforms, cluster, dict(level=level, n=n, seed=seed), ndim)
 
 # %% ../../nbs/api/study/compare.ipynb #59165d8c
-def _number(x, digits): return 'infinity' if np.isinf(x) else f'{x + 0.:.{digits}f}'.replace('-', '−')
-def _p(p): return 'p < 0.001' if p < .001 else f'p = {p:.3f}' if p < .1 else f'p = {p:.2f}'
+def _number(x, digits):
+    return 'infinity' if abs(x) == float('inf') else score_text(x + 0., digits=digits).replace('-', '−')
 
 
-def _sentence(
-    row,  # of the table
-    models, way, level,  # names; see `direction`; of the intervals
-    noun,  # what is counted: cases, patients
-    digits, unit,  # of the differences
+def _p(x):
+    if x < .001: return 'p < 0.001'
+    return f'p = {x:.3f}' if x < .1 else f'p = {x:.2f}'
+
+
+def _by(row, turned, digits, unit):
+    "How large a difference is, with its interval and p; `turned`: of a less b."
+    middle, low, high = row['difference'], row['low'], row['high']
+    if turned: middle, low, high = -middle, -high, -low
+    text = _number(middle, digits)
+    if text != 'infinity': text = f'{text} {unit}'.rstrip()
+    if low == low: text += f' ({_number(low, digits)} to {_number(high, digits)})'
+    return f'{text}, {_p(row["p corrected"])} after correction'
+
+
+def sentence(
+    row: dict,  # of the table
+    models, noun,  # names; what is counted: cases, patients
+    level,  # of the intervals
+    metric,  # the Metric
+    ndim=3,  # spatial axes of the images
+    head='',  # what the question is
 ) -> str:
     "One question and its answer."
-    head, up = f'- {row["transform"]}, {row["class"]}: ', row['effect'] > 0
-    if not row['cases']: return head + 'no case has a score by both models.'
-    shown = row['p corrected'] < 1 - level
-    middle, *ends = (row['difference'], row['low'], row['high']) if up or not shown else (-row['difference'], -row['high'], -row['low'])
-    between = '' if np.isnan(ends[0]) else f' ({_number(ends[0], digits)} to {_number(ends[1], digits)})'
-    by = f'{_number(middle, digits)}{"" if np.isinf(middle) else unit}{between}, {_p(row["p corrected"])} after correction'
-    if not shown: return f'{head}no difference could be shown; {models[1]} less {models[0]} is {by}.'
-    who, what = (models[int(up)], 'higher') if way is None else (row['better'], 'better')
-    return f'{head}{who} is {what} by {by}; in {row["higher in" if up else "lower in"]} of {row.get("clusters", row["cases"])} {noun}.'
+    if not row['cases']: return f'- {head}: no case has a score by both models.'
+    up, shown, unit = row['effect'] > 0, row['p corrected'] < 1 - level, metric.unit_in(ndim)
+    by = _by(row, shown and not up, 2 if unit else 3, unit)
+    if not shown: return f'- {head}: no difference could be shown; {models[1]} less {models[0]} is {by}.'
+    who, what = (row['better'], 'better') if directed(metric) else (models[int(up)], 'higher')
+    count = f'{row["higher in" if up else "lower in"]} of {row.get("clusters", row["cases"])} {noun}'
+    return f'- {head}: {who} is {what} by {by}; in {count}.'
+
+# %% ../../nbs/api/study/compare.ipynb #f4e551e1
+@patch
+def _head(self: Comparison):
+    "What was compared with what, and what was left out."
+    first, second = self.models
+    paired = f'{self.frame.cases.max()} samples'
+    if 'clusters' in self.frame: paired += f' of {self.frame.clusters.max()} {self.noun}'
+    lines = [f'{second} compared with {first}: {", ".join(self.metrics)} of {paired}; '
+             f'medians of the differences with {self.level:.0%} intervals, '
+             f'p values corrected for {len(self.frame)} questions.']
+    for model, names in self.alone.items():
+        some = ', '.join(names[:3]) + ', ...'*(len(names) > 3)
+        if names: lines.append(f'Left out: {len(names)} samples that only {model} has ({some}).')
+    return lines
 
 
 @patch
-def _text(self: Comparison, sep):
+def summary(self: Comparison) -> Summary:  # prints as sentences; `.frame` holds the numbers
     "The comparison in sentences."
-    a, b = self.models
-    paired = f'{self.frame.cases.max()} samples' + (f' of {self.frame.clusters.max()} {self.noun}' if 'clusters' in self.frame else '')
-    lines = [f'{b} compared with {a}: {", ".join(self.metrics)} of {paired}; medians of the differences with {self.level:.0%} intervals, '
-             f'p values corrected for {len(self.frame)} questions.']
-    some = lambda names: ', '.join(names[:3]) + ', ...'*(len(names) > 3)
-    lines += [f'Left out: {len(names)} samples that only {m} has ({some(names)}).' for m, names in self.alone.items() if names]
-    rest = []
+    lines, rest = self._head(), []
     for row in self.frame.to_dict('records'):
-        unit = metric_unit(row['metric'].strip('|'), self.ndim)
-        line = _sentence(row, self.models, self._ways[row['metric']], self.level, self.noun, 2 if unit else 3, f' {unit}'.rstrip())
-        if len(self.metrics) > 1: line = line.replace(f', {row["class"]}:', f', {row["class"]}, {row["metric"]}:', 1)
-        if row['p corrected'] < 1 - self.level or row['transform'] not in self.transforms: lines.append(line)
-        else: rest.append(f'{row["transform"]}, {row["class"]}' + (f', {row["metric"]}' if len(self.metrics) > 1 else ''))
+        question = f'{row["transform"]}, {row["class"]}' + f', {row["metric"]}'*(len(self.metrics) > 1)
+        told = row['p corrected'] < 1 - self.level or row['transform'] not in self.transforms
+        if not told: rest.append(question)
+        else:
+            metric = self.metrics[row['metric']]
+            lines.append(sentence(row, self.models, self.noun, self.level, metric, self.ndim, question))
     if rest: lines.append(f'No difference could be shown for: {"; ".join(rest)}. '
                           'That does not mean that there is none: the intervals in .frame say how large it may be.')
-    if any('infinity' in line for line in lines): lines.append('Infinity: only one of the two models has a finite score.')
-    return sep.join(lines)
+    infinite = any('infinity' in line for line in lines)
+    if infinite: lines.append('Infinity: only one of the two models has a finite score.')
+    return Summary('\n'.join(lines), self.frame)
 
 # %% ../../nbs/api/study/compare.ipynb #804339ef
-def _panel(ax, rows, transform, shown, color, offset):
-    "One class in one panel: line and band, or dots with whiskers where values are words."
-    x = np.arange(len(rows)) + offset if transform.words else rows.value.to_numpy()
-    middle, low, high = (rows[k].to_numpy(float) for k in ('difference', 'low', 'high'))
-    far = lambda v: np.clip(v, -1e9, 1e9)  # infinite differences leave the panel
-    if transform.words: ax.vlines(x, far(low), far(high), color=color, alpha=.5, lw=3)
-    else: ax.fill_between(x, far(low), far(high), color=color, alpha=.2, lw=0)
-    ax.plot(x, np.where(np.isfinite(middle), middle, np.nan), 'o' if transform.words else '-', ms=3, lw=1.5, color=color)
-    for v, mark, end in ((np.inf, '^', .97), (-np.inf, 'v', .03)):
-        ax.plot(x[middle == v], np.full((middle == v).sum(), end), mark, ms=6, color=color, transform=ax.get_xaxis_transform())
-    seen = shown & np.isfinite(middle)
-    ax.plot(x[seen], middle[seen], 'o', ms=7, color=color, mec='k', mew=.7)
-
-
-def _limits(frame):
-    "Ends of the axis of differences: what is finite, and 0."
-    x = frame[['difference', 'low', 'high']].to_numpy(float)
-    low, high = x[np.isfinite(x)].min(initial=-1e-3), x[np.isfinite(x)].max(initial=1e-3)
-    return low - .08*(high - low), high + .08*(high - low)
-
-
 @patch
 def plot(
     self: Comparison,
-    metric=None,  # a name; None: the first one
-    n_cols=3, size=(3.6, 3.1),  # columns of panels; inches of one
-    colours=None,  # class -> label value, whose colour it gets; None: 1, 2, ... in the order of the frame
-):  # -> the figure
+    metric: object = None,  # a name or a Metric; None: the first one
+    **kw: object,  # see `misas.view.differences.difference_curves`
+) -> 'Figure':
     "Median difference with its interval against value, a panel a transform."
-    import matplotlib.pyplot as plt
-    from matplotlib.lines import Line2D
-    metric = self.metrics[0] if metric is None else metric
-    if metric not in self.metrics: raise ValueError(f'metric {metric!r} was not compared; there are {", ".join(self.metrics)}')
-    frame = self.by_value[self.by_value.metric == metric]
-    names, classes, way = list(dict.fromkeys(frame['transform'])), list(dict.fromkeys(frame['class'])), self._ways[metric]
-    colours = {c: colour((colours or {}).get(c, k)) for k, c in enumerate(classes, 1)}
-    n_cols, ends = min(n_cols, len(names)), _limits(frame)
-    n_rows = -(-len(names)//n_cols)
-    fig, axs = plt.subplots(n_rows, n_cols, figsize=(size[0]*n_cols, size[1]*n_rows), squeeze=False, sharey=True)
-    for ax in axs.flat[len(names):]: ax.axis('off')
-    for ax, name in zip(axs.flat, names):
-        t, here = self.transforms[name], frame[frame['transform'] == name]
-        for k, c in enumerate(classes):
-            rows = here[here['class'] == c].sort_values('value')
-            if len(rows): _panel(ax, rows, t, (rows['p corrected'] < 1 - self.level).to_numpy(), colours[c], .14*(k - (len(classes) - 1)/2))
-        value_axis(ax, here.value, name, here.unit.iloc[0] if 'unit' in here else t.unit, identity=t.identity, words=t.words, zero=t.zero)
-        ax.axhline(0, color='k', lw=.8)
-        ax.set(title=name, ylim=ends); ax.grid(alpha=.3)
-    a, b = self.models
-    up = f'{b} is higher' if way is None else f'{b if way > 0 else a} is better'
-    label = with_unit(f'{metric}, {b} − {a}', metric_unit(metric.strip('|'), self.ndim)) + f'\n(above 0: {up})'
-    for ax in axs[:, 0]: ax.set_ylabel(label, fontsize=8)
-    marks = [Line2D([], [], color=colours[c], lw=3, label=c.replace('$', r'\$')) for c in classes]
-    marks += [Line2D([], [], ls='', marker='o', ms=7, mfc='w', mec='k', label=f'p < {1 - self.level:.2g}, corrected'),
-              Line2D([], [], ls='--', color='k', lw=1, label='identity')]
-    for v, mark in ((np.inf, '^'), (-np.inf, 'v')):
-        if (frame.difference == v).any(): marks.append(Line2D([], [], ls='', marker=mark, color='#777777', label='infinite'))
-    fig.tight_layout()
-    axs[0, -1].legend(handles=marks, fontsize=7, loc='upper left', bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
-    return fig
+    name = next(iter(self.metrics)) if metric is None else getattr(metric, 'name', metric)
+    name = next((shown for shown, m in self.metrics.items() if name in (shown, m.name)), name)
+    if name not in self.metrics:
+        raise ValueError(f'metric {name!r} was not compared; there are {", ".join(self.metrics)}')
+    rows = self.by_value[self.by_value.metric == name]
+    how = dict(models=self.models, metric=self.metrics[name], level=self.level, ndim=self.ndim)
+    return differences.difference_curves(rows, self.transforms, **how, **kw)

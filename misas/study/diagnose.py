@@ -5,323 +5,107 @@
 # %% ../../nbs/api/study/diagnose.ipynb #c5bceb21
 from __future__ import annotations
 
-import base64
-import io
-from html import escape
+from collections.abc import Callable
 from itertools import chain
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 from fastcore.basics import patch
 
-from ..view import cohort as cohort_plots, plot as pictures
-from . import summary as tables
-from ..data.files import whole
 from ..data.cohort import cohort
-from ..metrics.voxels import check_metrics, loss, metric_unit
-from ..models.adapt import as_model
-from ..data.sample import to_numpy
-from ..sweep.scoring import as_transform
 from ..metrics.limits import check_drop
-from ..statistics import bootstrap, differences
+from ..metrics.metric import as_metrics
+from ..models.adapt import as_model
+from .advice import lines_of
+from .changes import LABELLED, changes, strains
+from .findings import Findings, Question, check_enough, short
 from .study import Study
-from ..transforms.artifact import BiasField
-from ..transforms.base import Transform
-from ..transforms.voxels import Crop, Dihedral, Flip, Resize, Resolution
-from ..transforms.intensity import Blur, Gamma, Noise
-from ..transforms.spatial import Rotation, Zoom
+from ..sweep.scoring import as_transform
+from ..view import page
+from ..view.plot import colour
+from ..view.words import Summary
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['IntensityRange', 'changes', 'strains', 'labelled', 'gains', 'diagnose', 'Diagnosis']
-
-# %% ../../nbs/api/study/diagnose.ipynb #ac885d08
-class IntensityRange(Transform):
-    "The grey values brought into a range that networks are trained with, from their minimum and maximum or robustly."
-    name, identity = 'intensity range', 0.
-    words = {0.: 'as it is', 1.: '0 to 1', 2.: '0 to 255', 3.: 'z-score', 4.: '1st to 99th percentile, 0 to 1', 5.: 'inverted'}
-    values = tuple(words)
-
-    def apply(self, sample, value):
-        x = sample.image
-        low, high = (np.percentile(x, (1, 99)) if value == 4 else (x.min(), x.max()))
-        span = float(high - low) or 1.
-        new = {1: lambda: (x - low)/span, 2: lambda: (x - low)*(255/span), 3: lambda: (x - x.mean())/(float(x.std()) or 1.),
-               4: lambda: np.clip((x - low)/span, 0, 1), 5: lambda: high + low - x}[int(value)]()
-        return sample.replace(image=new)
-
-
-def changes(ndim) -> list:  # of Transforms
-    "What a user can change about an image before a model gets it."
-    turn = Dihedral() if ndim == 2 else Flip(list(range(8)))
-    return [turn, Resize([.5, .63, .8, 1, 1.25, 1.6, 2]), IntensityRange(), Gamma([.5, .71, 1, 1.4, 2]),
-            Zoom([.8, 1, 1.25, 1.6]), Crop([0, .1, .2, .3])]
-
-
-def strains(ndim) -> list:  # of Transforms
-    "What images differ in from one patient, scanner or day to the next."
-    return [Rotation([-90, -45, -20, -10, 0, 10, 20, 45, 90]), Zoom([.7, .85, 1, 1.2, 1.5]), Gamma([.5, .71, 1, 1.4, 2]),
-            BiasField([-1, -.5, 0, .5, 1]), Noise([0, .02, .05, .1]), Blur([0, 1, 2, 4]), Resolution([1, 1.5, 2, 3])]
-
-# %% ../../nbs/api/study/diagnose.ipynb #26696974
-def labelled(prediction, truth): return float(to_numpy(truth).sum())
-labelled.__name__ = 'labelled voxels'
-
-
-def gains(
-    frame, transforms: dict,  # of a study in the original space, with the metric `labelled`; name -> transform
-    metric,  # name or function
-    *, cluster=None,  # Series or dict: sample -> patient
-    level=.95, seed=0,  # of the intervals, for all changes together
-    least=.02,  # what must be gained to be worth a change, in the metric's unit
-):  # -> DataFrame, a row a change: transform, value, change, cases, score, gain, low, high, helps, cuts
-    "How much each change raises the score, over the cases, all classes together; `cuts` where labelled voxels or the score of a class are lost."
-    import pandas as pd
-    name = getattr(metric, '__name__', metric)
-    rows = []
-    for t, part in frame.groupby('transform', sort=False):
-        both = {m: part[part.metric == m].set_index(['value', 'sample', 'class']).score.unstack('value') for m in (name, labelled.__name__)}
-        table, voxels, zero = both[name], both[labelled.__name__].groupby('sample').sum(), transforms[t].identity
-        for v in table.columns.drop(zero):
-            gain = pd.Series(differences(loss(metric, table[v]), loss(metric, table[zero])), table.index)
-            gone = table[v].isna() & table[zero].notna() & (both[labelled.__name__][zero] > 0)
-            score = (table[v].abs() if cohort_plots.sized(metric) else table[v]).groupby('sample', sort=False).mean()
-            lost = float((voxels[v]/voxels[zero]).min()) < .99 or bool(gone.any())
-            rows.append((t, v, transforms[t].text(v), score, gain.groupby('sample', sort=False).mean(), lost))
-    out = []
-    for t, v, words, score, gain, cuts in rows:
-        ids = None if cluster is None else cohort_plots.of_samples(cluster, gain.index)
-        i = bootstrap(gain, clusters=ids, level=1 - (1 - level)/len(rows), seed=seed)
-        helps = bool(not cuts and i.estimate >= least and i.low > 0)
-        out.append((t, v, words, i.cases, float(score.median()), i.estimate, i.low, i.high, helps, cuts))
-    return pd.DataFrame(out, columns=['transform', 'value', 'change', 'cases', 'score', 'gain', 'low', 'high', 'helps', 'cuts'])
-
-# %% ../../nbs/api/study/diagnose.ipynb #588dcff2
-def _check_enough(enough, metric):
-    "`enough`; None means 0.8 where the metric is a ratio."
-    unit = metric_unit(metric)
-    if enough is None and unit: raise ValueError(f'enough must be given for {metric}: with how many {unit} would the model be of use?')
-    if enough is None: return .8
-    if not isinstance(enough, (int, float)) or isinstance(enough, bool) or not np.isfinite(enough):
-        raise ValueError(f'enough must be a score, got {enough!r}')
-    return float(enough)
-
-
-def diagnose(
-    model,  # a Model, or anything `as_model` takes
-    samples,  # some of your cases (10 to 30 are plenty); see `misas.data.cohort`
-    *, metric='dice',  # a name or a function f(prediction == k, truth == k)
-    reference=None,  # compare with the 'labels', or without truth with the model's own 'prediction'; None: as the first sample allows
-    enough=None,  # a score with which the model would be of use to you, in the metric's unit; None: 0.8 for ratios
-    drop=None,  # how much worse than unchanged still holds; None: 0.1 for ratios
-    tried=None, borne=None,  # Transforms: changes before the model, and strains; None: `changes` and `strains`
-    cluster='auto',  # column of the cases whose equal values belong together; 'auto': patient, if there is one
-    folder=None,  # where to keep the scores, so that a second call goes on from there; None: nowhere
-    level=.95, seed=0,  # of the intervals
-    load=None, **kw,  # for `Study.run`: n_jobs, backend, timeout, progress ...
-):  # -> Diagnosis
-    "Does the model fit these images, what change would make it fit (better), what does it bear, and what is to be watched?"
-    model, name = as_model(model), next(iter(check_metrics(metric)))
-    if len(check_metrics(metric)) != 1: raise ValueError(f'metric must be one metric, got {", ".join(check_metrics(metric))}')
-    loss(metric, [])  # refuses a metric in which nothing is better or worse
-    drop, enough, found = check_drop(drop, name), _check_enough(enough, name), cohort(samples, load)
-    first = next(found, None)
-    if first is None: raise ValueError('samples is empty: there is nothing to diagnose')
-    sample = first.sample()
-    if reference is None: reference = 'prediction' if sample.labels is None else 'labels'
-    cases = list(chain([first], found))  # names and places, no images
-    several = lambda ts: [as_transform(t) for t in (ts if isinstance(ts, (list, tuple)) else [ts])]
-    tried, borne = several(changes(sample.ndim) if tried is None else tried), several(strains(sample.ndim) if borne is None else borne)
-    with TemporaryDirectory() as tmp:
-        at = Path(folder or tmp)
-        fit = Study(at/'changes', model, tried, metrics=(metric, labelled), reference=reference, space='original').run(cases, **kw)
-        found = Diagnosis(model.name, fit, tried, {c.name for c in cases}, metric, reference, enough, drop, cluster, level, seed, sample.ndim)
-        borne = [found.after(t) for t in borne]
-        return found.bears(Study(at/'strains', model, borne, metrics=(metric,), reference=reference).run(cases, **kw), borne)
+__all__ = ['Diagnosis', 'diagnose']
 
 # %% ../../nbs/api/study/diagnose.ipynb #c5cb9bb3
-class Diagnosis:
-    "What `diagnose` found: `.verdict`, `.text`, tables in `.frame`, `.classes` and `.tolerance`, `.plot()`, `.to_html(path)`."
-    def __init__(self, model, fit, tried, names, metric, reference, enough, drop, cluster, level, seed, ndim):
-        self.model, self.reference, self.enough, self.drop, self.level = model, reference, enough, drop, level
-        self.metric, self._metric, self._size = getattr(metric, '__name__', metric), metric, dict(level=level, seed=seed)
-        self.unit, self._names, self.failures, self.cases = metric_unit(self.metric, ndim), names, fit.failures.iloc[:0], fit.cases
-        self._fit, self._tried = self._read(fit, tried)
-        self._cluster = fit._column(cluster, 'cluster')
-        self.least = .02 if not self.unit else drop/5
-        self.frame = gains(self._fit, self._tried, metric, cluster=self._cluster, least=self.least, **self._size)  # a row a change
-        self.classes, self._overall = self._unchanged()
-        self.best = None if (good := self.frame[self.frame.helps]).empty else good.loc[good.gain.idxmax()]
-        self.verdict = self._verdict()
-        self.change = None  # what must be put before the model
-        if 'after' in self.verdict: self.change = self._tried[self.best['transform']].at(self.best.value)
+class Diagnosis(Findings):
+    """What `diagnose` found.
 
-    def _read(self, study, transforms):
-        "The scores of the cases asked about, and the transforms that gave any. ValueError with the first reason where there are none."
-        import pandas as pd
-        wrong, frame = study.failures[study.failures['sample'].isin(self._names)], study.frame
-        frame = frame[frame['sample'].isin(self._names) & frame['transform'].isin([t.name for t in transforms])]
-        if frame.empty: raise ValueError(f'nothing could be scored: {wrong.reason.iloc[0] if len(wrong) else "there are no scores"}')
-        self.failures = pd.concat([self.failures, wrong], ignore_index=True)
-        return frame, {t.name: t for t in transforms if t.name in set(frame['transform'])}
+    `.verdict`, `.text`, tables in `.frame`, `.classes` and `.tolerance`; `.summary()`, `.plot()`, `.to_html(path)`."""
+    @property
+    def text(self) -> str:
+        "The report."
+        return '\n'.join(lines_of(self))
 
-    def after(self, strain):
-        "A strain of the images, and then what must be changed before the model."
-        return strain if self.change is None else strain + self.change
-
-    def bears(self, study, strains):  # -> itself
-        "Read what the model bears, and write the report."
-        self._strain, self._strains = self._read(study, strains)
-        self.tolerance = tables.summarise(self._strain, self._strains, metric=self._metric, drop=self.drop, cluster=self._cluster, **self._size)
-        self.text = '\n'.join(self._lines())
-        return self
+    def summary(self) -> Summary:  # prints as text; `.frame` holds what each change gains
+        "The report, and the numbers behind it."
+        return Summary(self.text, self.frame)
 
     def __repr__(self): return self.text
-    def _repr_markdown_(self): return self.text.replace('\n', '\n\n')
+    def _repr_markdown_(self): return self.summary()._repr_markdown_()
 
-# %% ../../nbs/api/study/diagnose.ipynb #d3847543
-@patch
-def _unchanged(self: Diagnosis):
-    "The score of the unchanged images by class, and of all classes together."
-    import pandas as pd
-    name, t = self.metric, self._fit['transform'].iloc[0]
-    part = self._fit[(self._fit['transform'] == t) & (self._fit.metric == name) & (self._fit.value == self._tried[t].identity)]
-    table = part.pivot_table(index='sample', columns='class', values='score', dropna=False, sort=False)[list(dict.fromkeys(part['class']))]
-    ids = None if self._cluster is None else cohort_plots.of_samples(self._cluster, table.index)
-    rows = [(c, table[c], bootstrap(table[c], clusters=ids, **self._size)) for c in table]
-    rows = [(c, i.estimate, i.low, i.high, i.cases, int(s.isna().sum())) for c, s, i in rows]
-    overall = table.mean(axis=1)
-    classes = pd.DataFrame(rows, columns=['class', 'score', 'low', 'high', 'cases', 'undefined'])
-    return classes, (overall, bootstrap(overall, clusters=ids, **self._size))
+# %% ../../nbs/api/study/diagnose.ipynb #588dcff2
+def _asked(metric, reference, enough, drop, cluster, level, seed):
+    "What is asked, checked."
+    metrics = as_metrics(metric)
+    if len(metrics) != 1: raise ValueError(f'metric must be one metric, got {", ".join(metrics)}')
+    [metric] = metrics.values()
+    metric.bad([])  # refuses a metric in which nothing is better or worse
+    return Question(metric, check_enough(enough, metric), check_drop(drop, metric), reference, cluster, level, seed)
 
 
-@patch
-def _good(self: Diagnosis, score): return float(loss(self._metric, score)) <= float(loss(self._metric, self.enough))
+def _as_transforms(given, default):
+    "Transforms that were passed, one or several, or the default ones."
+    if given is None: return default
+    return [as_transform(t) for t in (given if isinstance(given, (list, tuple)) else [given])]
 
-
-@patch
-def _verdict(self: Diagnosis):
-    "In three words."
-    _, now = self._overall
-    if self.reference == 'prediction': return 'not known without truth'
-    if np.isnan(now.estimate): return 'not known: nothing was scored'
-    sure = '' if np.isfinite(now.low) and self._good(now.low) == self._good(now.high) else 'probably '
-    if self._good(now.estimate): return f'{sure}fits'
-    if self.best is not None and self._good(self.best.score): return f'fits after a change: {self.best["transform"]} {self.best.change}'
-    return f'{sure}does not fit'
-
-# %% ../../nbs/api/study/diagnose.ipynb #84225b99
-@patch
-def _n(self: Diagnosis, x): return '–' if np.isnan(x) else f'{x:.2f} {self.unit}'.strip()
-@patch
-def _limit(self: Diagnosis, x): return f'{x:g} {self.unit}'.strip()
-@patch
-def _range(self: Diagnosis, low, high): return 'too few cases for an interval' if np.isnan(low) else f'{self._n(low)} to {self._n(high)}'
-
-
-@patch
-def _lines(self: Diagnosis):
-    "The report, line by line."
-    overall, now = self._overall
-    patients = f' of {now.clusters} {self._cluster.name}s' if now.clusters and getattr(self._cluster, 'name', None) else ''
-    lines = [f'{self.model} on {len(overall)} cases{patients}: {self.verdict}.']
-    if self.reference == 'prediction': lines.append(
-        'WITHOUT TRUTH: all scores below compare the model with its own prediction on the unchanged image. '
-        'They tell how steady it is, not whether it is right.')
-    else:
-        gone = lambda r: f', undefined in {r["undefined"]}' if r['undefined'] else ''
-        what = [f'{r["class"]} {self._n(r["score"])} ({self._range(r["low"], r["high"])}){gone(r)}' for r in self.classes.to_dict('records')]
-        lines.append(f'As the images are, median {self.metric}: {"; ".join(what)}. Enough would be {self._limit(self.enough)}.')
-    return [*lines, *self._change_lines(), *self._strain_lines(), *self._watch_lines()]
-
-
-@patch
-def _change_lines(self: Diagnosis):
-    "What to change."
-    if self.reference == 'prediction':
-        if self.classes.score.isna().all(): return ['Nothing was found in any image.']
-        far = self.frame[~self.frame.cuts & (self.frame.gain < -self.drop)].sort_values('gain').head(3)
-        what = [f'{r["transform"]} {r["change"]} (agreement {self._n(r["score"])})' for r in far.to_dict('records')]
-        return [f'The answer depends most on: {"; ".join(what)}.' if what else 'The answer depends on none of the changes that were tried.']
-    if self.best is None:
-        top = self.frame[~self.frame.cuts].nlargest(1, 'gain').to_dict('records')
-        few = len(top) and np.isnan(top[0]['low'])
-        seen = ''
-        if top and top[0]['gain'] > self.least/4:
-            seen = f'; the largest gain seen was {self._n(top[0]["gain"])} ({top[0]["transform"]} {top[0]["change"]})'
-        return [f'No single change raises the score reliably{seen}{", and there are too few cases to tell it from chance" if few and seen else ""}.']
-    b = self.best
-    best = f'{b["transform"]} {b.change} raises the score most, by {self._n(b.gain)} ({self._range(b.low, b.high)}), to {self._n(b.score)}'
-    others = self.frame[self.frame.helps & (self.frame['transform'] != b['transform'])].sort_values('gain', ascending=False)
-    others = others.drop_duplicates('transform')
-    also = ', '.join(f'{r["transform"]} {r["change"]} ({self._n(r["gain"])})' for r in others.to_dict('records'))
-    return [f'{best}.' + (f' So do {also}.' if also else '')]
-
-# %% ../../nbs/api/study/diagnose.ipynb #57ef0978
-@patch
-def _strain_lines(self: Diagnosis):
-    "What it bears, the worst first."
-    out, lost = [], {}
-    table = self.tolerance.sort_values('harm', ascending=False, kind='stable')
-    for t in dict.fromkeys(table['transform']):
-        here, tr = table[table['transform'] == t], self._strains[t]
-        gone = [c for c, o in zip(here['class'], here.unchanged) if not np.isfinite(o)]
-        if gone: lost[t] = gone
-        here = here[np.isfinite(here.unchanged) & here.harm.notna()]
-        if here.empty: continue
-        row, ends = here.iloc[0], np.unique(self._strain.value[self._strain['transform'] == t])
-        low, high = here.lower.max(), here.upper.min()
-        who = f' ({row["class"]})' if self.tolerance['class'].nunique() > 1 else ''
-        if tr.words: hold = f'{len(ends) - 1} cases tried'
-        elif (low, high) == (ends[0], ends[-1]): hold = f'holds from {tr.text(ends[0])} to {tr.text(ends[-1])}, all that was tried'
-        elif low == high: hold = 'breaks at the next value tried already'
-        else: hold = f'holds from {tr.text(low)} to {tr.text(high)}'
-        out.append(f'- {_short(t)}: {hold}; worst {self._n(row["worst"])} {"with" if tr.words else "at"} {tr.text(row["worst at"])}{who}')
-    missing = list(dict.fromkeys(c for cs in lost.values() for c in cs))
-    if missing: out.append(f'- nothing can be said of {", ".join(missing)}: the median case has no finite score to begin with')
-    of = 'its score on the unchanged image' if self.change is None else f'its score with {self.best["transform"]} {self.best.change} before it'
-    little = ' As it does not fit, this says little.' if 'not fit' in self.verdict else ''
-    head = f'What it bears, within {self._limit(self.drop)} of {of} in the median case, the most harmful first.{little}'
-    return [head, *out] if out else []
-
-
-def _short(name): return name.partition(' + ')[0]  # without what is put before the model
-
-
-@patch
-def _watch_lines(self: Diagnosis):
-    "What else to look at."
-    overall, out = self._overall[0], []
-    bad = [k for k, s in overall.items() if not self._good(s) and not np.isnan(s)]
-    if self.reference == 'labels' and bad and self._good(overall.median()):
-        names = ', '.join(bad[:5]) + (' and others' if len(bad) > 5 else '')
-        out.append(f'{len(bad)} of {len(overall)} cases do not reach {self.enough:g}: {names}')
-    for r in self.classes.to_dict('records'):
-        if r['undefined'] == len(overall): out.append(f'{r["class"]} was neither there nor found in any case')
-    for t, why in self.failures[self.failures['transform'] != ''].groupby('transform', sort=False).reason:
-        if t not in self._tried and t not in self._strains: out.append(f'{_short(t)} could not be tried: {why.iloc[0]}')
-    if len(self.failures):
-        out.append(f'{self.failures["sample"].nunique()} cases failed, wholly or in part; the first: {self.failures.reason.iloc[0]}')
-    return [f'Watch: {"; ".join(out)}.'] if out else []
+# %% ../../nbs/api/study/diagnose.ipynb #3e9ad05e
+def diagnose(
+    model: object,  # a Model, or anything `as_model` takes
+    samples: object,  # some of your cases (10 to 30 are plenty); see `misas.data.cohort`
+    *,
+    metric: object = 'dice',  # a name, a Metric, or a function f(prediction == k, truth == k)
+    reference: str | None = None,  # 'labels', or without truth the model's own 'prediction'; None: as samples allow
+    enough: float | None = None,  # with which score would the model be of use to you? None: 0.8 for ratios
+    drop: float | None = None,  # how much worse than unchanged still holds; None: 0.1 for ratios
+    tried: object = None, borne: object = None,  # Transforms: changes before the model, strains; None: the usual ones
+    cluster: object = 'auto',  # column of the cases: what belongs together; 'auto': patient, if known
+    folder: str | PathLike | None = None,  # where to keep the scores for a second call; None: nowhere
+    level: float = .95, seed: int = 0,  # of the intervals
+    load: Callable | None = None, **kw: object,  # for `Study.run`: n_jobs, backend, timeout, progress ...
+) -> Diagnosis:
+    "Does the model fit these images, what change would make it fit (better), what does it bear, what is to be watched?"
+    model, question = as_model(model), _asked(metric, reference, enough, drop, cluster, level, seed)
+    found = cohort(samples, load)
+    first = next(found, None)
+    if first is None: raise ValueError('samples is empty: there is nothing to diagnose')
+    sample, cases = first.sample(), list(chain([first], found))  # names and places, no images
+    if reference is None: question = question._replace(reference='prediction' if sample.labels is None else 'labels')
+    tried, borne = _as_transforms(tried, changes(sample.ndim)), _as_transforms(borne, strains(sample.ndim))
+    result = Diagnosis(model.name, question, [c.name for c in cases], sample.ndim)
+    how = dict(reference=question.reference)
+    with TemporaryDirectory() as tmp:
+        place = Path(folder or tmp)
+        fit = Study(place/'changes', model, tried, metrics=[question.metric, LABELLED], space='original', **how)
+        result.read_changes(fit.run(cases, **kw), tried)
+        borne = [result.after(t) for t in borne]
+        strained = Study(place/'strains', model, borne, metrics=question.metric, **how)
+        return result.read_strains(strained.run(cases, **kw), borne)
 
 # %% ../../nbs/api/study/diagnose.ipynb #7178c4b7
 @patch
-def plot(self: Diagnosis):
+def plot(self: Diagnosis) -> 'Figure':
     "Left: what each change gains at its best value. Right: the median score under each strain, at its worst value."
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    top = self.frame[~self.frame.cuts].sort_values('gain').drop_duplicates('transform', keep='last')
-    known = self.reference == 'labels'
-    x, low, high = (top[k].to_numpy() for k in (('gain', 'low', 'high') if known else ('score', 'score', 'score')))
-    y = np.arange(len(top))
-    left.hlines(y, low, high, color='#777777', lw=1.5)
-    left.scatter(x, y, c=['#009E73' if h else '#777777' for h in top.helps], zorder=3)
-    left.set_yticks(y, [f'{t}\n{w}' for t, w in zip(top['transform'], top.change)], fontsize=7)
-    if known: left.axvline(0, color='k', lw=1, ls='--')
-    what = f'gain in {self.metric} by a change before the model' if known else f'{self.metric} with its own prediction, where it is highest'
-    left.set_xlabel(what, fontsize=8)
-    left.set_title('what to change (green: helps)' if known else 'no truth: agreement only', fontsize=9)
-    self._bars(right)
+    self._draw_changes(left)
+    self._draw_strains(right)
     for ax in (left, right): ax.grid(axis='x', alpha=.3)
     fig.suptitle(f'{self.model}: {self.verdict}', fontsize=10)
     fig.tight_layout()
@@ -329,47 +113,58 @@ def plot(self: Diagnosis):
 
 
 @patch
-def _bars(self: Diagnosis, ax):
+def _draw_changes(self: Diagnosis, ax):
+    "What each change gains at its best value, or without truth how well the answers agree."
+    top = self.frame[~self.frame.cuts].sort_values('gain').drop_duplicates('transform', keep='last')
+    known = self.question.reference == 'labels'
+    middle, low, high = (top[k].to_numpy() for k in (('gain', 'low', 'high') if known else ('score', 'score', 'score')))
+    lines = np.arange(len(top))
+    ax.hlines(lines, low, high, color='#777777', lw=1.5)
+    ax.scatter(middle, lines, c=['#009E73' if helps else '#777777' for helps in top.helps], zorder=3)
+    ax.set_yticks(lines, [f'{t}\n{words}' for t, words in zip(top['transform'], top.change)], fontsize=7)
+    what = f'{self.metric.name} with its own prediction, where it is highest'
+    if known:
+        ax.axvline(0, color='k', lw=1, ls='--')
+        what = f'gain in {self.metric.name} by a change before the model'
+    ax.set_xlabel(what, fontsize=8)
+    ax.set_title('what to change (green: helps)' if known else 'no truth: agreement only', fontsize=9)
+
+# %% ../../nbs/api/study/diagnose.ipynb #8585b8fc
+@patch
+def _draw_strains(self: Diagnosis, ax):
     "Worst median score of each strain beside the unchanged one, a point a class."
     table = self.tolerance.sort_values('harm', kind='stable')
     names, classes = list(dict.fromkeys(table['transform'])), list(dict.fromkeys(self.tolerance['class']))
-    for k, c in enumerate(classes, 1):
-        here = table[table['class'] == c].set_index('transform').loc[names]
-        y = np.arange(len(names)) + .16*(k - (len(classes) + 1)/2)
-        ax.hlines(y, here.worst, here.unchanged, color=pictures.colour(k), lw=3, alpha=.4)
-        ax.plot(here.unchanged, y, 'o', color=pictures.colour(k), ms=5, label=c)
-        ax.plot(here.worst, y, 'x', color=pictures.colour(k), ms=6)
-    ends = {t: self._strain.value[self._strain['transform'] == t] for t in names}
-    spans = [f'{_short(t)}\n{self._strains[t].text(v.min())} to {self._strains[t].text(v.max())}' for t, v in ends.items()]
+    for k, label in enumerate(classes, 1):
+        rows = table[table['class'] == label].set_index('transform').loc[names]
+        lines = np.arange(len(names)) + .16*(k - (len(classes) + 1)/2)
+        ax.hlines(lines, rows.worst, rows.unchanged, color=colour(k), lw=3, alpha=.4)
+        ax.plot(rows.unchanged, lines, 'o', color=colour(k), ms=5, label=label)
+        ax.plot(rows.worst, lines, 'x', color=colour(k), ms=6)
+    spans = []
+    for name in names:
+        text, values = self.strains[name].text, self.values(name)
+        spans.append(f'{short(name)}\n{text(values[0])} to {text(values[-1])}')
     ax.set_yticks(range(len(names)), spans, fontsize=7)
-    ax.set_xlabel(f'median {self.metric}: images as they are (o), at the worst value (x)', fontsize=8)
+    ax.set_xlabel(f'median {self.metric.name}: images as they are (o), at the worst value (x)', fontsize=8)
     if not self.unit: ax.set_xlim(-.03, 1.03)
-    ax.set_title('what it bears' + (' after the change' if self.change is not None else '') + ', the most harmful on top', fontsize=9)
+    after = '' if self.change is None else ' after the change'
+    ax.set_title(f'what it bears{after}, the most harmful on top', fontsize=9)
     ax.legend(fontsize=7)
 
 # %% ../../nbs/api/study/diagnose.ipynb #bd5c3879
-_PAGE = '''<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}} table{{border-collapse:collapse;font-size:13px}}
-td,th{{padding:.2em .7em;text-align:right;border-bottom:1px solid #ddd}} img{{max-width:100%}} .note{{background:#fff3cd;padding:.5em}}</style>
-<h1>{title}</h1>{text}<img src="data:image/png;base64,{image}" alt="gain of each change, and scores under each strain">
-<h2>Changes before the model</h2>{changes}
-<h2>Strains</h2>{strains}<p>Intervals: bootstrap, {level:.0%}; of changes for all of them together. Made by misas.</p></html>'''
-
-
 @patch
 def to_html(
-    self: Diagnosis, path,  # file ending in .html
+    self: Diagnosis,
+    path: str | PathLike,  # file ending in .html
 ) -> str:  # the path
     "Write the report as one page that needs nothing else."
-    import matplotlib.pyplot as plt
-    if Path(path).suffix.lower() not in ('.html', '.htm'): raise ValueError(f'{Path(path).name}: a page must end in .html')
-    fig, png = self.plot(), io.BytesIO()
-    fig.savefig(png, dpi=110, bbox_inches='tight')
-    plt.close(fig)
-    line = lambda t: f'<p class="note">{escape(t)}</p>' if t.startswith('WITHOUT TRUTH') else f'<p>{escape(t)}</p>'
-    table = lambda f: f.round(3).to_html(index=False, na_rep='–', border=0)
-    page = _PAGE.format(title=escape(f'{self.model}: {self.verdict}'), text=''.join(map(line, self.text.split('\n'))), level=self.level,
-                        image=base64.b64encode(png.getvalue()).decode(), changes=table(self.frame.sort_values('gain', ascending=False)),
-                        strains=table(self.tolerance.drop(columns='model')))
-    with whole(path) as part: part.write_text(page, encoding='utf-8')
-    return str(path)
+    path = page.check_page_path(path)
+    lines = self.text.splitlines()
+    body = [
+        *(page.note(line) if line.startswith('WITHOUT TRUTH') else page.paragraphs(line) for line in lines),
+        page.figure(self.plot(), 'gain of each change, and scores under each strain'),
+        page.section('Changes before the model', page.table(self.frame.sort_values('gain', ascending=False))),
+        page.section('Strains', page.table(self.tolerance.drop(columns='model'))),
+        page.paragraphs(f'Intervals: bootstrap, {self.question.level:.0%}; of changes for all of them together.')]
+    return page.write_page(path, page.report(f'{self.model}: {self.verdict}', *body))

@@ -5,461 +5,139 @@
 # %% ../../nbs/api/study/study.ipynb #c23e6d40
 from __future__ import annotations
 
-import glob
-import json
-import platform
-import re
 import warnings
-from collections.abc import Mapping
-from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from fastcore.basics import patch
-from tqdm.auto import tqdm
 
-from ..view import cohort as cohort_plots, plot as pictures
-from . import summary as tables
-from .archive import FORMAT, Archive, locked, merged, now, read_settings
-from ..data.files import as_file_name, read_json, write_json
 from ..data.cohort import cohort
-from ..data.fingerprint import fingerprint
-from ..metrics.voxels import check_metrics, metric_unit
-from ..models.adapt import as_model
-from ..sweep.scoring import as_transform
-from ..sweep.sensitivity import sensitivity
-from ..transforms.base import Transform, sweep_values
-from .workers import Work, in_processes, using_threads, work_on
+from ..data.files import write_json
+from .archive import locked, now
+from .pictures import samples_of, worst_cases
+from .results import Results
+from .run import Progress, check_run, cluster, collect, length, plan
+from .settings import as_models, as_transforms, merged, read_settings, study_settings, versions
+from .work import Work
+from .workers import in_processes, in_this_process
+from ..sweep.scoring import Scoring
+from ..transforms.base import Transform
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['versions', 'Study']
-
-# %% ../../nbs/api/study/study.ipynb #18819e84
-def _models(models) -> dict:
-    "Models by name, from one or several."
-    if models is None: return {}
-    if not isinstance(models, Mapping):
-        found = [as_model(m) for m in (models if isinstance(models, (list, tuple)) else [models])]
-        _once('models', [m.name for m in found])
-        models = {m.name: m for m in found}
-    if not models: raise ValueError('models is empty; pass at least one')
-    return {str(k): as_model(m) for k, m in models.items()}
-
-
-def _transforms(transforms) -> dict:
-    "Transforms by name, from one or several."
-    if transforms is None: return {}
-    found = [as_transform(t) for t in (transforms if isinstance(transforms, (list, tuple)) else [transforms])]
-    if not found: raise ValueError('transforms is empty; pass at least one, e.g. Rotation()')
-    _once('transforms', [t.name for t in found])
-    return {t.name: t for t in found}
-
-
-def _once(what, names):
-    "Raise ValueError where a name is there twice."
-    twice = next((n for n in names if names.count(n) > 1), None)
-    cure = 'pass a dict of names and models' if what == 'models' else 'set .name of one of them'
-    if twice is not None: raise ValueError(f'{what} hold two called {twice!r}: {cure}')
-
-# %% ../../nbs/api/study/study.ipynb #56e8dcfe
-def versions() -> dict:
-    "What results may depend on besides the settings."
-    def of(name):
-        try: return version(name)
-        except PackageNotFoundError: return None
-    known = ('misas', 'torch', 'numpy', 'scipy', 'onnxruntime', 'fastai', 'monai')
-    return dict(python=platform.python_version(), **{k: of(k) for k in known if of(k)})
-
-
-def _of_transform(t):
-    "A transform for `study.json`: how to make it again, and what is needed to read its results."
-    words = None if t.words is None else {f'{k:g}': w for k, w in t.words.items()}
-    return dict(settings=json.loads(t.to_json()), code=fingerprint(t.f) if hasattr(t, 'f') else None, values=sweep_values(t),
-                unit=t.unit, identity=float(t.identity), words=words, zero=t.zero)
-
-
-def _read_transform(name, o):
-    "What is needed to read the results of a transform, also where its class is not known here."
-    t = Transform()
-    t.name, t.unit, t.identity, t.values, t.zero = name, o['unit'], o['identity'], tuple(o['values']), o['zero']
-    t.words = None if o['words'] is None else {float(k): w for k, w in o['words'].items()}
-    return t
+__all__ = ['Study']
 
 # %% ../../nbs/api/study/study.ipynb #9152c8e7
-class Study:
+class Study(Results):
     "Models x transforms x cases, in a folder."
     def __init__(
-        self, folder,  # is made if it is not there. One with a study in it is gone on with, or read if nothing else is given
-        models=None,  # a Model or anything `as_model` takes, several with different names, or a dict name -> model
-        transforms=None,  # a Transform or several
-        *, metrics=('dice',),  # names or functions f(prediction == k, truth == k)
-        reference='labels',  # compare with the 'labels', or with the model's own 'prediction' on the unchanged image
-        space='transformed',  # score on the 'transformed' image, or bring predictions back to the 'original' one
+        self,
+        folder: str | PathLike,  # is made if it is not there. One with a study in it is gone on with, or only read
+        models: object = None,  # a Model or anything `as_model` takes, several, or a dict name -> model; None: to read
+        transforms: Transform | Sequence[Transform] | None = None,  # one or several; None: to read
+        *,
+        metrics: object = ('dice',),  # names, Metrics or functions f(prediction == k, truth == k), one or several
+        reference: str = 'labels',  # compare with the 'labels', or with the model's own 'prediction' unchanged
+        space: str = 'transformed',  # score on the 'transformed' image, or bring predictions back to the 'original' one
     ):
-        self.archive = Archive(folder)
-        self.folder, self.models, self._transforms = self.archive.folder, _models(models), _transforms(transforms)
-        for k, v, allowed in (('reference', reference, ('labels', 'prediction')), ('space', space, ('transformed', 'original'))):
-            if v not in allowed: raise ValueError(f'{k} must be {" or ".join(map(repr, allowed))}, got {v!r}')
-        old = read_settings(self.archive)
-        if old is None and not (models is not None and transforms is not None): raise ValueError(
-            f'{self.folder}: there is no study in it; pass models and transforms to begin one')
-        self._metrics = check_metrics(metrics)
-        self._new = self._settings(reference, space) if self.models or self._transforms else None
-        self.settings = old if self._new is None else self._new if old is None else merged(old, self._new, self.folder)
-        self._samples, self._cache = None, (None, None)
+        super().__init__(folder)
+        self.models, self.runnable = as_models(models), as_transforms(transforms)
+        if self.settings is None and (models is None or transforms is None):
+            raise ValueError(f'{self.folder}: there is no study in it; pass models and transforms to begin one')
+        scoring, self._asked = Scoring(metrics, reference, space), None  # settings asked for, if any
+        self._samples = None  # of the last run, and how to load them
+        if models is None and transforms is None: return  # it is only read
+        self.scoring = scoring
+        self._asked = study_settings(self.models, self.runnable, scoring)
+        self.settings = self._with_asked(self.settings)
 
-    def _settings(self, reference, space):
-        own = lambda f: dict(function=fingerprint(f), lower_is_better=bool(getattr(f, 'lower_is_better', False)))
-        kinds = {k: own(m) if callable(m) else m for k, m in self._metrics.items()}
-        return {'misas study': FORMAT, 'metrics': kinds, 'reference': reference, 'space': space,
-                'models': {k: m.settings() for k, m in self.models.items()}, 'transforms': {k: _of_transform(t) for k, t in self._transforms.items()}}
-
-    @property
-    def transforms(self):
-        "Transforms by name; those not given here are known as far as reading needs it."
-        return {k: self._transforms.get(k) or _read_transform(k, o) for k, o in self.settings['transforms'].items()}
-
-    @property
-    def runnable(self): "The transforms that were passed, by name: those that images can be made with."; return dict(self._transforms)
-    @property
-    def metrics(self): "Names of the metrics, the first one is the one that counts where only one can."; return list(self.settings['metrics'])
-
-    def __repr__(self):
-        s = self.settings
-        n = len({p.stem for p in self.archive.files()})
-        return f'Study in {self.folder.name}: {", ".join(s["models"])}; {", ".join(s["transforms"])}; {", ".join(s["metrics"])}; {n} cases so far'
+    def _with_asked(self, old):
+        "The settings in the folder and those asked for. ValueError where they contradict each other."
+        return dict(self._asked) if old is None else merged(old, self._asked, self.folder)
 
 # %% ../../nbs/api/study/study.ipynb #ecd986ec
 @patch
 def run(
     self: Study,
-    samples,  # a list or generator of Samples, paths, pairs (image, labels) or dicts; `Cases`; a folder; a .csv manifest. See `misas.data.cohort`
-    n_jobs=1,  # processes on this machine; 1: in this one
-    backend='loky',  # or 'dask': on a cluster
-    *, client=None,  # of Dask: a Client or the address of a scheduler; None: the one that is open
-    threads=None,  # of each worker; None: its share of the cores, in this process as many as torch uses, on a cluster 1
-    timeout=None,  # seconds for a unit; None: as long as it takes
-    load=None,  # f(item) -> Sample, for items that need more than `misas.data.io.load`
-    retry=True,  # try again what failed before?
-    progress=True,  # show a progress bar?
+    samples: object,  # Samples, paths, pairs (image, labels), dicts; a folder; a .csv; see `misas.data.cohort`
+    n_jobs: int = 1,  # processes on this machine; 1: in this one
+    backend: str = 'loky',  # or 'dask': on a cluster
+    *,
+    client: object = None,  # of Dask: a Client or the address of a scheduler; None: the one that is open
+    threads: int | None = None,  # of each worker; None: its share of the cores, on a cluster 1, here as torch has them
+    timeout: float | None = None,  # seconds for a unit; None: as long as it takes
+    load: Callable | None = None,  # f(item) -> Sample, for items that need more than `misas.data.io.load`
+    retry: bool = True,  # try again what failed before?
+    progress: bool = True,  # show a progress bar?
 ) -> Study:  # itself
-    "Do what is missing. ValueError where settings or samples do not fit the folder, RuntimeError while another run is in it."
-    self._check_run(n_jobs, backend, client, threads, timeout)
-    cases = cohort(samples, load)
-    with locked(self.archive), _client(backend, client) as client:
-        old = read_settings(self.archive)
-        self.settings = dict(self._new) if old is None else merged(old, self._new, self.folder)
-        begun = dict(started=now(), versions=versions(), n_jobs=n_jobs, backend=backend)
-        self.settings['runs'] = [*self.settings.get('runs', []), begun]
-        write_json(self.archive.settings_file, self.settings)
-        work = Work(self.folder, self.models, self._transforms, self._metrics, self._new['reference'], self._new['space'], timeout)
-        tasks = self._tasks(cases, work, retry, known := {})
-        todo = in_processes(work, tasks, n_jobs, client, threads) if client is not None or n_jobs > 1 else _here(work, tasks, threads)
-        failed = self._follow(todo, samples, known, progress)
-    self._samples = (samples, load) if hasattr(samples, '__getitem__') or isinstance(samples, (str, Path)) else None
+    """Do what is missing.
+
+    ValueError where settings or samples do not fit the folder, RuntimeError while another run is in it."""
+    if not self.models or not self.runnable:
+        raise ValueError('the study was opened for reading: to run it, pass its models and transforms to Study')
+    check_run(n_jobs, backend, client, threads, timeout)
+    cases, counts = cohort(samples, load), Progress()
+    with locked(self.archive), cluster(backend, client) as client:
+        self._begin(n_jobs, backend)
+        work = Work(self.folder, self.models, self.runnable, self.scoring, timeout)
+        tasks = plan(self.archive, cases, work, retry, counts)
+        parallel = client is not None or n_jobs > 1
+        done = in_processes(work, tasks, n_jobs, client, threads) if parallel else in_this_process(work, tasks, threads)
+        failed = collect(done, counts, total=length(samples), bar=progress)
+    self._remember(samples, load)
     if failed:
-        warnings.warn(f'{len(failed)} of {known["cases"]} cases failed, wholly or in part; the first: {failed[0]}. See .failures', stacklevel=2)
+        text = f'{len(failed)} of {counts.cases} cases failed, wholly or in part; the first: {failed[0]}. See .failures'
+        warnings.warn(text, stacklevel=2)
     return self
 
-
+# %% ../../nbs/api/study/study.ipynb #9bb2a3fd
 @patch
-def _follow(self: Study, todo, samples, known, progress):
-    "Go through the work with a progress bar. What to say of the cases that failed."
-    total = len(samples) if hasattr(samples, '__len__') and not isinstance(samples, str) else None
-    done, failed, bar = 0, [], tqdm(total=total, desc='cases', leave=False, disable=not progress)
-    try:
-        for name, failures in todo:
-            if failures: failed.append(f'{name}: {failures[0]["reason"]}')
-            done += 1
-            bar.update(known['cases'] - known['todo'] + done - bar.n)  # what had nothing to do counts too
-    finally: bar.close()
-    return failed
-
-# %% ../../nbs/api/study/study.ipynb #972cd0af
-def _here(work, tasks, threads):
-    "The work in this process."
-    with using_threads(threads):
-        for case, units in tasks: yield case.name, work_on(work, case, units)
+def _begin(self: Study, n_jobs, backend):
+    "Note in the folder that a run begins, and with what."
+    self.settings = self._with_asked(read_settings(self.archive))
+    begun = dict(started=now(), versions=versions(), n_jobs=n_jobs, backend=backend)
+    self.settings['runs'] = [*self.settings.get('runs', []), begun]
+    write_json(self.archive.settings_file, self.settings)
 
 
 @patch
-def _check_run(self: Study, n_jobs, backend, client, threads, timeout):
-    if self._new is None or not self.models or not self._transforms:
-        raise ValueError('the study was opened for reading: to run it, pass its models and transforms to Study')
-    if backend not in ('loky', 'dask'): raise ValueError(f"backend must be 'loky' or 'dask', got {backend!r}")
-    if client is not None and backend != 'dask': raise ValueError("client is for a cluster: pass backend='dask' too")
-    for k, v in (('n_jobs', n_jobs), ('threads', threads)):
-        if (v is not None or k == 'n_jobs') and (not isinstance(v, int) or isinstance(v, bool) or v < 1):
-            raise ValueError(f'{k} must be a whole number of at least 1, got {v!r}')
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0):
-        raise ValueError(f'timeout must be a positive number of seconds, got {timeout!r}')
-
-
-@patch
-def _tasks(self: Study, cases, work, retry, known):
-    "(case, units) of all that has something missing. ValueError where a case is not the one that was studied under its name."
-    known.update(cases=0, todo=0)
-    for case in cases:
-        known['cases'] += 1
-        self._keep_case(case)
-        units = work.missing(case.name)
-        if units and not retry:
-            gone = [(f['model'], f['transform']) for f in self.archive.failures(case.name)]
-            units = [u for u in units if not {u, (u[0], ''), ('', '')} & set(gone)]
-        if units or not work.missing(case.name) and self.archive.failure(case.name).exists():  # or killed before a failure was struck off
-            known['todo'] += 1
-            yield case, units
-
-
-@patch
-def _keep_case(self: Study, case):
-    "Write down what is known of a case."
-    info = {k: v.item() if isinstance(v, np.generic) else v for k, v in case.info.items()}
-    path, new = self.archive.case(case.name), dict(sample=case.name, mark=case.mark, info={k: v for k, v in info.items() if _plain(v)})
-    if path.exists():
-        old = read_json(path)
-        marks = old['mark'], json.loads(json.dumps(new['mark']))
-        changed = None not in marks and type(marks[0]) is type(marks[1]) and marks[0] != marks[1]  # of one kind: files, arrays or Samples
-        if changed and any(self.archive.folder.glob(f'units/*/*/{glob.escape(as_file_name(case.name))}.parquet')): raise ValueError(
-            f'{self.folder}: the data of case {case.name!r} have changed since it was studied there; give it another name, or use another folder')
-        new['info'] = {**old['info'], **new['info']}  # what an earlier run knew of it stays known
-        if old == json.loads(json.dumps(new)): return
-    write_json(path, new)
-
-
-def _plain(v): return isinstance(v, (str, int, float, bool))
-
-# %% ../../nbs/api/study/study.ipynb #bbd3b9ad
-@contextmanager
-def _client(backend, client):
-    "A Dask client, or None for work on this machine."
-    if backend != 'dask':
-        yield None
-        return
-    try: from distributed import Client, get_client
-    except ImportError as e: raise ImportError('backend="dask" needs Dask: pip install "misas[dask]"') from e
-    if client is None:
-        try: client = get_client()
-        except ValueError: raise ValueError(
-            "backend='dask' needs a running cluster: pass client=, a distributed.Client or the address of a scheduler") from None
-    if not isinstance(client, (str, Client)):
-        raise TypeError(f'client must be a distributed.Client or the address of a scheduler, got {type(client).__name__}')
-    if not isinstance(client, str):
-        yield client
-        return
-    try: opened = Client(client, timeout='10s')
-    except (OSError, ValueError) as e: raise ValueError(f'client {client}: no scheduler answers there') from e
-    with opened: yield opened
-
-# %% ../../nbs/api/study/study.ipynb #83c75ed9
-@patch(as_prop=True)
-def frame(self: Study):
-    "Tidy: model, sample, transform, value, unit, class, metric, score; in the order of models, names of the cases, transforms, values."
-    self.settings = read_settings(self.archive) or self.settings  # somebody may have added to it
-    files = self.archive.files()
-    state = len(files), max((p.stat().st_mtime_ns for p in files), default=0)
-    if self._cache[0] != state:
-        order = {k: {as_file_name(n): i for i, n in enumerate(self.settings[k])} for k in ('models', 'transforms')}
-        key = lambda p: (order['models'].get(p.parts[-3], -1), _natural(p.stem), order['transforms'].get(p.parts[-2], -1))
-        self._cache = state, self.archive.frame(sorted(files, key=key))
-    return self._cache[1].copy()
-
-
-def _natural(name): return [(0, int(o), '') if o.isdecimal() else (1, 0, o) for o in re.split(r'(\d+)', name) if o]
-
-
-@patch(as_prop=True)
-def cases(self: Study):
-    "What is known of the cases: sample, and the columns of the manifest or table that they came from."
-    import pandas as pd
-    rows = sorted(self.archive.cases(), key=lambda o: _natural(o['sample']))
-    columns = dict.fromkeys(['sample', *chain(*(o['info'] for o in rows))])
-    return pd.DataFrame([{'sample': o['sample'], **o['info']} for o in rows], columns=list(columns))
-
-
-@patch(as_prop=True)
-def failures(self: Study):
-    "What failed, and why: sample, model, transform (empty: all of them), reason."
-    import pandas as pd
-    return pd.DataFrame(self.archive.failures(), columns=['sample', 'model', 'transform', 'reason'])
-
-# %% ../../nbs/api/study/study.ipynb #f6553044
-@patch
-def _column(self: Study, name, what):
-    "A column of `cases` as a Series by sample. 'auto' is patient where there is one."
-    table = self.cases.set_index('sample')
-    if name == 'auto':
-        name = 'patient' if 'patient' in table else None
-        if name and table.patient.isna().any(): raise ValueError(
-            f'{what}: the patient of case {table.index[table.patient.isna()][0]!r} is not known; fill it in, or pass cluster=None')
-    if name is None or isinstance(name, Mapping) or hasattr(name, 'index') and not isinstance(name, str): return name
-    if name not in table: raise ValueError(f'{what}: cases have no column {name!r}; they have {", ".join(table) or "none but their names"}')
-    return table[name]
-
-
-@patch
-def _part(self: Study, model=None, transform=None, cls=None):
-    "The frame, of some models, transforms and classes."
-    frame = self.frame
-    if frame.empty: raise ValueError(f'{self.folder}: nothing has been done yet' + (
-        f', and {len(self.failures)} things failed; see .failures' if len(self.failures) else '; call run(samples)'))
-    for k, v in (('model', model), ('transform', transform), ('class', cls)):
-        if v is None: continue
-        wanted = [getattr(o, 'name', o) for o in (v if isinstance(v, (list, tuple)) else [v])]
-        if lost := [o for o in wanted if o not in set(frame[k])]:
-            raise ValueError(f'{k} {lost[0]!r} is not in the study; there are {", ".join(dict.fromkeys(frame[k]))}')
-        frame = frame[frame[k].isin(wanted)]
-    return frame
-
-# %% ../../nbs/api/study/study.ipynb #c4d99d75
-@patch
-def _metric(self: Study, metric):
-    "A metric of the study by name (None: the first one): a name, or of your own metrics the function, or what stands for it after reopening."
-    if callable(metric): metric = getattr(metric, '__name__', str(metric))
-    name = self.metrics[0] if metric is None else metric
-    if name not in self.metrics: raise ValueError(f'metric {name!r} was not computed; there are {", ".join(self.metrics)}')
-    kind = self.settings['metrics'][name]
-    if isinstance(kind, str): return name
-    def stand_in(prediction, truth): raise NotImplementedError
-    stand_in.__name__, stand_in.lower_is_better = name, kind['lower_is_better']
-    return stand_in
-
-
-@patch
-def summary(
-    self: Study,
-    drop=None,  # how much worse than unchanged still holds, in the metric's unit; None: 0.1 for ratios
-    metric=None,  # name; None: the first one
-    *, cluster='auto',  # column of `cases` whose equal values belong together; 'auto': patient, if there is one; None: cases are independent
-    by=None,  # column of `cases`: a row for each group
-    model=None, transform=None, cls=None,  # only these
-    level=.95, seed=0,  # of the bootstrap intervals
-):  # -> Summary: prints as sentences; `.frame` holds the numbers, a row a model, transform, class and group
-    "How good unchanged, how far it holds, what is worst, what harms most; medians over the cases with intervals."
-    word = 'patients' if cluster == 'auto' else f'different {cluster}' if isinstance(cluster, str) else 'clusters'
-    frame, who = self._part(model, transform, cls), dict(cluster=self._column(cluster, 'cluster'), by=self._column(by, 'by'), clusters=word)
-    out = tables.in_words(frame, self.transforms, metric=self._metric(metric), drop=drop, level=level, seed=seed, unit=self._unit(metric), **who)
-    bare = [m for m in self.settings['models'] if m not in set(frame.model) and model is None]
-    return tables.Summary('\n'.join([out.text, *(f'{m}: no results{self._why(m)}' for m in bare)]), out.frame)
-
-
-@patch
-def _why(self: Study, model):
-    "What went wrong with a model."
-    found = self.failures
-    found = found[found.model.isin([model, ''])]
-    return f'; {found["sample"].nunique()} cases failed, the first: {found.reason.iloc[0]}' if len(found) else ''
-
-
-@patch
-def _unit(self: Study, metric): return self._units().get(getattr(metric, '__name__', metric) or self.metrics[0], '')
-
-
-@patch(as_prop=True)
-def ndim(self: Study): "Spatial axes of the images: 2 or 3."; return self.archive.ndim()
-
-
-@patch
-def _units(self: Study): return {m: metric_unit(m, self.ndim) for m in self.metrics}
-
-# %% ../../nbs/api/study/study.ipynb #7fd215d4
-@patch
-def plot(
-    self: Study,
-    metric=None,  # name; None: the first one
-    *, cluster='auto',  # see `summary`
-    model=None, transform=None, cls=None,  # only these
-    **kw,  # see `misas.view.cohort.cohort_curves`
-):  # -> the figure
-    "Median and band over the values of each transform, single cases behind."
-    frame, m, who = self._part(model, transform, cls), self._metric(metric), self._column(cluster, 'cluster')
-    return cohort_plots.cohort_curves(frame, self.transforms, metric=getattr(m, '__name__', m), cluster=who, **{'units': self._units(), **kw})
-
-
-@patch
-def distribution(self: Study, metric=None, *, model=None, transform=None, cls=None, **kw):
-    "The scores of all cases, unchanged and where each transform is worst; see `misas.view.cohort.distribution`."
-    frame = self._part(model, transform, cls)
-    return cohort_plots.distribution(frame, self.transforms, metric=self._metric(metric), **{'units': self._units(), **kw})
-
-
-@patch
-def rank(self: Study, metric=None, *, cluster='auto', by=None, model=None, transform=None, cls=None, **kw):
-    "Transforms by the harm they do, the most harmful first, with intervals; see `misas.study.summary.rank`."
-    frame, who = self._part(model, transform, cls), dict(cluster=self._column(cluster, 'cluster'), by=self._column(by, 'by'))
-    return tables.rank(frame, self.transforms, metric=self._metric(metric), **who, **kw)
-
-
-@patch
-def plot_ranking(self: Study, metric=None, **kw):  # see `rank`
-    "The ranking as a picture."
-    return cohort_plots.ranking(self.rank(metric, **kw), units=self._units())
-
-
-@patch
-def plot_groups(self: Study, by, metric=None, *, column='unchanged', drop=None, cluster='auto', model=None, transform=None, cls=None, **kw):
-    "The score unchanged, or another number of every case, by groups of `cases`; see `misas.view.cohort.by_group`."
-    if drop is None and column not in ('lower', 'upper', 'breaks below', 'breaks above'): drop = np.inf  # it plays no part
-    table = tables.per_case(self._part(model, transform, cls), self.transforms, metric=self._metric(metric), drop=drop)
-    name = getattr(transform, 'name', transform) if isinstance(transform, (str, Transform)) else None
-    who = dict(cluster=self._column(cluster, 'cluster'), units=self._units())
-    return cohort_plots.by_group(table, self._column(by, 'by'), column, transform=name, **{**who, **kw})
+def _remember(self: Study, samples, load):
+    "Where the images are, for pictures; a generator cannot be asked again."
+    several_times = hasattr(samples, '__getitem__') or isinstance(samples, (str, Path))
+    self._samples = (samples, load) if several_times else None
 
 # %% ../../nbs/api/study/study.ipynb #916d749a
 @patch
-def worst(self: Study, n=5, metric=None, *, model=None, transform=None, cls=None):
-    "The cases with the worst scores, each with the change that does it; see `misas.study.summary.worst`."
-    return tables.worst(self._part(model, transform, cls), self.transforms, n, metric=self._metric(metric))
-
-
-@patch
 def sources(
     self: Study,
-    samples=None,  # where the images are; None: those of the last run, unless they came from a generator
-    load=None,  # see `run`
-):  # yields Cases
+    samples: object = None,  # where the images are; None: those of the last run, unless they came from a generator
+    load: Callable | None = None,  # see `run`
+) -> Iterable:
     "The cases to load images from. ValueError where they are not known."
     if samples is None:
         if self._samples is None: raise ValueError('pictures need the images: pass samples=, the same as to run')
         samples, load = self._samples
     return cohort(samples, load)
 
-
+# %% ../../nbs/api/study/study.ipynb #b424848d
 @patch
 def gallery(
     self: Study,
-    n=5,  # how many
-    metric=None,  # name; None: the first one
-    *, model=None, transform=None, cls=None,  # only these
-    samples=None,  # where the images are; None: those of the last run
-    load=None,  # see `run`
-    **kw,  # see `misas.view.plot.gallery`
-):  # -> the figure
+    n: int = 5,  # how many
+    metric: object = None,  # name or Metric; None: the first one
+    *,
+    model: object = None, transform: object = None, cls: object = None,  # only these
+    samples: object = None,  # where the images are; None: those of the last run
+    load: Callable | None = None,  # see `run`
+    **kw: object,  # see `misas.view.plot.gallery`
+) -> 'Figure':
     "The worst cases: unchanged (above), and with the change that does most harm (below)."
     table = self.worst(n, metric, model=model, transform=transform, cls=cls)
-    found, wanted = {}, set(table['sample'])
-    for case in self.sources(samples, load):
-        if case.name in wanted: found[case.name] = case.sample()
-        if len(found) == len(wanted): break
-    if lost := [o for o in table['sample'] if o not in found]:
-        raise ValueError(f'samples do not hold the case {lost[0]!r}: pass all cases, samples=...')
-    rows = [self._worst_pictures(found[r['sample']], r) for r in table.to_dict('records')]
-    shown = [one for line in zip(*rows) for one in line]
-    lines = 'true' if self.settings['reference'] == 'labels' else None
-    return pictures.gallery(*zip(*shown), **{'n_cols': len(rows), 'size': 2., 'lines': lines, **kw})
-
-
-@patch
-def _worst_pictures(self: Study, sample, row):
-    "(sample, prediction, title) unchanged, and at the value that is worst."
-    for k, known in (('model', self.models), ('transform', self._transforms)):
-        if row[k] not in known: raise ValueError(f'pictures need the {k} {row[k]}: pass it to Study')
-    t, v = self._transforms[row['transform']], row['value']
-    r = sensitivity(self.models[row['model']], sample, t, [v], metrics=list(self._metrics.values()), reference=self.settings['reference'],
-                    space=self.settings['space'], progress=False)
-    number = lambda s: 'undefined' if np.isnan(s) else f'{s:.2f}'
-    titles = (f'{sample.name}\n{row["class"]} {number(row["unchanged"])}', f'{t.name} {t.text(v)}\n{row["class"]} {number(row["score"])}')
-    place = {v: pictures.flat(r.samples[r.at(v)], r.predictions[r.at(v)], like=r.sample) for v in (t.identity, v)}
-    return [(*place[o], text) for o, text in zip((t.identity, v), titles)]
+    for k, known in (('model', self.models), ('transform', self.runnable)):
+        unknown = [name for name in table[k] if name not in known]
+        if unknown: raise ValueError(f'pictures need the {k} {unknown[0]}: pass it to Study')
+    images = samples_of(self.sources(samples, load), table['sample'])
+    return worst_cases(table, images, self.models, self.runnable, self.scoring, **kw)

@@ -5,173 +5,283 @@
 # %% ../../nbs/api/sweep/pairs.ipynb #c160b57b
 from __future__ import annotations
 
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from fastcore.basics import patch
 
-from ..view import plot as pictures
-from ..metrics.voxels import loss, metric_unit
+from ..metrics.limits import check_drop, holds as within
+from ..metrics.metric import Metric
 from .scoring import Probe, Scoring, unpack_labels
-from ..metrics.limits import check_drop
 from ..transforms.base import Stack, Transform, sweep_values
+from ..view import page, plot as pictures
+from ..view.words import Summary, amount_text, cell_text, score_text, scores_text
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['sensitivity_grid', 'SensitivityGrid']
+__all__ = ['as_pair', 'thinned', 'SensitivityGrid', 'sensitivity_grid']
 
 # %% ../../nbs/api/sweep/pairs.ipynb #15598065
-def _thinned(transform, n=7):
-    "About `n` of a transform's own values, both ends and the identity among them."
-    values = sweep_values(transform)
-    if len(values) <= n + 1: return values
-    at = values.index(transform.identity)
-    return sorted({values[round(k)] for k in [*np.linspace(0, at, max(1, round(n*at/len(values))) + 1), *np.linspace(at, len(values) - 1, max(
-        1, round(n*(len(values) - 1 - at)/len(values))) + 1)]})
-
-
-def _pair(transforms) -> Stack:
-    "Two transforms as a stack with two free values. TypeError or ValueError for anything else."
-    if isinstance(transforms, Stack): transforms = [transforms]
-    try: transforms = [t() if isinstance(t, type) and issubclass(t, Transform) else t for t in transforms]
-    except TypeError: transforms = [transforms]
-    if not all(isinstance(t, Transform) for t in transforms):
-        raise TypeError(f'transforms must be two Transforms, e.g. (Rotation(), Noise()), got {transforms!r}')
-    stack = Stack([part for t in transforms for part in (t.parts if isinstance(t, Stack) else [(t, None)])])
+def as_pair(
+    transforms: Any,  # two Transforms or classes of them, or a stack with two free parts
+) -> Stack:
+    "Two transforms as a stack with two values to vary. TypeError or ValueError for anything else."
+    given = transforms if np.iterable(transforms) else [transforms]
+    given = [part() if isinstance(part, type) and issubclass(part, Transform) else part for part in given]
+    if not all(isinstance(t, Transform) for t in given):
+        raise TypeError(f'transforms must be two Transforms, e.g. (Rotation(), Noise()), got {given!r}')
+    stack = Stack([part for t in given for part in (t.parts if isinstance(t, Stack) else [(t, None)])])
     if stack.n_values != 2: raise ValueError(
-        f'transforms must be a pair with two values to vary, e.g. (Rotation(), Noise()), but {stack.name} has {stack.n_values}; '
-        f'fix others with .at(value)')
-    a, b = stack.free
-    if a.name == b.name: raise ValueError(f'transforms are both {a.name}: choose two different ones, or vary it alone with sensitivity')
+        f'transforms must be a pair with two values to vary, e.g. (Rotation(), Noise()), but {stack.name} has '
+        f'{stack.n_values}; fix others with .at(value)')
+    first, second = stack.free
+    if first.name == second.name: raise ValueError(
+        f'transforms are both {first.name}: choose two different ones, or vary it alone with sensitivity')
     return stack
 
 
-def sensitivity_grid(
-    model,  # a Model, or anything `as_model` takes
-    sample,  # a Sample, or anything `as_sample` takes
-    transforms,  # two Transforms, applied in this order, or a stack with two free parts
-    values=None,  # two lists of numbers; None (also for one of them): about seven of the transform's own. The identity is always added
-    *, metrics=('dice',),  # names or functions f(prediction == k, truth == k)
-    reference='labels',  # or 'prediction'; see `sensitivity`
-    space='transformed',  # or 'original'; see `sensitivity`
-    progress=True,  # show a progress bar?
-):  # -> SensitivityGrid
-    "How predictions for one sample change with two transforms at once; one prediction a pair of values."
-    stack = _pair(transforms)
-    values = (None, None) if values is None else values
-    if not isinstance(values, (list, tuple)) or len(values) != 2 or any(v is not None and not np.ndim(v) for v in values):
-        raise ValueError(f'values must be two lists, one for {" and one for ".join(t.name for t in stack.free)}, got {values!r}')
-    values = [_thinned(t) if v is None else sweep_values(t, v) for t, v in zip(stack.free, values)]
-    probe = Probe(model, sample, stack, Scoring(metrics, reference, space))
-    pairs = [(a, b) for a in values[0] for b in values[1]]
-    return SensitivityGrid(probe, values, {v: (packed, score) for v, packed, score in probe.at(pairs, progress)})
+def thinned(
+    transform: Transform,
+    n: int = 7,  # about how many
+) -> list:  # sorted
+    "Some of a transform's own values, both ends and the identity among them."
+    values = sweep_values(transform)
+    if len(values) <= n + 1: return values
+    last, at = len(values) - 1, values.index(transform.identity)
+    below = np.linspace(0, at, max(1, round(n*at/len(values))) + 1)
+    above = np.linspace(at, last, max(1, round(n*(last - at)/len(values))) + 1)
+    return sorted({values[round(k)] for k in [*below, *above]})
 
 # %% ../../nbs/api/sweep/pairs.ipynb #75d9597d
 class SensitivityGrid:
     "The result of `sensitivity_grid`."
-    def __init__(self, probe, values, found):
+    def __init__(
+        self, probe: Probe,
+        values: list,  # two lists of numbers
+        found: dict,  # (value, value) -> (packed prediction, scores)
+    ):
         for k in ('sample', 'transform', 'classes', 'foreground', 'scoring'): setattr(self, k, getattr(probe, k))
-        self.reference, self.space = self.scoring.reference, self.scoring.space
-        self.model, self._metrics, self.metrics, self.values = probe.model.name, self.scoring.metrics, list(self.scoring.metrics), values
-        self._found = found  # (value, value) -> (packed label map, scores)
+        self.reference, self.space, self.model = self.scoring.reference, self.scoring.space, probe.model.name
+        self._metrics, self.metrics, self.values = self.scoring.metrics, list(self.scoring.metrics), values
+        self._found = found
 
-    def scores(self, metric=None, cls=None):
-        "(values of the first, values of the second) scores of one class in one metric; None: the first of them."
-        metric, cls = metric or self.metrics[0], cls or self.classes[1]
-        if metric not in self.metrics: raise ValueError(f'metric {metric!r} was not computed; there are {", ".join(self.metrics)}')
-        if cls not in self.classes[1:]: raise ValueError(f'cls {cls!r} is not known; there are {", ".join(self.classes[1:])}')
-        at = self.classes.index(cls) - 1, self.metrics.index(metric)
-        return np.array([[self._found[a, b][1][at] for b in self.values[1]] for a in self.values[0]])
+    def __repr__(self) -> str:
+        size = ' x '.join(str(len(values)) for values in self.values)
+        what = f'{self.model} on {self._name} to {self.transform.name}'
+        return f'SensitivityGrid of {what}: {size} values, {", ".join(self.metrics)}'
 
     @property
-    def frame(self):
+    def _name(self): return self.sample.name or 'sample'
+
+    @property
+    def _same(self):
+        "Row and column of both identities."
+        return tuple(values.index(part.identity) for values, part in zip(self.values, self.transform.free))
+
+    def _metric(self, name=None) -> Metric:
+        name = name or self.metrics[0]
+        if name in self._metrics: return self._metrics[name]
+        raise ValueError(f'metric {name!r} was not computed; there are {", ".join(self.metrics)}')
+
+    @property
+    def frame(self) -> 'pandas.DataFrame':
         "Tidy table: transform, value and unit of both, class, metric, score."
         import pandas as pd
-        a, b = self.transform.free
-        return pd.DataFrame([(a.name, v, a.unit, b.name, w, b.unit, c, m, score[i, j]) for (v, w), (_, score) in self._found.items()
-                             for i, c in enumerate(self.classes[1:]) for j, m in enumerate(self.metrics)],
-                            columns=['transform', 'value', 'unit', 'transform 2', 'value 2', 'unit 2', 'class', 'metric', 'score'])
+        first, second = self.transform.free
+        rows = [(first.name, v, first.unit, second.name, w, second.unit, c, m, table[i, j])
+                for (v, w), (_, table) in self._found.items()
+                for i, c in enumerate(self.foreground) for j, m in enumerate(self.metrics)]
+        both = 'transform', 'value', 'unit', 'transform 2', 'value 2', 'unit 2'
+        return pd.DataFrame(rows, columns=[*both, 'class', 'metric', 'score'])
 
-    def __repr__(self):
-        what = f'{self.model} on {self.sample.name or "sample"} to {self.transform.name}'
-        return f'SensitivityGrid of {what}: {len(self.values[0])} x {len(self.values[1])} values, {", ".join(self.metrics)}'
+# %% ../../nbs/api/sweep/pairs.ipynb #64aabc37
+def sensitivity_grid(
+    model: Any,  # a Model, or anything `as_model` takes
+    sample: Any,  # a Sample, or anything `as_sample` takes
+    transforms: Any,  # two Transforms, applied in this order, or a stack with two free parts
+    values: tuple | None = None,  # two lists of numbers; None (also for one): about seven. The identity is always added
+    *, metrics: Any = ('dice',),  # names, functions f(prediction == k, truth == k), or Metrics
+    reference: str = 'labels',  # or 'prediction'; see `sensitivity`
+    space: str = 'transformed',  # or 'original'; see `sensitivity`
+    progress: bool = True,  # show a progress bar?
+) -> SensitivityGrid:
+    "How predictions for one sample change with two transforms at once; one prediction a pair of values."
+    stack = as_pair(transforms)
+    values = [thinned(t) if v is None else sweep_values(t, v) for t, v in zip(stack.free, _two_lists(values, stack))]
+    probe = Probe(model, sample, stack, Scoring(metrics, reference, space))
+    pairs = [(v, w) for v in values[0] for w in values[1]]
+    return SensitivityGrid(probe, values, {at: (packed, table) for at, packed, table in probe.at(pairs, progress)})
 
-    def holds(self, drop=None, metric=None, cls=None):
-        "(values of the first, values of the second) bool: is the score within `drop` (None: 0.1 for ratios) of that at both identities?"
-        score, metric = self.scores(metric, cls), metric or self.metrics[0]
-        bad = loss(self._metrics[metric], score)
-        at = tuple(v.index(t.identity) for v, t in zip(self.values, self.transform.free))
-        return (bad <= bad[at] + check_drop(drop, metric) + 1e-9) & np.isfinite(bad[at])
+
+def _two_lists(values, stack):
+    "Values of both transforms; None where they are those of the transform."
+    if values is None: return None, None
+    several = isinstance(values, (list, tuple)) and len(values) == 2
+    if several and all(one is None or np.ndim(one) for one in values): return values
+    names = ' and one for '.join(t.name for t in stack.free)
+    raise ValueError(f'values must be two lists, one for {names}, got {values!r}')
+
+# %% ../../nbs/api/sweep/pairs.ipynb #06e7ef36
+@patch
+def scores(
+    self: SensitivityGrid,
+    metric: str | None = None, cls: str | None = None,  # None: the first one
+) -> np.ndarray:  # (values of the first, values of the second)
+    "Scores of one class in one metric."
+    j, cls = self.metrics.index(self._metric(metric).name), cls or self.foreground[0]
+    if cls not in self.foreground: raise ValueError(f'cls {cls!r} is not known; there are {", ".join(self.foreground)}')
+    i = self.foreground.index(cls)
+    return np.array([[self._found[v, w][1][i, j] for w in self.values[1]] for v in self.values[0]])
+
+
+@patch
+def holds(
+    self: SensitivityGrid,
+    drop: float | None = None,  # how much worse than at both identities still holds, in its unit; None: 0.1 for ratios
+    metric: str | None = None, cls: str | None = None,  # None: the first one
+) -> np.ndarray:  # bool (values of the first, values of the second)
+    "Is the score within `drop` of that at both identities?"
+    metric = self._metric(metric)
+    bad = metric.bad(self.scores(metric.name, cls))
+    same = bad[self._same]
+    return within(bad, same + check_drop(drop, metric)) & np.isfinite(same)
 
 # %% ../../nbs/api/sweep/pairs.ipynb #d447b974
 def _cell_borders(mask):
     "Line segments ((x, x), (y, y)) around the true cells of a mask, in the coordinates of imshow."
-    m = np.pad(mask, 1)
-    for i, j in zip(*np.nonzero(m[1:] != m[:-1])): yield (j - 1.5, j - .5), (i - .5, i - .5)
-    for i, j in zip(*np.nonzero(m[:, 1:] != m[:, :-1])): yield (j - .5, j - .5), (i - 1.5, i - .5)
+    padded = np.pad(mask, 1)
+    for i, j in zip(*np.nonzero(padded[1:] != padded[:-1])): yield (j - 1.5, j - .5), (i - .5, i - .5)
+    for i, j in zip(*np.nonzero(padded[:, 1:] != padded[:, :-1])): yield (j - .5, j - .5), (i - 1.5, i - .5)
 
 
-def _badness(grid, metric, cls):
-    "How bad each score is, for the colour: the lower the better; the score itself where neither way is better."
-    score = grid.scores(metric, cls)
-    try: return loss(grid._metrics[metric], score)
-    except ValueError: return -score
-
-
-def _write(ax, score, bad):
+def _write(ax, scores, bad):
     "The scores as a coloured picture with numbers."
     ends = np.array([x for x in bad[np.isfinite(bad)]] or [0.])
-    lo, hi = (-1, 0) if ends.min() >= -1 and ends.max() <= 0 else (min(ends.min(), 0), ends.max())
-    shown = ax.imshow(np.where(np.isfinite(bad), bad, np.nan), cmap='viridis_r', vmin=lo, vmax=max(hi, lo + 1e-9), aspect='auto')
-    for (i, j), x in np.ndenumerate(score):
+    ratio = ends.min() >= -1 and ends.max() <= 0
+    low, high = (-1, 0) if ratio else (min(ends.min(), 0), ends.max())
+    colours = dict(cmap='viridis_r', vmin=low, vmax=max(high, low + 1e-9))
+    shown = ax.imshow(np.where(np.isfinite(bad), bad, np.nan), aspect='auto', **colours)
+    for (i, j), x in np.ndenumerate(scores):
         light = not np.isfinite(x) or np.dot(shown.cmap(shown.norm(bad[i, j]))[:3], (.3, .59, .11)) > .5
-        text = '×' if np.isnan(x) else '∞' if np.isinf(x) else f'{x:.2f}' if abs(x) < 10 else f'{x:.1f}'
-        ax.text(j, i, text, ha='center', va='center', fontsize=7, color='k' if light else 'w')
+        ax.text(j, i, cell_text(x), ha='center', va='center', fontsize=7, color='k' if light else 'w')
+
+
+def _frame_axes(ax, grid):
+    "Ticks and names of both transforms, and a dotted cell where both are at their identity."
+    (first, second), (row, col) = grid.transform.free, grid._same
+    ax.add_patch(_cell(row, col))
+    ax.set_xticks(range(len(grid.values[1])), map(second.text, grid.values[1]), rotation=35, ha='right', fontsize=7)
+    ax.set_yticks(range(len(grid.values[0])), map(first.text, grid.values[0]), fontsize=7)
+    ax.set(xlabel=second.name, ylabel=first.name)
+
+
+def _cell(row, col):
+    from matplotlib.patches import Rectangle
+    return Rectangle((col - .42, row - .42), .84, .84, fill=False, ec='#CC79A7', ls=':', lw=2)
 
 # %% ../../nbs/api/sweep/pairs.ipynb #d87c0f01
 @patch
 def plot(
     self: SensitivityGrid,
-    metric=None,  # name; None: the first one
-    cls=None,  # a class; None: a panel for each
-    drop=None,  # how much worse than at both identities still holds, in the metric's unit; None: 0.1 for ratios, else no line
-    ax=None,  # a matplotlib axes, for one class
-):  # -> the figure
+    metric: str | None = None,  # name; None: the first one
+    cls: str | None = None,  # a class; None: a panel for each
+    drop: float | None = None,  # how much worse than at both identities still holds; None: 0.1 for ratios, else no line
+    ax: Axes | None = None,  # for one class
+) -> 'Figure':
     "Scores of each class over both values; bright is better, and the line surrounds what holds."
     import matplotlib.pyplot as plt
-    metric, classes, (a, b), size = metric or self.metrics[0], [cls] if cls else self.classes[1:], self.transform.free, [len(v) for v in self.values]
-    unit = metric_unit(metric, self.sample.ndim)
-    line = bool(drop or not unit)
-    panels = [(c, self.scores(metric, c), self.holds(drop, metric, c) if line else None) for c in classes]
-    if ax is None: _, ax = plt.subplots(1, len(classes), figsize=((1.6 + .55*size[1])*len(classes), 1.4 + .42*size[0]), squeeze=False)
-    elif len(classes) > 1: raise ValueError('ax has room for one class: pass cls, too')
-    for one, (c, score, holds) in zip(np.ravel(ax), panels):
-        _write(one, score, _badness(self, metric, c))
-        for x, y in _cell_borders(holds) if line else (): one.plot(x, y, color='#D55E00', lw=2.5)
-        at = [v.index(t.identity) for v, t in zip(self.values, (a, b))]
-        one.add_patch(plt.Rectangle((at[1] - .42, at[0] - .42), .84, .84, fill=False, ec='#CC79A7', ls=':', lw=2))
-        one.set_xticks(range(size[1]), [b.text(v) for v in self.values[1]], rotation=35, ha='right', fontsize=7)
-        one.set_yticks(range(size[0]), [a.text(v) for v in self.values[0]], fontsize=7)
-        one.set(xlabel=b.name, ylabel=a.name)
-        within = f'{check_drop(drop, metric):g} {unit}'.strip() if line else ''
-        what = f'line: within {within} of the dotted cell' if line else 'dotted: both at their identity'
-        one.set_title(f'{c}: {metric}{f" ({unit})" if unit else ""}\n{what}', fontsize=8)
-    np.ravel(ax)[0].figure.tight_layout()
-    return np.ravel(ax)[0].figure
+    metric, names = self._metric(metric), [cls] if cls else self.foreground
+    panels = [(name, self.scores(metric.name, name)) for name in names]
+    if ax is not None and len(names) > 1: raise ValueError('ax has room for one class: pass cls, too')
+    rows, cols = map(len, self.values)
+    size = (1.6 + .55*cols)*len(names), 1.4 + .42*rows
+    if ax is None: _, ax = plt.subplots(1, len(names), figsize=size, squeeze=False)
+    line = bool(drop or not metric.unit)
+    for one, (name, scores) in zip(np.ravel(ax), panels):
+        _write(one, scores, metric.bad(scores) if metric.better else -scores)  # neither good nor bad: more is brighter
+        around = _cell_borders(self.holds(drop, metric.name, name)) if line else ()
+        for segment in around: one.plot(*segment, color='#D55E00', lw=2.5)
+        _frame_axes(one, self)
+        one.set_title(f'{name}: {metric.label(self.sample.ndim)}\n{self._what(drop, metric, line)}', fontsize=8)
+    fig = np.ravel(ax)[0].figure
+    fig.tight_layout()
+    return fig
+
+
+@patch
+def _what(self: SensitivityGrid, drop, metric, line):
+    "What the line and the dots are."
+    if not line: return 'dotted: both at their identity'
+    amount = amount_text(check_drop(drop, metric), metric.unit_in(self.sample.ndim))
+    return f'line: within {amount} of the dotted cell'
 
 # %% ../../nbs/api/sweep/pairs.ipynb #f2cbdcd2
 @patch
 def gallery(
     self: SensitivityGrid,
-    n=3,  # how many values of each transform
-    index=None, axis=-1,  # of volumes: which slice across which axis; None: the one with most labels
-    **kw,  # see `misas.view.plot.gallery`
-):  # -> the figure
+    n: int = 3,  # how many values of each transform
+    index: int | None = None,  # of volumes: which slice; None: the one with most labels
+    axis: int = -1,  # of volumes: across which axis
+    **kw: Any,  # see `misas.view.plot.gallery`
+) -> 'Figure':
     "Transformed image, prediction (filled) and truth (line) for some pairs: a row a value of the first transform."
     if not isinstance(n, int) or n < 1: raise ValueError(f'n must be a whole number of at least 1, got {n!r}')
-    picks = [[v[round(k)] for k in np.linspace(0, len(v) - 1, min(n, len(v)))] for v in self.values]
-    shown = []
-    for pair in ((a, b) for a in picks[0] for b in picks[1]):
-        sample, prediction = pictures.flat(self.transform(self.sample, pair), unpack_labels(self._found[pair][0]), index, axis, like=self.sample)
-        score = ', '.join('–' if np.isnan(x) else f'{x:.2f}' for x in self._found[pair][1][:, 0])
-        shown.append((sample, prediction, f'{self.transform.text(pair)}\n{self.metrics[0]} {score}'))
-    samples, predictions, titles = zip(*shown)
-    kw = {'window': pictures.grey_window(self.sample.image), 'lines': 'true' if self.reference == 'labels' else 'predicted when unchanged', **kw}
-    return pictures.gallery(samples, predictions, titles, n_cols=len(picks[1]), **kw)
+    picks = [[values[round(k)] for k in np.linspace(0, len(values) - 1, min(n, len(values)))] for values in self.values]
+    shown = [self._picture((v, w), index, axis) for v in picks[0] for w in picks[1]]
+    lines = 'true' if self.reference == 'labels' else 'predicted when unchanged'
+    look = {'window': pictures.grey_window(self.sample.image), 'lines': lines, 'n_cols': len(picks[1]), **kw}
+    return pictures.gallery(*zip(*shown), **look)
+
+
+@patch
+def _picture(self: SensitivityGrid, at, index, axis):
+    "2D sample, prediction and title of a pair of values; of volumes the same place in all."
+    packed, table = self._found[at]
+    picture = pictures.flat(self.transform(self.sample, at), unpack_labels(packed), index, axis, like=self.sample)
+    return *picture, f'{self.transform.text(at)}\n{self.metrics[0]} {scores_text(table[:, 0])}'
+
+# %% ../../nbs/api/sweep/pairs.ipynb #79fa6dbb
+@patch
+def summary(
+    self: SensitivityGrid,
+    drop: float | None = None, metric: str | None = None,  # see `holds`
+) -> Summary:  # prints as text; `.frame` holds the numbers
+    "How many pairs of values each class bears, and where it is worst."
+    metric = self._metric(metric)
+    drop, unit = check_drop(drop, metric), metric.unit_in(self.sample.ndim)
+    what = f'{self.model} on {self._name}: {metric.name} under {self.transform.name}'
+    told = [self._sentence(name, metric, drop, unit) for name in self.foreground]
+    return Summary('\n'.join([f'{what}, {len(self._found)} pairs of values.', *told]), self.frame)
+
+
+@patch
+def _sentence(self: SensitivityGrid, name, metric, drop, unit):
+    "One line about one class."
+    scores = self.scores(metric.name, name)
+    same, bad, zero = scores[self._same], metric.bad(scores), self.transform.zero
+    if np.isnan(bad).all(): return f'- {name}: neither there nor predicted, so it has no score.'
+    i, j = np.unravel_index(np.nanargmax(bad), bad.shape)
+    worst = f'worst {score_text(scores[i, j], unit)} at {self.transform.text((self.values[0][i], self.values[1][j]))}'
+    if not np.isfinite(same): return f'- {name}: no score to compare with {zero}; {worst}.'
+    count = self.holds(drop, metric.name, name).sum()
+    hold = f'stays within {amount_text(drop, unit)} of that at {count} of {bad.size} pairs'
+    return f'- {name}: {score_text(same, unit)} {zero}; {hold}; {worst}.'
+
+
+@patch
+def to_html(
+    self: SensitivityGrid,
+    path: str | PathLike,  # file ending in .html
+    drop: float | None = None,  # see `holds`
+) -> str:  # the path
+    "Write the result as a page that needs nothing else: words, map, pictures, numbers."
+    path, told = page.check_page_path(path), self.summary(drop)
+    body = [page.paragraphs(told.text), page.figure(self.plot(drop=drop), 'scores over both values'),
+            page.figure(self.gallery(), 'image, prediction and truth at some pairs'),
+            page.section('All scores', page.table(self.frame))]
+    return page.write_page(path, page.report(f'{self.model} on {self._name}: {self.transform.name}', *body))

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastcore.basics import patch
@@ -64,11 +65,11 @@ class Sensitivity:
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #6809333d
 def sensitivity(
-    model,  # a Model, or anything `as_model` takes
-    sample,  # a Sample, or anything `as_sample` takes
+    model: Any,  # a Model, or anything `as_model` takes
+    sample: Any,  # a Sample, or anything `as_sample` takes
     transform: Transform | type,  # what to change
     values: Iterable[float] | None = None,  # by how much; None: the transform's own. The identity is always added
-    *, metrics=('dice',),  # names, functions f(prediction == k, truth == k), or Metrics
+    *, metrics: Any = ('dice',),  # names, functions f(prediction == k, truth == k), or Metrics
     reference: str = 'labels',  # compare with the 'labels', or with the model's own 'prediction' on the unchanged image
     space: str = 'transformed',  # score on the 'transformed' image, or bring predictions back to the 'original' one
     progress: bool = True,  # show a progress bar?
@@ -79,13 +80,13 @@ def sensitivity(
     probe = Probe(model, sample, transform, Scoring(metrics, reference, space))
     return Sensitivity(probe, {value: (packed, table) for value, packed, table in probe.at(values, progress)})
 
-# %% ../../nbs/api/sweep/sensitivity.ipynb #527bc8dc
+# %% ../../nbs/api/sweep/sensitivity.ipynb #06a7ef4c
 @patch(as_prop=True)
-def frame(self: Sensitivity) -> pandas.DataFrame:
+def frame(self: Sensitivity) -> 'pandas.DataFrame':
     "Tidy table: transform, value, unit, class, metric, score."
     import pandas as pd
-    t = self.transform
-    rows = [(t.name, value, t.unit, c, m, table[i, j]) for value, table in zip(self.values, self._table)
+    name, unit = self.transform.name, self.transform.unit
+    rows = [(name, value, unit, c, m, table[i, j]) for value, table in zip(self.values, self._table)
             for i, c in enumerate(self.foreground) for j, m in enumerate(self.metrics)]
     return pd.DataFrame(rows, columns=['transform', 'value', 'unit', 'class', 'metric', 'score'])
 
@@ -98,7 +99,7 @@ def at(self: Sensitivity, value: float) -> int:
 
 def _series(result, make): return Series(len(result.values), make)
 
-# %% ../../nbs/api/sweep/sensitivity.ipynb #ceddcdbb
+# %% ../../nbs/api/sweep/sensitivity.ipynb #8d13f4a9
 @patch(as_prop=True)
 def samples(self: Sensitivity) -> Series:
     "What the model saw, with labels and valid voxels."
@@ -122,7 +123,7 @@ def predictions(self: Sensitivity) -> Series:
     "What the model gave for the transformed images: label maps, or stacks of masks where classes may overlap."
     return _series(self, lambda i: unpack_labels(self._packed[i]))
 
-# %% ../../nbs/api/sweep/sensitivity.ipynb #11bb6b2b
+# %% ../../nbs/api/sweep/sensitivity.ipynb #4746f779
 @patch
 def with_values(
     self: Sensitivity,
@@ -143,8 +144,8 @@ def with_values(
 def plot(
     self: Sensitivity,
     metrics: str | Iterable[str] | None = None,  # a name or several; None: all
-    **kw,  # see `misas.view.plot.curves`
-) -> Figure:
+    **kw: Any,  # see `misas.view.plot.curves`
+) -> 'Figure':
     "Score against value for each class, a panel a metric."
     frame = self.frame
     if metrics is not None: frame = frame[frame.metric.isin(np.atleast_1d(metrics))]
@@ -184,40 +185,41 @@ def gallery(
     n: int = 11,  # how many
     index: int | None = None,  # of volumes: which slice; None: the one with most labels
     axis: int = -1,  # of volumes: across which axis
-    **kw,  # see `misas.view.plot.gallery`
-) -> Figure:
+    **kw: Any,  # see `misas.view.plot.gallery`
+) -> 'Figure':
     "Transformed image, prediction (filled) and truth (line) for some values, with their scores."
     picked = _some(self, values, n)
     samples, predictions = zip(*(_pictures(self, i, index, axis) for i in picked))
     look = {'window': pictures.grey_window(self.sample.image), 'lines': self._true, **kw}
     return pictures.gallery(samples, predictions, _titles(self, picked), **look)
 
-# %% ../../nbs/api/sweep/sensitivity.ipynb #d9e131ab
+# %% ../../nbs/api/sweep/sensitivity.ipynb #3673f457
 @patch
 def confusion(
     self: Sensitivity,
     values: Iterable[float] | None = None,  # which; None: `n` spread over the sweep
     n: int = 4,  # how many
-    **kw,  # see `misas.view.plot.confusion_matrices`
-) -> Figure:
+    **kw: Any,  # see `misas.view.plot.confusion_matrices`
+) -> 'Figure':
     "Confusion matrices for some values, in per cent of the truth. ValueError where classes may overlap."
     if self.sample.overlapping: raise ValueError(
         f'confusion needs classes that exclude each other, and those of {self.model} may overlap: see gallery()')
-    t, total, picked, matrices = self.transform, len(self.classes), _some(self, values, n), []
+    transform, picked, matrices = self.transform, _some(self, values, n), []
     for i in picked:
-        found = pair(t, self.sample, self.samples[i], self.values[i], self.predictions[i], self.space)
-        matrices.append(confusion_matrix(found.prediction, found.truth, total, found.valid))
-    return pictures.confusion_matrices(matrices, [t.text(self.values[i]) for i in picked], self.classes, **kw)
+        found = pair(transform, self.sample, self.samples[i], self.values[i], self.predictions[i], self.space)
+        matrices.append(confusion_matrix(found.prediction, found.truth, len(self.classes), found.valid))
+    titles = [transform.text(self.values[i]) for i in picked]
+    return pictures.confusion_matrices(matrices, titles, self.classes, **kw)
 
-# %% ../../nbs/api/sweep/sensitivity.ipynb #269de8a1
+# %% ../../nbs/api/sweep/sensitivity.ipynb #3c15f2d2
 @patch
 def gif(
     self: Sensitivity,
-    path,  # file ending in .gif
+    path: str | PathLike,  # file ending in .gif
     ms: int = 120,  # a frame
     index: int | None = None,  # of volumes: which slice; None: the one with most labels
     axis: int = -1,  # of volumes: across which axis
-    **kw,  # see `misas.view.draw.overlay`
+    **kw: Any,  # see `misas.view.draw.overlay`
 ) -> str:  # the path
     "Write the sweep as a film, a frame a value."
     look = {'window': pictures.grey_window(self.sample.image), **kw}
@@ -239,7 +241,7 @@ def tolerance(
     self: Sensitivity,
     drop: float | None = None,  # how much worse than unchanged the score may get, in its unit; None: 0.1 for ratios
     metric: str | None = None,  # name; None: the first one
-) -> pandas.DataFrame:  # a row a class
+) -> 'pandas.DataFrame':  # a row a class
     """The range of values around the identity in which each class stays within `drop` of its score there.
 
     `lower` and `upper` are the last values that hold; `breaks below` and `breaks above` the first that do not (NaN:
@@ -258,29 +260,30 @@ def summary(
     metric: str | None = None,  # name; None: the first one
 ) -> Summary:  # prints as text; `.frame` holds the numbers
     "What the model tolerates, which class breaks first, and where."
-    t, metric, frame = self.transform, self._metric(metric), self.tolerance(drop, metric)
+    transform, metric, frame = self.transform, self._metric(metric), self.tolerance(drop, metric)
     drop, unit = check_drop(drop, metric), metric.unit_in(self.sample.ndim)
     found = _limits(self, drop, metric)
     table = self._table[:, :, self.metrics.index(metric.name)]
-    told = [curve_sentence(name, one, t, self.values, scores, metric, drop, unit)
+    told = [curve_sentence(name, one, transform, self.values, scores, metric, drop, unit)
             for (name, one), scores in zip(found.items(), table.T)]
-    lines = [_headline(self, metric), *told, first_to_break(found, t, drop, unit)]
+    lines = [_headline(self, metric), *told, first_to_break(found, transform, drop, unit)]
     return Summary('\n'.join(filter(None, lines)), frame)
 
 
 def _headline(result, metric):
     "What was done."
-    t, values = result.transform, result.values
+    transform, values = result.transform, result.values
     against = 'the labels' if result.reference == 'labels' else 'its own prediction on the unchanged image (no truth)'
-    span = f' from {t.text(values[0])} to {t.text(values[-1])}' if t.scale.ordered else ''
-    what = f'{result.model} on {result._name}: {metric.name} under {t.name}'
+    ends = [transform.text(value) for value in (values[0], values[-1])]
+    span = f' from {" to ".join(ends)}' if transform.scale.ordered else ''
+    what = f'{result.model} on {result._name}: {metric.name} under {transform.name}'
     return f'{what}, against {against}, {len(values)} values{span}.'
 
-# %% ../../nbs/api/sweep/sensitivity.ipynb #d8429b1d
+# %% ../../nbs/api/sweep/sensitivity.ipynb #4f3ffdd2
 @patch
 def to_html(
     self: Sensitivity,
-    path,  # file ending in .html
+    path: str | PathLike,  # file ending in .html
     drop: float | None = None,  # see `summary`
 ) -> str:  # the path
     "Write the result as a page that needs nothing else: summary, curve, pictures, and what is tolerated."

@@ -5,135 +5,219 @@
 # %% ../../nbs/api/sweep/tolerance.ipynb #5199f5d8
 from __future__ import annotations
 
-import numpy as np
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
-from ..metrics.voxels import loss, metric_unit
+import numpy as np
+from fastcore.basics import patch
+
+from ..metrics.limits import check_drop, holds, reach
 from .scoring import Probe, Scoring, as_transform
 from .sensitivity import Sensitivity
-from ..metrics.limits import check_drop, reach
 from ..transforms.base import Transform, sweep_values
+from ..view import page, plot as pictures
+from ..view.words import Summary, amount_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['PROBES', 'tolerance_values', 'tolerance', 'Tolerance']
+__all__ = ['STEPS', 'PROBES', 'tolerance_values', 'Tolerance', 'tolerance']
 
 # %% ../../nbs/api/sweep/tolerance.ipynb #c3e97fe4
+STEPS = 32  # on the longer side, where nobody says how many
+
+
 def tolerance_values(
     transform: Transform,
-    resolution=None,  # width of a step in the transform's unit, for factors a ratio (.05: steps of 5 %); None: 32 steps on the longer side
+    resolution: float | None = None,  # width of a step, of factors a ratio (.05: steps of 5 %); None: `STEPS`
 ) -> list:  # sorted; the identity and both ends of the range included
     "The values between which `tolerance` can tell the difference: those of the dense sweep."
-    if transform.words: raise ValueError(f'values of {transform.name} are cases, between which there is nothing to search: use sensitivity')
+    if not transform.scale.ordered: raise ValueError(
+        f'values of {transform.name} are cases, between which there is nothing to search: use sensitivity')
     ends, zero = sweep_values(transform), transform.identity
-    factor = zero == 1 and ends[0] > 0
-    scale, back = (np.log, np.exp) if factor else (lambda v: v - zero, lambda v: v + zero)
-    low, high = scale(ends[0]), scale(ends[-1])
+    ratio = transform.scale.by_ratio(ends)
+    low, high = np.log(np.divide((ends[0], ends[-1]), zero)) if ratio else np.subtract((ends[0], ends[-1]), zero)
     if low == high: raise ValueError(f'values of {transform.name} hold only its identity: there is no range to search')
-    if resolution is not None and not (np.isreal(resolution) and 0 < resolution < np.inf):
-        raise ValueError(f'resolution must be a positive number, got {resolution!r}')
-    step = max(-low, high)/32 if resolution is None else np.log1p(resolution) if factor else resolution
-    if step >= high - low: raise ValueError(f'resolution {resolution} is wider than the range of {transform.name}, '
-                                            f'{transform.text(ends[0])} to {transform.text(ends[-1])}')
-    k = np.arange(np.floor(low/step + 1e-9), np.ceil(high/step - 1e-9) + 1)
-    inner = [float(f'{back(i*step):.12g}') for i in k if low + 1e-9*step < i*step < high - 1e-9*step and i]
+    step = max(-low, high)/STEPS if resolution is None else _step(resolution, ratio)
+    if step >= high - low: raise ValueError(
+        f'resolution {resolution} is wider than the range of {transform.name}, '
+        f'{transform.text(ends[0])} to {transform.text(ends[-1])}')
+    far = _multiples(step, low, high)
+    inner = [float(f'{value:.12g}') for value in (zero*np.exp(far) if ratio else zero + far)]
     return sorted({ends[0], *inner, float(zero), ends[-1]})
 
-# %% ../../nbs/api/sweep/tolerance.ipynb #4be145b6
-PROBES = 4  # values a side that are looked at in any case: they find the interval to halve, and show curves that come back
+
+def _step(resolution, ratio):
+    "The width of a step; of factors that of its logarithm."
+    if not (np.isreal(resolution) and 0 < resolution < np.inf):
+        raise ValueError(f'resolution must be a positive number, got {resolution!r}')
+    return np.log1p(resolution) if ratio else resolution
 
 
-def _search(side, found, ask, bad, limit):
-    "Ask along `side`, indices from the identity outwards, until it is known between which neighbours one class breaks."
-    while True:
-        known = [i for i in side if i in found]
-        last, broken = reach(bad(), limit, known)
-        beyond = known[known.index(last) + 1:][:1]  # first the last that holds is pinned down, then, past undefined scores, the first that breaks
-        gap = _between(side, last, *beyond) if beyond else []
-        if not gap and broken is not None: gap = _between(side, known[known.index(broken) - 1], broken)
-        if not gap: return
-        ask([gap[(len(gap) - 1)//2]])
-
-
-def _between(side, a, b): return side[side.index(a) + 1:side.index(b)]
-
-
-def tolerance(
-    model,  # a Model, or anything `as_model` takes
-    sample,  # a Sample, or anything `as_sample` takes
-    transform: Transform,  # what to change
-    *, metric='dice',  # a name or a function f(prediction == k, truth == k)
-    drop=None,  # how much worse than at the identity the score may get, in the metric's unit; None: 0.1 for ratios
-    resolution=None,  # width of a step; see `tolerance_values`
-    reference='labels',  # or 'prediction'; see `sensitivity`
-    space='transformed',  # or 'original'; see `sensitivity`
-):  # -> Tolerance
-    "How far one can go in both directions before a class gets worse by more than `drop`; few predictions, by bisection."
-    transform = as_transform(transform)
-    values = tolerance_values(transform, resolution)
-    scoring = Scoring(metric, reference, space)
-    if len(scoring.metrics) > 1: raise ValueError(f'metric must be one metric, got {", ".join(scoring.metrics)}')
-    probe = Probe(model, sample, transform, scoring)
-    [f], at, found = scoring.metrics.values(), values.index(transform.identity), {}
-    loss(f, [])  # refuses a metric in which nothing is better or worse
-    drop = check_drop(drop, *scoring.metrics)
-    def ask(indices):
-        todo = [i for i in sorted(indices) if i not in found]
-        found.update(zip(todo, ((packed, score) for _, packed, score in probe.at([values[i] for i in todo]))))
-    ask({at})
-    for side in (range(at, -1, -1), range(at, len(values))):
-        side, n = list(side), len(side) - 1
-        if n: ask({side[round(n*j/PROBES)] for j in range(1, PROBES + 1)})
-        for k in range(len(probe.classes) - 1):
-            bad = lambda: {i: float(loss(f, score[k, 0])) for i, (_, score) in found.items()}
-            _search(side, found, ask, bad, bad()[at] + drop)
-    return Tolerance(Sensitivity(probe, {values[i]: found[i] for i in found}), drop, values, probe.predictions)
+def _multiples(step, low, high):
+    "Multiples of `step` other than 0 between `low` and `high`, but for rounding."
+    k = np.arange(np.floor(low/step + 1e-9), np.ceil(high/step - 1e-9) + 1)
+    far = k*step
+    return far[(far > low + 1e-9*step) & (far < high - 1e-9*step) & (k != 0)]
 
 # %% ../../nbs/api/sweep/tolerance.ipynb #9adf023f
 class Tolerance:
     "A range in which a model holds; see `tolerance`."
-    def __init__(self, sweep: Sensitivity, drop, values, evaluations):
-        self.sweep, self.drop, self.values, self.evaluations = sweep, drop, values, evaluations  # evaluations: how many predictions it took
+    def __init__(
+        self, sweep: Sensitivity,  # at the values that were asked for
+        drop: float,  # how much worse than unchanged still holds
+        values: list,  # of the dense sweep
+        evaluations: int,  # how many predictions it took
+    ):
+        self.sweep, self.drop, self.values, self.evaluations = sweep, drop, values, evaluations
         self.frame = sweep.tolerance(drop)
-        self.frame['monotone'] = [not self._returns(k) for k in range(len(self.frame))]
+        self._again = [_holds_again(sweep, row, k, drop) for k, row in enumerate(self.frame.to_dict('records'))]
+        self.frame['monotone'] = [not values for values in self._again]
 
     @property
-    def lower(self): "Lowest value at which every class holds; NaN where no class has a score."; return self.frame.lower.max()
+    def lower(self) -> float:
+        "Lowest value at which every class holds; NaN where no class has a score."
+        return self.frame.lower.max()
+
     @property
-    def upper(self): "Highest value at which every class holds; NaN where no class has a score."; return self.frame.upper.min()
+    def upper(self) -> float:
+        "Highest value at which every class holds; NaN where no class has a score."
+        return self.frame.upper.min()
 
-    def _returns(self, k):
-        "Values beyond a break at which class `k` holds again."
-        s, row = self.sweep, self.frame.iloc[k]
-        bad = loss(s._metrics[s.metrics[0]], s._table[:, k, 0])
-        holds = bad <= bad[s.values.index(s.transform.identity)] + self.drop + 1e-9
-        return [v for v, ok in zip(s.values, holds) if ok and (v < row['breaks below'] or v > row['breaks above'])]
+    def __repr__(self) -> str: return self.summary().text
 
-    def __repr__(self):
-        t, unit = self.sweep.transform, metric_unit(self.sweep.metrics[0], self.sweep.sample.ndim)
-        head = f'{self.sweep.model} on {self.sweep.sample.name or "sample"}: {self.sweep.metrics[0]} within {self.drop:g} {unit}'.rstrip()
-        of = 'the unchanged image' if t.zero == 'unchanged' else f'the score {t.zero}'
-        return '\n'.join([f'{head} of {of} ({self.evaluations} predictions, {len(self.values)} in a dense sweep)',
-                          *(self._line(k, row) for k, row in enumerate(self.frame.to_dict('records')))])
 
-    def _line(self, k, row):
-        "One class in words."
-        t = self.sweep.transform
-        if np.isnan(row['lower']): return f'- {row["class"]}: has no score {t.zero}'
-        breaks = lambda b: f' (breaks at {t.text(row[b])})'
-        why = lambda a, b, end: breaks(b) if not np.isnan(row[b]) else ' (end of the range)' if row[a] == end else ' (undefined beyond)'
-        sides = ('lower', 'breaks below', self.values[0]), ('upper', 'breaks above', self.values[-1])
-        ends = [t.text(row[a]) + why(a, b, end) for a, b, end in sides if len({row[a], t.identity, end}) > 1]
-        back = self._returns(k)
-        where = ', '.join(t.text(v) for v in back)
-        note = f'; holds again at {where}: look at the dense sweep, sensitivity(..., values=result.values)' if back else ''
-        return f'- {row["class"]}: {t.name} ' + ' to '.join(ends if len(ends) == 2 else ['up' + ' to ' + ends[0]]) + note
+def _holds_again(sweep, row, k, drop):
+    "Values beyond a break at which class number `k`, from 0, holds again."
+    bad = sweep._metric().bad(sweep._table[:, k, 0])
+    fine = holds(bad, bad[sweep._same] + drop)
+    return [v for v, ok in zip(sweep.values, fine) if ok and (v < row['breaks below'] or v > row['breaks above'])]
 
-    def plot(self, ax=None):
-        "The values that were asked for, and the range of each class."
-        import matplotlib.pyplot as plt
-        from misas.view.plot import colour, curves
-        ax = ax or plt.subplots(figsize=(6, 3.4))[1]
-        curves(self.sweep.frame, self.sweep.transform.identity, axs=ax)
-        for k, row in enumerate(self.frame.to_dict('records'), 1):
-            ax.axvspan(row['lower'], row['upper'], color=colour(k), alpha=.15, lw=0)
-        ax.set_title(f'{self.sweep.metrics[0]} within {self.drop:g}: {self.evaluations} predictions instead of {len(self.values)}', fontsize=9)
-        return ax.figure
+# %% ../../nbs/api/sweep/tolerance.ipynb #6738b3db
+@patch
+def summary(self: Tolerance) -> Summary:  # prints as text; `.frame` holds the numbers
+    "The range of each class in words."
+    sweep, transform = self.sweep, self.sweep.transform
+    metric = sweep._metric()
+    of = 'the unchanged image' if transform.zero == 'unchanged' else f'the score {transform.zero}'
+    within = amount_text(self.drop, metric.unit_in(sweep.sample.ndim))
+    head = (f'{sweep.model} on {sweep._name}: {metric.name} within {within} of {of} '
+            f'({self.evaluations} predictions, {len(self.values)} in a dense sweep)')
+    return Summary('\n'.join([head, *map(self._line, self.frame.to_dict('records'), self._again)]), self.frame)
+
+
+@patch
+def _line(self: Tolerance, row, again):
+    "One class in words."
+    transform, name = self.sweep.transform, row['class']
+    if np.isnan(row['lower']): return f'- {name}: has no score {transform.zero}'
+    sides = ('lower', 'breaks below', self.values[0]), ('upper', 'breaks above', self.values[-1])
+    ends = [_end(transform, row[at], row[beyond], last) for at, beyond, last in sides
+            if len({row[at], transform.identity, last}) > 1]  # else there is no such side
+    span = ' to '.join(ends) if len(ends) == 2 else f'up to {ends[0]}'
+    where = ', '.join(map(transform.text, again))
+    cure = f'; holds again at {where}: look at the dense sweep, sensitivity(..., values=result.values)'
+    return f'- {name}: {transform.name} {span}{cure if again else ""}'
+
+
+def _end(transform, at, beyond, last):
+    "One end of a range, and why it ends there."
+    if not np.isnan(beyond): why = f'breaks at {transform.text(beyond)}'
+    else: why = 'end of the range' if at == last else 'undefined beyond'
+    return f'{transform.text(at)} ({why})'
+
+# %% ../../nbs/api/sweep/tolerance.ipynb #af5f1bc8
+@patch
+def plot(
+    self: Tolerance,
+    ax: Axes | None = None,  # None: new ones
+) -> 'Figure':
+    "The values that were asked for, and the range of each class."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(6, 3.4))[1]
+    sweep, metric = self.sweep, self.sweep._metric()
+    transform, units = sweep.transform, {metric.name: metric.unit_in(sweep.sample.ndim)}
+    pictures.curves(sweep.frame, transform.identity, scale=transform.scale, zero=transform.zero, units=units, axs=ax)
+    for k, row in enumerate(self.frame.to_dict('records'), 1):
+        ax.axvspan(row['lower'], row['upper'], color=pictures.colour(k), alpha=.15, lw=0)
+    cost = f'{self.evaluations} predictions instead of {len(self.values)}'
+    ax.set_title(f'{metric.name} within {amount_text(self.drop)}: {cost}', fontsize=9)
+    return ax.figure
+
+
+@patch
+def to_html(
+    self: Tolerance,
+    path: str | PathLike,  # file ending in .html
+) -> str:  # the path
+    "Write the result as a page that needs nothing else: words, curve, pictures, numbers."
+    path, sweep = page.check_page_path(path), self.sweep
+    body = [page.paragraphs(self.summary().text), page.figure(self.plot(), 'score against value; shaded: holds'),
+            page.figure(sweep.gallery(), 'image, prediction and truth at some values'),
+            page.section('By class', page.table(self.frame))]
+    title = f'{sweep.model} on {sweep._name}: tolerance of {sweep.transform.name}'
+    return page.write_page(path, page.report(title, *body))
+
+# %% ../../nbs/api/sweep/tolerance.ipynb #4be145b6
+PROBES = 4  # values a side that are looked at in any case: they find the interval to halve, and curves that come back
+
+
+class _Search:
+    "What is known of the steps, and the asking of more."
+    def __init__(self, probe, values):
+        self.probe, self.values, self.found = probe, values, {}  # found: index of a step -> (packed prediction, scores)
+        self.metric = next(iter(probe.scoring.metrics.values()))
+
+    def ask(self, indices):
+        todo = [i for i in sorted(set(indices)) if i not in self.found]
+        asked = self.probe.at([self.values[i] for i in todo])
+        for i, (_, packed, table) in zip(todo, asked): self.found[i] = packed, table
+
+    def bad(self, k):
+        "How bad class number `k`, from 0, is at each step that is known: the lower the better."
+        return {i: float(self.metric.bad(table[k, 0])) for i, (_, table) in self.found.items()}
+
+    def go(self, side, k, limit):
+        "Ask along `side`, indices from the identity outwards, until it is known between which neighbours `k` breaks."
+        while gap := self._gap(side, self.bad(k), limit): self.ask([gap[(len(gap) - 1)//2]])
+
+    def _gap(self, side, bad, limit):
+        "The steps among which the break is."
+        known = [i for i in side if i in bad]
+        last, broken = reach(bad, limit, known)
+        beyond = known[known.index(last) + 1:][:1]
+        gap = _between(side, last, *beyond) if beyond else []  # first the last that holds is pinned down
+        if gap or broken is None: return gap  # then, past undefined scores, the first that breaks
+        return _between(side, known[known.index(broken) - 1], broken)
+
+
+def _between(side, a, b): return side[side.index(a) + 1:side.index(b)]
+
+# %% ../../nbs/api/sweep/tolerance.ipynb #9bcbf2a6
+def tolerance(
+    model: Any,  # a Model, or anything `as_model` takes
+    sample: Any,  # a Sample, or anything `as_sample` takes
+    transform: Transform | type,  # what to change
+    *, metric: Any = 'dice',  # a name, a function f(prediction == k, truth == k), or a Metric
+    drop: float | None = None,  # how much worse than unchanged the score may get, in its unit; None: 0.1 for ratios
+    resolution: float | None = None,  # width of a step; see `tolerance_values`
+    reference: str = 'labels',  # or 'prediction'; see `sensitivity`
+    space: str = 'transformed',  # or 'original'; see `sensitivity`
+) -> Tolerance:
+    "How far one can go in both directions before a class gets worse by more than `drop`; by bisection."
+    transform, scoring = as_transform(transform), Scoring(metric, reference, space)
+    if len(scoring.metrics) > 1: raise ValueError(f'metric must be one metric, got {", ".join(scoring.metrics)}')
+    values = tolerance_values(transform, resolution)
+    probe = Probe(model, sample, transform, scoring)
+    search, at = _Search(probe, values), values.index(transform.identity)
+    search.metric.bad([])  # refuses a metric in which nothing is better or worse
+    drop = check_drop(drop, search.metric)
+    search.ask([at])
+    for side in (list(range(at, -1, -1)), list(range(at, len(values)))):
+        far = len(side) - 1
+        search.ask([side[round(far*j/PROBES)] for j in range(1, PROBES + 1) if far])
+        for k in range(len(probe.foreground)): search.go(side, k, search.bad(k)[at] + drop)
+    sweep = Sensitivity(probe, {values[i]: known for i, known in search.found.items()})
+    return Tolerance(sweep, drop, values, probe.predictions)

@@ -5,46 +5,24 @@
 # %% ../../nbs/api/transforms/artifact.ipynb #5d0b93b9
 from __future__ import annotations
 
-from functools import lru_cache, reduce
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from ..data.sample import Sample
 from .base import Transform
-from .intensity import check_seed, robust_range
+from .intensity import channel_range, check_seed
+from .kspace import (check_axis, check_centre, filter_lines, from_zero, k_lines, line_order, outside,
+                                     phase_axis, spike_pattern)
 from .resample import resample, voxel_map
 
 # %% auto #0
-__all__ = ['from_zero', 'k_lines', 'filter_lines', 'check_whole', 'bias_log', 'BiasField', 'spike_pattern', 'Spike',
-           'SpikePosition', 'check_axis', 'phase_axis', 'check_centre', 'outside', 'Ghosting', 'Gibbs', 'line_order',
-           'Undersampling', 'mix_lines', 'movements', 'line_poses', 'Motion']
-
-# %% ../../nbs/api/transforms/artifact.ipynb #7bcfdeed
-def from_zero(
-    image,  # (C, *S)
-) -> tuple:  # the image above its zero, float64; the zero of each channel, (C, 1, ...)
-    "Split an image into what was measured, which is not negative, and the level at which it was stored."
-    zero = np.minimum(image.reshape(len(image), -1).min(1), 0).reshape(-1, *[1]*(image.ndim - 1)).astype(float)
-    return image - zero, zero
-
-
-def k_lines(
-    n,  # voxels along an axis
-) -> np.ndarray:  # (n,) whole numbers, 0 is the centre of k-space, the largest are its edges
-    "Numbers of the lines of k-space across an axis, in the order of the FFT."
-    return np.rint(np.fft.fftfreq(n)*n).astype(int)
-
-
-def filter_lines(
-    x,  # (C, *S)
-    weights,  # (n,) one a line, in the order of `k_lines`
-    axis,  # voxel axis that the lines lie across
-) -> np.ndarray:  # (C, *S), complex
-    "Multiply each line of k-space by a weight."
-    return np.fft.ifft(np.fft.fft(x, axis=axis + 1)*np.reshape(weights, (-1, *[1]*(x.ndim - axis - 2))), axis=axis + 1)
+__all__ = ['check_whole', 'bias_log', 'BiasField', 'Spike', 'SpikePosition', 'Ghosting', 'Gibbs', 'Undersampling', 'mix_lines',
+           'movements', 'line_poses', 'Motion']
 
 # %% ../../nbs/api/transforms/artifact.ipynb #7f7f1d35
-def check_whole(value, what, low, high):
+def check_whole(value, what: str, low: int, high: int) -> int:
     "`value`, if it is a whole number in a range."
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f'{what} must be a whole number from {low} to {high}, got {value!r}')
@@ -61,7 +39,8 @@ def bias_log(
     try: from torchio.transforms import BiasField as Peer
     except ImportError as e: raise ImportError('BiasField needs torchio: pip install "misas[mri]"') from e
     coefficients = np.random.default_rng(seed).uniform(-1, 1, (order + 1)*(order + 2)*(order + 3)//6)
-    log = np.log2(Peer.generate_bias_field(np.broadcast_to(0, (1, *shape, 1)[:4]), order, coefficients).reshape(shape))
+    image = np.broadcast_to(0, (1, *shape, 1)[:4])  # of which it only asks the shape
+    log = np.log2(Peer.generate_bias_field(image, order, coefficients).reshape(shape))
     log = (log - log.mean(dtype=float))/(np.ptp(log) or 1)
     log.flags.writeable = False
     return log.astype(np.float32)
@@ -72,50 +51,44 @@ class BiasField(Transform):
     name, unit, domain, values = 'bias field', 'doublings', (-8, 8), (-3., -2., -1., -.5, 0., .5, 1., 2., 3.)
 
     def __init__(
-        self, values=None,  # doublings
-        *, order=3,  # of the polynomial: 1 is an even slope, more are bumpier
+        self, values: Iterable[float] | None = None,  # doublings
+        *, order: int = 3,  # of the polynomial: 1 is an even slope, more are bumpier
         seed: int = 0,  # of its coefficients
-        channels=None,  # only these channels
+        channels: int | Sequence[int] | None = None,  # only these channels
     ):
         self.order, self.seed = check_whole(order, 'order', 1, 8), check_seed(seed)
         super().__init__(values, channels=channels)
 
-    def apply_many(self, sample, values):
+    def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         log, (x, zero) = bias_log(sample.shape, self.order, self.seed), from_zero(sample.image)
         return [sample.replace(image=x*np.exp2(v*log) + zero) for v in values]
 
 # %% ../../nbs/api/transforms/artifact.ipynb #a73eef1e
-def spike_pattern(
-    shape,  # (*S)
-    position,  # where in k-space, for each axis: cycles a voxel, 0 is the centre and 0.5 the edge
-) -> np.ndarray:  # (*S), complex
-    "The wave that a point of k-space adds to an image, less its mean."
-    waves = [np.exp(2j*np.pi*f*np.arange(n)) for f, n in zip(position, shape)]
-    return reduce(np.multiply.outer, waves) - np.prod([w.mean() for w in waves])
-
-
-def _numbers(transform, what, numbers, limit=np.inf):
+def _place(transform, what, numbers, limit=np.inf):
     "A place or direction in k-space as a tuple of 2 or 3 numbers that are not all 0, or None."
     if numbers is None: return None
-    a = np.asarray(numbers)
-    if a.shape not in ((2,), (3,)) or a.dtype.kind not in 'iuf' or not np.isfinite(a).all() or not 0 < np.abs(a).max() <= limit:
-        raise ValueError(f'{what} of {transform.name} must be 2 or 3 numbers' + (f' from -{limit} to {limit}' if np.isfinite(limit) else '')
-                         + f', one for each axis and not all 0, got {numbers!r}')
-    return tuple(map(float, a))
+    given = np.asarray(numbers)
+    real = given.shape in ((2,), (3,)) and given.dtype.kind in 'iuf' and np.isfinite(given).all()
+    if not real or not 0 < np.abs(given).max() <= limit:
+        ends = f' from -{limit} to {limit}' if np.isfinite(limit) else ''
+        raise ValueError(f'{what} of {transform.name} must be 2 or 3 numbers{ends}, one for each axis and not all 0, '
+                         f'got {numbers!r}')
+    return tuple(map(float, given))
 
 
 def _for_sample(transform, what, numbers, sample, default):
     "The numbers for the axes of a sample."
     if numbers is None: return default[:sample.ndim]
     if len(numbers) != sample.ndim: raise ValueError(
-        f'{what} of {transform.name} has {len(numbers)} numbers, but sample {sample.name!r} is {sample.ndim}D: give one for each axis')
+        f'{what} of {transform.name} has {len(numbers)} numbers, but sample {sample.name!r} is {sample.ndim}D: '
+        'give one for each axis')
     return numbers
 
 # %% ../../nbs/api/transforms/artifact.ipynb #0fa8de7f
 def _spiked(sample, amplitudes, position):
     "The sample with waves of some amplitudes, fractions of the robust range."
     x, zero = from_zero(sample.image)
-    lo, hi = robust_range(sample.image)
+    lo, hi = channel_range(sample.image)
     wave = spike_pattern(sample.shape, position)*(hi - lo)
     return [sample.replace(image=np.abs(x + a*wave) + zero) for a in amplitudes]
 
@@ -125,81 +98,57 @@ class Spike(Transform):
     name, domain, values = 'spike', (0, 100), (0., .02, .05, .1, .15, .2, .3, .4, .5)
 
     def __init__(
-        self, values=None,  # fractions of the robust range
-        *, position=None,  # of the point: a number from -0.5 to 0.5 for each voxel axis, 0 is the centre; None: (.1, .15, .05)
-        channels=None,  # only these channels
+        self, values: Iterable[float] | None = None,  # fractions of the robust range
+        *, position: Sequence[float] | None = None,  # of the point, -0.5 to 0.5 an axis; 0: centre; None: .1, .15, .05
+        channels: int | Sequence[int] | None = None,  # only these channels
     ):
-        self.position = _numbers(self, 'position', position, .5)
+        self.position = _place(self, 'position', position, .5)
         super().__init__(values, channels=channels)
 
-    def apply_many(self, sample, values):
+    def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         return _spiked(sample, values, _for_sample(self, 'position', self.position, sample, (.1, .15, .05)))
 
 # %% ../../nbs/api/transforms/artifact.ipynb #f7de66a1
 class SpikePosition(Transform):
-    "Stripes of a fixed amplitude; the value is where the bad point lies, from 0, the centre of k-space, to 1, its edge."
+    "Stripes of a fixed amplitude; the value is where the bad point lies, from 0, the centre of k-space, to 1."
     name, domain, values = 'spike position', (0, 1), (0., .02, .05, .1, .2, .3, .4, .6, .8, 1.)
 
     def __init__(
-        self, values=None,  # 0 to 1
-        *, amplitude=.2,  # of the stripes, as a fraction of the robust range
-        direction=None,  # from the centre, a number for each voxel axis, only their ratio counts; None: (1, 1, 1)
-        channels=None,  # only these channels
+        self, values: Iterable[float] | None = None,  # 0 to 1
+        *, amplitude: float = .2,  # of the stripes, as a fraction of the robust range
+        direction: Sequence[float] | None = None,  # from the centre, a number an axis, of any length; None: (1, 1, 1)
+        channels: int | Sequence[int] | None = None,  # only these channels
     ):
         if isinstance(amplitude, bool) or not isinstance(amplitude, (int, float)) or not 0 < amplitude <= 100:
             raise ValueError(f'amplitude must be a number above 0 and at most 100, got {amplitude!r}')
-        self.amplitude, self.direction = amplitude, _numbers(self, 'direction', direction)
+        self.amplitude, self.direction = amplitude, _place(self, 'direction', direction)
         super().__init__(values, channels=channels)
 
-    def apply(self, sample, value):
+    def apply(self, sample: Sample, value: float) -> Sample:
         direction = np.array(_for_sample(self, 'direction', self.direction, sample, (1., 1., 1.)))
         return _spiked(sample, [self.amplitude], .5*value*direction/np.abs(direction).max())[0]
 
-# %% ../../nbs/api/transforms/artifact.ipynb #39a20681
-def check_axis(axis) -> int:
-    "A voxel axis, if it can be one."
-    if isinstance(axis, bool) or not isinstance(axis, int) or not -3 <= axis <= 2: raise ValueError(
-        f'axis must be the number of a voxel axis: 0, 1 or 2, or negative to count from the last, got {axis!r}')
-    return axis
-
-
-def phase_axis(transform, sample) -> int:
-    "The axis of a transform in a sample, counted from 0."
-    if not -sample.ndim <= transform.axis < sample.ndim: raise ValueError(
-        f'axis {transform.axis} of {transform.name} does not exist: sample {sample.name!r} is {sample.ndim}D, its axes are 0 to {sample.ndim - 1}')
-    return transform.axis % sample.ndim
-
-
-def check_centre(centre):
-    "`centre`, if it is a fraction."
-    if isinstance(centre, bool) or not isinstance(centre, (int, float)) or not 0 <= centre <= 1:
-        raise ValueError(f'centre must be the fraction of k-space that is left as it is, from 0 to 1, got {centre!r}')
-    return centre
-
-
-def outside(n, centre):  # -> (n,) bool, in the order of `k_lines`
-    "Which of `n` lines lie outside the middle fraction `centre` of k-space."
-    return np.abs(k_lines(n)) >= centre*n/2
-
 # %% ../../nbs/api/transforms/artifact.ipynb #c055f551
 class Ghosting(Transform):
-    "Copies along the phase-encoding axis; the value is by how much every n-th line of k-space is weakened, 1 is missing."
+    "Copies along the phase-encoding axis; the value is by how much every n-th line of k-space is weakened."
     name, domain, values = 'ghosting', (0, 1), (0., .1, .2, .3, .4, .5, .6, .8, 1.)
 
     def __init__(
-        self, values=None,  # 0 to 1
-        *, n_ghosts=4,  # how many times the image is seen, itself included
-        axis=0,  # voxel axis of phase encoding
-        centre=0.,  # fraction of the lines, in the middle of k-space, that are left as they are
-        channels=None,  # only these channels
+        self, values: Iterable[float] | None = None,  # 0 to 1
+        *, n_ghosts: int = 4,  # how many times the image is seen, itself included
+        axis: int = 0,  # voxel axis of phase encoding
+        centre: float = 0.,  # fraction of the lines, in the middle of k-space, that are left as they are
+        channels: int | Sequence[int] | None = None,  # only these channels
     ):
-        self.n_ghosts, self.axis, self.centre = check_whole(n_ghosts, 'n_ghosts', 2, 1000), check_axis(axis), check_centre(centre)
+        self.n_ghosts = check_whole(n_ghosts, 'n_ghosts', 2, 1000)
+        self.axis, self.centre = check_axis(axis), check_centre(centre)
         super().__init__(values, channels=channels)
 
-    def apply_many(self, sample, values):
+    def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         axis, (x, zero) = phase_axis(self, sample), from_zero(sample.image)
-        n = sample.shape[axis]
-        ghosts = filter_lines(x, (k_lines(n) % self.n_ghosts == 0) & outside(n, self.centre), axis).real
+        lines = k_lines(sample.shape[axis])
+        weak = (lines % self.n_ghosts == 0) & outside(len(lines), self.centre)
+        ghosts = filter_lines(x, weak, axis).real
         return [sample.replace(image=np.abs(x - v*ghosts) + zero) for v in values]
 
 # %% ../../nbs/api/transforms/artifact.ipynb #fa4f26f4
@@ -208,74 +157,66 @@ class Gibbs(Transform):
     name, domain, values = 'Gibbs ringing', (0, 1), (0., .1, .2, .3, .4, .5, .6, .7, .8, .9)
 
     def __init__(
-        self, values=None,  # 0 to 1
-        *, axes=None,  # the voxel axes that were measured in k-space, e.g. (0, 1) for a stack of slices; None: all
-        channels=None,  # only these channels
+        self, values: Iterable[float] | None = None,  # 0 to 1
+        *, axes: Sequence[int] | None = None,  # those measured in k-space: (0, 1) for a stack of slices; None: all
+        channels: int | Sequence[int] | None = None,  # only these channels
     ):
-        if axes is not None and (np.ndim(axes) != 1 or not len(axes)): raise ValueError(f'axes must be a list of voxel axes, got {axes!r}')
+        if axes is not None and (np.ndim(axes) != 1 or not len(axes)):
+            raise ValueError(f'axes must be a list of voxel axes, got {axes!r}')
         self.axes = None if axes is None else tuple(check_axis(a) for a in axes)
         super().__init__(values, channels=channels)
 
-    def apply(self, sample, value):
+    def apply(self, sample: Sample, value: float) -> Sample:
         wrong = [a for a in self.axes or () if not -sample.ndim <= a < sample.ndim]
-        if wrong: raise ValueError(f'axes of {self.name} name axis {wrong[0]}, but sample {sample.name!r} is {sample.ndim}D')
+        if wrong:
+            raise ValueError(f'axes of {self.name} name axis {wrong[0]}, but sample {sample.name!r} is {sample.ndim}D')
         x, zero = from_zero(sample.image)
         for axis in range(sample.ndim) if self.axes is None else sorted({a % sample.ndim for a in self.axes}):
-            n = sample.shape[axis]
-            x = filter_lines(x, np.clip((1 - value)*n/2 - np.abs(k_lines(n)) + 1, 0, 1), axis).real
+            lines = k_lines(sample.shape[axis])
+            kept = (1 - value)*len(lines)/2
+            x = filter_lines(x, np.clip(kept - np.abs(lines) + 1, 0, 1), axis).real  # the last one in part
         return sample.replace(image=np.abs(x) + zero)
 
 # %% ../../nbs/api/transforms/artifact.ipynb #9756efc9
-def line_order(
-    n,  # lines
-    centre=0.,  # fraction in the middle that is always measured
-    pattern='random',  # or 'regular'
-    seed=0,
-) -> np.ndarray:  # places of lines in the order of `k_lines`
-    "The lines in the order in which they are left out."
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(outside(n, centre)))
-    if pattern == 'random': return order
-    k = k_lines(n)[order]
-    return order[np.argsort(np.where(k == 0, n, k & -k), kind='stable')]  # odd lines first, then odd multiples of 2, of 4, ...
-
-
 class Undersampling(Transform):
     "Lines of k-space left out; the value is their fraction outside the centre."
     name, domain, values = 'undersampling', (0, 1), (0., .1, .2, .3, .4, .5, .6, .7, .8, .9)
 
     def __init__(
-        self, values=None,  # 0 to 1
-        *, pattern='random',  # or 'regular'
-        axis=0,  # voxel axis of phase encoding
-        centre=.08,  # fraction of the lines, in the middle of k-space, that are always measured
+        self, values: Iterable[float] | None = None,  # 0 to 1
+        *, pattern: str = 'random',  # or 'regular'
+        axis: int = 0,  # voxel axis of phase encoding
+        centre: float = .08,  # fraction of the lines, in the middle of k-space, that are always measured
         seed: int = 0,  # of the choice of lines
-        channels=None,  # only these channels
+        channels: int | Sequence[int] | None = None,  # only these channels
     ):
-        if pattern not in ('random', 'regular'): raise ValueError(f"pattern must be 'random' or 'regular', got {pattern!r}")
-        self.pattern, self.axis, self.centre, self.seed = pattern, check_axis(axis), check_centre(centre), check_seed(seed)
+        if pattern not in ('random', 'regular'):
+            raise ValueError(f"pattern must be 'random' or 'regular', got {pattern!r}")
+        self.pattern, self.axis = pattern, check_axis(axis)
+        self.centre, self.seed = check_centre(centre), check_seed(seed)
         super().__init__(values, channels=channels)
 
-    def apply(self, sample, value):
+    def apply(self, sample: Sample, value: float) -> Sample:
         axis, (x, zero) = phase_axis(self, sample), from_zero(sample.image)
-        n = sample.shape[axis]
-        order, weights = line_order(n, self.centre, self.pattern, self.seed), np.ones(n)
-        weights[order] = np.clip(np.arange(len(order)) + 1 - value*len(order), 0, 1)  # a line in between is left out in part
+        order = line_order(sample.shape[axis], self.centre, self.pattern, self.seed)
+        weights = np.ones(sample.shape[axis])
+        weights[order] = np.clip(np.arange(len(order)) + 1 - value*len(order), 0, 1)  # one is left out in part
         return sample.replace(image=np.abs(filter_lines(x, weights, axis)) + zero)
 
 # %% ../../nbs/api/transforms/artifact.ipynb #1aa5e6c2
 def mix_lines(
-    x,  # (C, *S)
-    moved,  # images (C, *S), any iterable
-    which,  # (n,) in the order of `k_lines`: 0 where a line is measured from `x`, i where from the i-th of `moved`
-    axis,  # voxel axis that the lines lie across
+    x: np.ndarray,  # (C, *S)
+    moved: Iterable[np.ndarray],  # images (C, *S)
+    which: np.ndarray,  # (n,) in the order of `k_lines`: 0: the line is measured from `x`, i: from the i-th of `moved`
+    axis: int,  # voxel axis that the lines lie across
 ) -> np.ndarray:  # (C, *S), complex
     "The image of something that moved while it was measured."
     return x + sum(filter_lines(y - x, which == i, axis) for i, y in enumerate(moved, 1))
 
 
 def movements(
-    n_moves,
-    seed,
+    n_moves: int,
+    seed: int,
 ) -> tuple:  # (n,) times from 0 to 1; (n, 3) shifts and (n, 3) turns in each pose other than the one at time 0.5
     "When and how somebody moves: the largest shift has length 1, and so has the largest turn."
     rng = np.random.default_rng(seed)
@@ -283,43 +224,51 @@ def movements(
     return times, rng.uniform(-1, 1, (n_moves, 3)), rng.uniform(-1, 1, (n_moves, 3))
 
 
-def line_poses(n, times):  # -> (n,) in the order of `k_lines`
-    "The pose in which each of `n` lines is measured; 0 is the one at time 0.5, when the centre is measured, the others count from 1."
+def line_poses(n: int, times: np.ndarray) -> np.ndarray:  # (n,) in the order of `k_lines`
+    """The pose in which each of `n` lines is measured.
+
+    0 is the one at time 0.5, when the centre is measured, the others count from 1."""
     pose, at_centre = np.searchsorted(times, .5 + k_lines(n)/n), np.searchsorted(times, .5)
     return np.where(pose == at_centre, 0, pose + (pose < at_centre))
 
 # %% ../../nbs/api/transforms/artifact.ipynb #7cf6026e
 class Motion(Transform):
-    "Movements during the scan; the value is the largest shift in mm. Where the spacing is unknown, a pixel counts as 1 mm."
+    """Movements during the scan; the value is the largest shift in mm.
+
+    Where the spacing is unknown, a pixel counts as 1 mm."""
     name, unit, domain, values = 'motion', 'mm', (0, 1e3), (0., .5, 1., 2., 3., 4., 6., 8., 10.)
 
     def __init__(
-        self, values=None,  # mm
-        *, degrees_per_mm=.5,  # largest turn for each mm of the largest shift
-        n_moves=4,  # how often the patient moves
-        axis=0,  # voxel axis of phase encoding
+        self, values: Iterable[float] | None = None,  # mm
+        *, degrees_per_mm: float = .5,  # largest turn for each mm of the largest shift
+        n_moves: int = 4,  # how often the patient moves
+        axis: int = 0,  # voxel axis of phase encoding
         seed: int = 0,  # of the times and movements
-        order=3,  # interpolation of the moved images: 1 linear, 2 to 5 spline
-        channels=None,  # only these channels
+        order: int = 3,  # interpolation of the moved images: 1 linear, 2 to 5 spline
+        channels: int | Sequence[int] | None = None,  # only these channels
     ):
-        if isinstance(degrees_per_mm, bool) or not isinstance(degrees_per_mm, (int, float)) or not 0 <= degrees_per_mm <= 360: raise ValueError(
-            f'degrees_per_mm must be a number from 0 to 360, got {degrees_per_mm!r}')
+        number = isinstance(degrees_per_mm, (int, float)) and not isinstance(degrees_per_mm, bool)
+        if not number or not 0 <= degrees_per_mm <= 360:
+            raise ValueError(f'degrees_per_mm must be a number from 0 to 360, got {degrees_per_mm!r}')
         self.n_moves, self.order = check_whole(n_moves, 'n_moves', 1, 1000), check_whole(order, 'order', 1, 5)
         self.degrees_per_mm, self.axis, self.seed = degrees_per_mm, check_axis(axis), check_seed(seed)
         super().__init__(values, channels=channels)
 
-    def poses(self, sample, value):
+    def poses(self, sample: Sample, value: float) -> list[tuple]:
         "Matrix and shift (new mm -> old mm about the centre of the field of view) of each moved pose."
         from scipy.spatial.transform import Rotation
         _, shifts, turns = movements(self.n_moves, self.seed)
-        shifts, turns = shifts[:, :sample.ndim], turns*(1 if sample.ndim == 3 else [0, 0, 1])  # a picture turns in its plane
-        unit = lambda a: a/np.sqrt((a**2).sum(1).max())
-        turned = Rotation.from_rotvec(unit(turns)*np.deg2rad(value*self.degrees_per_mm)).as_matrix()
-        return list(zip(turned[:, :sample.ndim, :sample.ndim], value*unit(shifts)))
+        if sample.ndim == 2: shifts, turns = shifts[:, :2], turns*[0, 0, 1]  # a picture turns in its plane
+        turned = Rotation.from_rotvec(_largest_1(turns)*np.deg2rad(value*self.degrees_per_mm)).as_matrix()
+        return list(zip(turned[:, :sample.ndim, :sample.ndim], value*_largest_1(shifts)))
 
-    def apply(self, sample, value):
+    def apply(self, sample: Sample, value: float) -> Sample:
         axis, (x, zero), grid = phase_axis(self, sample), from_zero(sample.image), (sample.shape, sample.spacing)
         still = Sample(sample.image, spacing=sample.spacing)
-        moved = (resample(still, [voxel_map(*pose, grid, grid)], order=self.order)[0][0] - zero for pose in self.poses(sample, value))
+        maps = [[voxel_map(*pose, grid, grid)] for pose in self.poses(sample, value)]
+        moved = (resample(still, one, order=self.order)[0][0] - zero for one in maps)  # one at a time
         which = line_poses(sample.shape[axis], movements(self.n_moves, self.seed)[0])
         return sample.replace(image=np.abs(mix_lines(x, moved, which, axis)) + zero)
+
+
+def _largest_1(vectors): return vectors/np.sqrt((vectors**2).sum(1).max())

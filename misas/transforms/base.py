@@ -54,7 +54,7 @@ class Transform:
 
     def __init__(
         self, values: Iterable[float] | None = None,  # of a sweep, instead of the default ones
-        *, channels: int | Sequence[int] | None = None,  # change only these of the image; labels then stay where they are
+        *, channels: int | Sequence[int] | None = None,  # change only these; labels then stay where they are
     ):
         if values is not None: self.values = as_values(values, self)
         told = special(self, but=self.in_name)
@@ -69,7 +69,7 @@ class Transform:
         return self._scale or as_scale(self.words, sweep_values(self), self.identity)
 
     @scale.setter
-    def scale(self, scale):
+    def scale(self, scale: ValueScale | str | dict) -> None:
         self._scale = as_scale(scale)
         if isinstance(self._scale, WordScale): self.words = self._scale.words
 
@@ -99,7 +99,8 @@ def __repr__(self: Transform):
 @patch
 def check(self: Transform, value: float) -> float:
     "`value`, or a ValueError when it is not a number of the domain."
-    if not isinstance(value, Real) and hasattr(value, 'item') and np.ndim(value) == 0: value = value.item()  # of an array
+    from_array = not isinstance(value, Real) and hasattr(value, 'item') and np.ndim(value) == 0
+    if from_array: value = value.item()
     lo, hi = self.domain
     number = isinstance(value, Real) and not isinstance(value, bool) and np.isfinite(value)
     if number and lo <= value <= hi and (not self.words or value in self.words): return value
@@ -121,7 +122,8 @@ def many(
     values: Iterable[float],  # any number
 ) -> list[Sample]:  # one for each
     "The sample at several values; the identity gives the sample itself."
-    if not isinstance(sample, Sample): raise TypeError(f'sample must be a Sample, got {type(sample).__name__}; as_sample makes one')
+    if not isinstance(sample, Sample):
+        raise TypeError(f'sample must be a Sample, got {type(sample).__name__}; as_sample makes one')
     values = [self.check(v) for v in values]
     if sample.ndim not in self.dims:
         able = ' and '.join(f'{d}D' for d in self.dims)
@@ -153,7 +155,7 @@ def back(
     labels: np.ndarray,  # on the grid of `self(sample, value)`: a label map (*S), or a stack of masks (K, *S)
     sample: Sample,  # the unchanged sample
     value: float,
-) -> tuple[np.ndarray, np.ndarray | None]:  # labels on the grid of `sample`; bool map of where they are known, None: everywhere
+) -> tuple[np.ndarray, np.ndarray | None]:  # labels on the grid of `sample`; where they are known, None: everywhere
     "Bring labels back to where the unchanged sample has them."
     return np.asarray(labels), None
 
@@ -162,20 +164,22 @@ def _as_channels(channels):
     "Channel numbers as a tuple."
     out = tuple(channels) if isinstance(channels, set) else tuple(np.atleast_1d(channels).tolist())
     numbers = all(isinstance(c, int) and not isinstance(c, bool) and c >= 0 for c in out)
-    if not out or not numbers or len(set(out)) < len(out):
-        raise ValueError(f'channels must be a channel number or several different ones, counted from 0, got {channels!r}')
-    return out
+    if out and numbers and len(set(out)) == len(out): return out
+    raise ValueError('channels must be a channel number or several different ones, counted from 0, '
+                     f'got {channels!r}')
 
 
 def _some_channels(transform, sample, values):
     "Only the image moves, and of it only some channels; labels and geometry are those of the sample."
     chosen, top = list(transform.channels), max(transform.channels)
-    if top >= sample.n_channels: raise ValueError(f'channels of {transform.name}: there is no channel {top}, '
-                                                  f'sample {sample.name!r} has {sample.n_channels} (0 to {sample.n_channels - 1})')
+    if top >= sample.n_channels: raise ValueError(
+        f'channels of {transform.name}: there is no channel {top}, '
+        f'sample {sample.name!r} has {sample.n_channels} (0 to {sample.n_channels - 1})')
     part = sample.replace(image=sample.image[chosen], labels=None, valid=None)
     for new in transform.apply_many(part, values):
-        if new.shape != sample.shape: raise ValueError(f'{transform.name} changes the grid, from {sample.shape} to {new.shape}, '
-                                                       'so it cannot be restricted to some channels')
+        if new.shape != sample.shape: raise ValueError(
+            f'{transform.name} changes the grid, from {sample.shape} to {new.shape}, '
+            'so it cannot be restricted to some channels')
         image = sample.image.copy()
         image[chosen] = new.image
         yield sample.replace(image=image)
@@ -192,7 +196,7 @@ def from_function(
     identity: float,  # the value at which nothing changes
     unit: str = '',  # of the value
     spatial: bool = False,  # does f move pixels? Then labels are moved too, without new values
-    inverse: Callable | None = None,  # f's inverse (same signature), needed only to score a spatial transform in the original space
+    inverse: Callable | None = None,  # f's inverse (same signature), needed to score in the original space
     domain: tuple | None = None,  # (lowest, highest) allowed value; None where there is no end
     channels: int | Sequence[int] | None = None,  # change only these channels; labels then stay where they are
     scale: ValueScale | str | dict | None = None,  # of the values: 'linear', 'factor', or value -> text; None: guessed
@@ -220,7 +224,7 @@ def __add__(self: Transform, other: Transform) -> Stack:
 
 @patch
 def at(self: Transform, value: float | tuple) -> Stack:
-    "This transform with its value fixed, to stand beside others in a stack. Of a stack, the parts still free are fixed."
+    "This transform with its value fixed, to stand beside others. Of a stack, the parts still free are fixed."
     if not isinstance(self, Stack): return Stack([(self, self.check(value))])
     if not self.free: raise ValueError(f'the value of {self.name} is fixed already')
     return Stack([(t, v) for (t, _), v in zip(self.parts, self._row(value))])
@@ -228,7 +232,7 @@ def at(self: Transform, value: float | tuple) -> Stack:
 # %% ../../nbs/api/transforms/base.ipynb #5517b039
 @patch
 def settings(self: Transform) -> dict:
-    "The class and all that it was made with. ValueError where an argument of the constructor is not kept under its own name."
+    "The class and all that it was made with. ValueError where an argument is not kept under its own name."
     return settings_of(self)
 
 

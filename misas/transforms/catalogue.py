@@ -5,30 +5,39 @@
 # %% ../../nbs/api/transforms/catalogue.ipynb #3db9525f
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from . import artifact, voxels as grid, intensity, spatial
-from .base import Transform
+
+if TYPE_CHECKING: import pandas
 
 # %% auto #0
 __all__ = ['CATALOGUE', 'transforms']
 
 # %% ../../nbs/api/transforms/catalogue.ipynb #76701732
-CATALOGUE = (spatial.Rotation, spatial.Translation, spatial.Zoom, spatial.Scale, spatial.Shear,
-             grid.Resize, grid.Resolution, grid.Flip, grid.Dihedral, grid.Crop,
-             intensity.Brightness, intensity.Contrast, intensity.Gamma, intensity.WindowWidth, intensity.WindowLevel,
-             intensity.Noise, intensity.Rician, intensity.Blur, intensity.ChannelScale,
-             artifact.BiasField, artifact.Spike, artifact.SpikePosition, artifact.Ghosting, artifact.Motion, artifact.Gibbs, artifact.Undersampling)
+CATALOGUE = (
+    spatial.Rotation, spatial.Translation, spatial.Zoom, spatial.Scale, spatial.Shear,
+    grid.Resize, grid.Resolution, grid.Flip, grid.Dihedral, grid.Crop,
+    intensity.Brightness, intensity.Contrast, intensity.Gamma, intensity.WindowWidth, intensity.WindowLevel,
+    intensity.Noise, intensity.Rician, intensity.Blur, intensity.ChannelScale,
+    artifact.BiasField, artifact.Spike, artifact.SpikePosition, artifact.Ghosting, artifact.Motion, artifact.Gibbs,
+    artifact.Undersampling)
 
 
-def transforms():  # -> pandas.DataFrame, a row a transform
+def transforms() -> 'pandas.DataFrame':
     "Table of all transforms: class, name, unit, identity, default values, dimensions, whether labels move."
     import pandas as pd
-    ts = [c() for c in CATALOGUE]
-    return pd.DataFrame({'transform': [type(t).__name__ for t in ts], 'name': [t.name for t in ts],
-                         'unit': [t.unit or ('case' if t.words else 'factor' if t.identity == 1 else 'fraction') for t in ts],
-                         'identity': [t.text(t.identity) for t in ts], 'default values': [_values(t) for t in ts],
-                         '2D/3D': ['/'.join(f'{d}D' for d in t.dims) for t in ts], 'moves labels': [t.moves_labels for t in ts]})
+    return pd.DataFrame([_row(kind()) for kind in CATALOGUE])
 
 
-def _values(t: Transform):
+def _row(t):
+    "What the table says of one transform."
+    return {'transform': type(t).__name__, 'name': t.name, 'unit': t.unit or t.scale.noun,
+            'identity': t.text(t.identity), 'default values': _values(t), '2D/3D': '/'.join(f'{d}D' for d in t.dims),
+            'moves labels': t.moves_labels}
+
+
+def _values(t):
     "Default values in a few words."
-    return f'{len(t.values)} cases' if t.words else f'{len(t.values)} from {t.text(min(t.values))} to {t.text(max(t.values))}'
+    if not t.scale.ordered: return f'{len(t.values)} cases'
+    return f'{len(t.values)} from {t.text(min(t.values))} to {t.text(max(t.values))}'

@@ -43,7 +43,8 @@ def try_out(
 ) -> None:
     "Raises ValueError where a function gives another image at the second time, or changes the image at its identity."
     if not np.array_equal(new, run(value)): raise ValueError(
-        f'{what} gave two different images for the value {text(value)}: let it draw its random numbers from a fixed seed')
+        f'{what} gave two different images for the value {text(value)}: '
+        'let it draw its random numbers from a fixed seed')
     same, rounding = run(identity), 1e-3*max(float(np.ptp(image)), 1e-6)
     if same.shape != image.shape or not np.allclose(same, image, atol=rounding): raise ValueError(
         f'{what} changes the image at its identity, {text(identity)}; pass the value at which it does not')
@@ -83,7 +84,9 @@ def move_labels(
 # %% ../../nbs/api/transforms/function.ipynb #279ac05a
 class OfFunction:
     "What a transform made of a function does. `FunctionTransform` is this, and a `Transform`."
-    def __init__(self, f, name, values, identity, unit='', spatial=False, inverse=None, domain=None, channels=None, scale=None):
+    def __init__(
+        self, f, name, values, identity, unit='', spatial=False, inverse=None, domain=None, channels=None, scale=None,
+    ):
         self.f, self.inverse, self.name, self.unit, self.spatial = f, inverse, str(name), unit, bool(spatial)
         self._name = self.name  # without the channels
         self.in_name = tuple(arguments(type(self)))  # it brings a name of its own
@@ -98,7 +101,8 @@ class OfFunction:
         run, before = partial(self._run, self.f, sample.image), sample.image
         image = run(value)
         if not self.spatial and image.shape != before.shape: raise ValueError(
-            f'{self.name} changed the shape from {before.shape} to {image.shape}; a transform that moves pixels needs spatial=True')
+            f'{self.name} changed the shape from {before.shape} to {image.shape}; '
+            'a transform that moves pixels needs spatial=True')
         if not self._checked: try_out(run, before, value, image, self.identity, self.name, self.text)
         self._checked = True
         return self._moved(sample, image, value) if self.spatial else sample.replace(image=image)
@@ -106,18 +110,19 @@ class OfFunction:
     def back(self, labels: np.ndarray, sample: Sample, value: float) -> tuple[np.ndarray, np.ndarray | None]:
         labels = np.asarray(labels)
         if not self.moves_labels: return labels, None
-        if self.inverse is None:
-            raise ValueError(f'{self.name} has no way back: pass inverse= to from_function, or score in the transformed space')
+        if self.inverse is None: raise ValueError(
+            f'{self.name} has no way back: pass inverse= to from_function, or score in the transformed space')
         return self._follow(self.inverse, value, labels, None, (1, *labels.shape[-sample.ndim:]))
 
     def settings(self) -> dict:
         used = {'f': self.f} if self.inverse is None else {'f': self.f, 'inverse': self.inverse}
         names = {k: getattr(f, '__name__', '<lambda>') for k, f in used.items()}
-        if '<lambda>' in names.values():
-            raise ValueError(f'{self.name} is made of a function without a name, which cannot be saved: define it with def')
+        if '<lambda>' in names.values(): raise ValueError(
+            f'{self.name} is made of a function without a name, which cannot be saved: define it with def')
         ends = [d if np.isfinite(d) else None for d in self.domain]
-        out = {**settings_of(self), **names, 'name': self._name, 'domain': ends, 'scale': self._scale and self._scale.settings()}
-        return out if self._scale else {k: v for k, v in out.items() if k != 'scale'}
+        out = {**settings_of(self), **names, 'name': self._name, 'domain': ends}
+        del out['scale']
+        return out if self._scale is None else {**out, 'scale': self._scale.settings()}
 
     @classmethod
     def from_own_settings(cls, settings: dict, functions: tuple = ()):

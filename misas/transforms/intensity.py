@@ -5,27 +5,30 @@
 # %% ../../nbs/api/transforms/intensity.ipynb #b1df9850
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import numpy as np
 
+from ..data.sample import Sample
 from .base import Transform
 from .scale import FACTOR
 
 # %% auto #0
-__all__ = ['FACTORS', 'robust_range', 'Brightness', 'Contrast', 'Gamma', 'WindowWidth', 'WindowLevel', 'check_seed', 'Noise',
+__all__ = ['FACTORS', 'channel_range', 'Brightness', 'Contrast', 'Gamma', 'WindowWidth', 'WindowLevel', 'check_seed', 'Noise',
            'Rician', 'Blur', 'ChannelScale']
 
 # %% ../../nbs/api/transforms/intensity.ipynb #1dd7cb43
-def robust_range(
-    image,  # (C, *S)
-) -> tuple:  # lowest and highest value of each channel, each (C, 1, ...); highest > lowest unless the channel is constant
-    "1st and 99th percentile of each channel; minimum and maximum where these coincide."
-    flat = np.asarray(image).reshape(len(image), -1)
-    lo, hi = np.percentile(flat, (1, 99), axis=1)
-    lo, hi = np.where(hi > lo, lo, flat.min(1)), np.where(hi > lo, hi, flat.max(1))
-    as_image = lambda a: a.astype(np.float32).reshape(-1, *[1]*(np.ndim(image) - 1))
-    return as_image(lo), as_image(hi)
+def channel_range(
+    image: np.ndarray,  # (C, *S)
+) -> tuple[np.ndarray, np.ndarray]:  # lowest and highest value of each channel, each (C, 1, ...)
+    """1st and 99th percentile of each channel; minimum and maximum where these coincide.
+
+    The highest is above the lowest unless the channel is constant."""
+    flat, shape = np.asarray(image).reshape(len(image), -1), (-1, *[1]*(np.ndim(image) - 1))
+    low, high = np.percentile(flat, (1, 99), axis=1)
+    ends = np.where(high > low, low, flat.min(1)), np.where(high > low, high, flat.max(1))
+    return tuple(end.astype(np.float32).reshape(shape) for end in ends)
 
 # %% ../../nbs/api/transforms/intensity.ipynb #f59e645f
 FACTORS = tuple(round(2**(k/2), 4) for k in range(-4, 5))  # 1/4 to 4
@@ -35,27 +38,30 @@ class Brightness(Transform):
     "All grey values times a factor."
     name, identity, scale, domain, values = 'brightness', 1., FACTOR, (0, 1e6), FACTORS
 
-    def apply(self, sample, value): return sample.replace(image=sample.image*np.float32(value))
+    def apply(self, sample: Sample, value: float) -> Sample:
+        return sample.replace(image=sample.image*np.float32(value))
 
 
 class Contrast(Transform):
     "Grey values stretched about the middle of the robust range by a factor."
     name, identity, scale, domain, values = 'contrast', 1., FACTOR, (0, 1e6), FACTORS
 
-    def apply(self, sample, value):
-        middle = sum(robust_range(sample.image))/2
+    def apply(self, sample: Sample, value: float) -> Sample:
+        middle = sum(channel_range(sample.image))/2
         return sample.replace(image=middle + np.float32(value)*(sample.image - middle))
 
 # %% ../../nbs/api/transforms/intensity.ipynb #06bf2934
 class Gamma(Transform):
-    "Grey values raised to a power, on a scale from 0 to 1 over the robust range; what lies below the range stays as it is."
+    """Grey values raised to a power, on a scale from 0 to 1 over the robust range.
+
+    What lies below the range stays as it is."""
     name, identity, scale, domain = 'gamma', 1., FACTOR, (.05, 20)
     values = tuple(round(2**(k/4), 4) for k in range(-4, 5))
 
-    def apply(self, sample, value):
-        lo, hi = robust_range(sample.image)
-        u = (sample.image - lo)/np.where(hi > lo, hi - lo, 1)
-        return sample.replace(image=lo + (hi - lo)*np.where(u > 0, np.abs(u)**np.float32(value), u))
+    def apply(self, sample: Sample, value: float) -> Sample:
+        lo, hi = channel_range(sample.image)
+        share = (sample.image - lo)/np.where(hi > lo, hi - lo, 1)
+        return sample.replace(image=lo + (hi - lo)*np.where(share > 0, np.abs(share)**np.float32(value), share))
 
 
 def _clipped(sample, image):
@@ -66,20 +72,24 @@ def _clipped(sample, image):
 
 
 class WindowWidth(Transform):
-    "A grey window of another width about the middle of the robust range: 0.5 shows half the range, with twice the contrast, and clips the rest."
+    """A grey window of another width about the middle of the robust range.
+
+    0.5 shows half the range, with twice the contrast, and clips the rest."""
     name, identity, scale, domain, values = 'window width', 1., FACTOR, (1e-3, 1e3), FACTORS
 
-    def apply(self, sample, value):
-        middle = sum(robust_range(sample.image))/2
+    def apply(self, sample: Sample, value: float) -> Sample:
+        middle = sum(channel_range(sample.image))/2
         return _clipped(sample, middle + (sample.image - middle)/np.float32(value))
 
 
 class WindowLevel(Transform):
-    "A grey window at another level: the value is how much higher, as a fraction of the robust range; what lies below is clipped."
+    """A grey window at another level: the value is how much higher, as a fraction of the robust range.
+
+    What lies below is clipped."""
     name, domain, values = 'window level', (-1e3, 1e3), tuple(round(.1*k, 1) for k in range(-5, 6))
 
-    def apply(self, sample, value):
-        lo, hi = robust_range(sample.image)
+    def apply(self, sample: Sample, value: float) -> Sample:
+        lo, hi = channel_range(sample.image)
         return _clipped(sample, sample.image - np.float32(value)*(hi - lo))
 
 # %% ../../nbs/api/transforms/intensity.ipynb #7a32c4ee
@@ -96,26 +106,28 @@ class Noise(Transform):
     values = (0., .01, .02, .03, .04, .06, .08, .1, .15, .2, .3)
 
     def __init__(
-        self, values=None,  # SDs as fractions of the robust range
+        self, values: Iterable[float] | None = None,  # SDs as fractions of the robust range
         *, seed: int = 0,  # of the noise pattern
-        channels=None,  # only these channels
+        channels: int | Sequence[int] | None = None,  # only these channels
     ):
         self.seed = check_seed(seed)
         super().__init__(values, channels=channels)
 
-    def apply_many(self, sample, values):
+    def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         pattern = np.random.default_rng(self.seed).standard_normal(sample.image.shape, np.float32)
-        lo, hi = robust_range(sample.image)
+        lo, hi = channel_range(sample.image)
         return [sample.replace(image=sample.image + np.float32(v)*(hi - lo)*pattern) for v in values]
 
 # %% ../../nbs/api/transforms/intensity.ipynb #d0151f42
 class Rician(Noise):
-    "Noise of a magnitude image; the value is the SD of the noise in each receiver channel as a fraction of the robust range."
+    """Noise of a magnitude image.
+
+    The value is the SD of the noise in each receiver channel as a fraction of the robust range."""
     name = 'Rician noise'
 
-    def apply_many(self, sample, values):
+    def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         real, imaginary = np.random.default_rng(self.seed).standard_normal((2, *sample.image.shape), np.float32)
-        lo, hi = robust_range(sample.image)
+        lo, hi = channel_range(sample.image)
         zero = np.minimum(sample.image.reshape(sample.n_channels, -1).min(1), 0).reshape(-1, *[1]*sample.ndim)
         sds = [np.float32(v)*(hi - lo) for v in values]
         return [sample.replace(image=zero + np.hypot(sample.image - zero + sd*real, sd*imaginary)) for sd in sds]
@@ -125,7 +137,7 @@ class Blur(Transform):
     "Gaussian blur; the value is its SD in mm."
     name, unit, domain, values = 'blur', 'mm', (0, 1e3), (0., .5, 1., 1.5, 2., 3., 4., 6., 8.)
 
-    def apply(self, sample, value):
+    def apply(self, sample: Sample, value: float) -> Sample:
         from scipy.ndimage import gaussian_filter
         sigma = (0, *(value/mm for mm in sample.spacing))
         return sample.replace(image=gaussian_filter(sample.image.astype(np.float64), sigma, mode='nearest'))
@@ -136,6 +148,6 @@ class ChannelScale(Brightness):
     name, values = 'scale', (0., .25, .5, .75, 1., 1.25, 1.5, 2.)
 
     def __init__(
-        self, values=None,  # factors
-        *, channels=0,  # which, a number or several
+        self, values: Iterable[float] | None = None,  # factors
+        *, channels: int | Sequence[int] = 0,  # which, a number or several
     ): super().__init__(values, channels=channels)

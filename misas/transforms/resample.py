@@ -5,6 +5,8 @@
 # %% ../../nbs/api/transforms/resample.ipynb #fe8ba8e4
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,94 +18,132 @@ __all__ = ['voxel_map', 'resample', 'grid_affine']
 
 # %% ../../nbs/api/transforms/resample.ipynb #d094fe43
 def voxel_map(
-    matrix,  # (n, n): new mm -> old mm, both from the centre of the field of view
-    shift,  # (n,) mm
-    old,  # (shape, spacing) of the grid to take values from
-    new,  # (shape, spacing) of the grid to fill
-) -> tuple:  # (n, n) and (n,): new voxel index -> old voxel index
+    matrix: np.ndarray,  # (n, n): new mm -> old mm, both from the centre of the field of view
+    shift: Sequence[float],  # (n,) mm
+    old: tuple,  # (shape, spacing) of the grid to take values from
+    new: tuple,  # (shape, spacing) of the grid to fill
+) -> tuple[np.ndarray, np.ndarray]:  # (n, n) and (n,): new voxel index -> old voxel index
     "Express a move in mm as a move in voxel indices."
-    (shape0, mm0), (shape1, mm1) = [(np.array(s, float), np.array(m, float)) for s, m in (old, new)]
-    linear = np.asarray(matrix)*mm1[None]/mm0[:, None]
-    return linear, (shape0 - 1)/2 + np.asarray(shift)/mm0 - linear @ ((shape1 - 1)/2)
+    old_shape, old_mm = (np.array(o, float) for o in old)
+    new_shape, new_mm = (np.array(o, float) for o in new)
+    linear = np.asarray(matrix)*new_mm[None]/old_mm[:, None]
+    return linear, (old_shape - 1)/2 + np.asarray(shift)/old_mm - linear @ ((new_shape - 1)/2)
+
+# %% ../../nbs/api/transforms/resample.ipynb #4011c950
+def _nearest(values, at):
+    """`values` (..., *S), a tensor, at the voxels nearest to the coordinates: (B, ..., *T).
+
+    Halfway between two, the one nearer to the centre, so that flips commute."""
+    shape, flat = values.shape[-len(at):], 0
+    for axis, n in zip(at, shape):
+        flat = flat*n + torch.floor(axis*(1 - 1e-9) + (.5 + 1e-9*(n - 1)/2)).clamp_(0, n - 1).long()
+    lead = values.shape[:-len(at)]
+    found = values.reshape(-1, int(np.prod(shape)))[:, flat]
+    return found.movedim(0, 1).reshape(len(flat), *lead, *flat.shape[1:])
 
 
+def _linear(image, at):
+    "`image` (C, *S), a double tensor, at the coordinates, by linear interpolation."
+    scaled = [2*axis/max(n - 1, 1) - 1 for axis, n in zip(at[::-1], image.shape[:0:-1])]
+    grid = torch.stack(scaled, -1)
+    return F.grid_sample(image.expand(len(grid), *image.shape), grid, padding_mode='border', align_corners=True)
+
+
+def _spline(image, at, order):
+    "`image` (C, *S), already filtered, at the coordinates, by a spline."
+    from scipy.ndimage import map_coordinates
+    def one(channel, where): return map_coordinates(channel, where, order=order, mode='mirror', prefilter=False)
+    places = [[axis[b].numpy() for axis in at] for b in range(len(at[0]))]
+    return torch.from_numpy(np.stack([[one(channel, where) for channel in image] for where in places]))
+
+# %% ../../nbs/api/transforms/resample.ipynb #5aaa6bc8
+def _reader(image, order, maps=()):
+    "A function from coordinates to values of `image` (C, *S): nearest, linear or by a spline."
+    numbers = [np.asarray(part) for pair in maps for part in pair]
+    centres_meet = bool(maps) and all(np.abs(a - np.round(a)).max() < 1e-9 for a in numbers)  # nothing to interpolate
+    if order == 0 or centres_meet:
+        as_is = torch.tensor(image)
+        return lambda at: _nearest(as_is, at)
+    double = image.astype(np.float64)
+    if order == 1: return lambda at: _linear(torch.from_numpy(double), at)
+    from scipy.ndimage import spline_filter
+    filtered = np.stack([spline_filter(channel, order, mode='mirror') for channel in double])
+    return lambda at: _spline(filtered, at, order)
+
+# %% ../../nbs/api/transforms/resample.ipynb #c03ef0ae
 def _coordinates(maps, shape, first, last):
     "Old voxel coordinates, a list of n tensors (B, last - first, ...), of the new voxels in rows `first` to `last`."
-    index = [torch.arange(first, last, dtype=torch.float64)] + [torch.arange(n, dtype=torch.float64) for n in shape[1:]]
-    index = [o.view([-1 if i == j else 1 for j in range(len(shape))]) for i, o in enumerate(index)]
-    linear, offset = (torch.tensor(np.stack(o)) for o in zip(*maps))
-    one = lambda a: a.view(-1, *[1]*len(shape))
-    return [one(offset[:, k]) + sum(one(linear[:, k, j])*index[j] for j in range(len(shape))) for k in range(len(shape))]
+    axes, linear, offset = range(len(shape)), *(torch.tensor(np.stack(part)) for part in zip(*maps))
+    ends = [(first, last)] + [(0, length) for length in shape[1:]]
+    along = [[-1 if i == j else 1 for j in axes] for i in axes]
+    index = [torch.arange(*end, dtype=torch.float64).view(view) for end, view in zip(ends, along)]
+    def one_a_map(numbers): return numbers.view(-1, *[1]*len(shape))
+    return [one_a_map(offset[:, k]) + sum(one_a_map(linear[:, k, j])*index[j] for j in axes) for k in axes]
 
 
 def _inside(at, shape):
     "Which coordinates lie in the field of view of a grid."
     ok = torch.ones((), dtype=torch.bool)
-    for c, n in zip(at, shape): ok = ok & ((c - (n - 1)/2).abs_() <= n/2 + 1e-6)
+    for axis, n in zip(at, shape): ok = ok & ((axis - (n - 1)/2).abs_() <= n/2 + 1e-6)
     return ok
 
 
-def _nearest(a, at):
-    "Values of `a` (*S) at the voxels nearest to the coordinates; halfway between two, the one nearer to the centre, so that flips commute."
-    flat = 0
-    for c, n in zip(at, a.shape): flat = flat*n + torch.floor(c*(1 - 1e-9) + (.5 + 1e-9*(n - 1)/2)).clamp_(0, n - 1).long()
-    return torch.tensor(a).flatten()[flat]
-
-
-def _linear(image, at):
-    "`image` (C, *S), a double tensor, at the coordinates, by linear interpolation."
-    grid = torch.stack([2*c/max(n - 1, 1) - 1 for c, n in zip(at[::-1], image.shape[:0:-1])], -1)
-    return F.grid_sample(image.expand(len(grid), *image.shape), grid, padding_mode='border', align_corners=True)
+def _blocks(maps, old_shape, shape) -> Iterator[tuple]:  # (rows, coordinates, which of them lie inside)
+    "The new grids, some rows at a time, so that coordinates stay below 25 MB, and in reach."
+    step = max(1, 2**19//max(1, len(maps)*int(np.prod(shape[1:]))))
+    for first in range(0, shape[0], step):
+        rows = slice(first, min(first + step, shape[0]))
+        at = _coordinates(maps, shape, rows.start, rows.stop)
+        yield rows, at, _inside(at, old_shape)
 
 # %% ../../nbs/api/transforms/resample.ipynb #9eb4c50c
-def _spline(image, at, order):
-    "`image` (C, *S), already filtered, at the coordinates, by a spline."
-    from scipy.ndimage import map_coordinates
-    return torch.from_numpy(np.stack([[map_coordinates(c, [o[b].numpy() for o in at], order=order, mode='mirror', prefilter=False)
-                                       for c in image] for b in range(len(at[0]))]))
-
-
 def resample(
     sample: Sample,
-    maps,  # (matrix, offset) for each result: new voxel index -> old voxel index
-    *, shape=None,  # of the results; None: that of the sample
-    order=1,  # of the interpolation of the image: 0 nearest, 1 linear, 2 to 5 spline
-    fill='minimum',  # image value outside the old field of view: a number, or each channel's minimum
-) -> list:  # (image, labels, valid) for each result
+    maps: Sequence[tuple],  # (matrix, offset) for each result: new voxel index -> old voxel index
+    *, shape: tuple | None = None,  # of the results; None: that of the sample
+    order: int = 1,  # of the interpolation of the image: 0 nearest, 1 linear, 2 to 5 spline
+    fill: float | str = 'minimum',  # image value outside the old field of view: a number, or each channel's minimum
+) -> list[tuple]:  # (image, labels, valid) for each result; labels are a label map or masks, as those of the sample
     "The core: pull image, labels and valid voxels of a sample through any number of maps at once."
-    from scipy.ndimage import spline_filter
-    shape, B = tuple(shape or sample.shape), len(maps)
-    image = torch.from_numpy(sample.image.astype(np.float64))
-    if order > 1: image = np.stack([spline_filter(c, order, mode='mirror') for c in image.numpy()])
-    outside = torch.tensor(sample.image.reshape(len(image), -1).min(1) if fill == 'minimum' else np.full(len(image), fill), dtype=torch.float32)
-    new = torch.empty(B, len(image), *shape)
-    labels = None if sample.labels is None else torch.empty(B, *shape, dtype=torch.from_numpy(np.zeros((), sample.labels.dtype)).dtype)
-    valid = torch.empty(B, *shape, dtype=torch.bool)
-    whole = all(np.abs(m - np.round(m)).max() < 1e-9 for pair in maps for m in pair)  # voxel centres meet: nothing to interpolate
-    step = max(1, 2**19//max(1, B*int(np.prod(shape[1:]))))  # rows at a time, so that coordinates stay below 25 MB, and in reach
-    for i in range(0, shape[0], step):
-        part = slice(i, min(i + step, shape[0]))
-        at = _coordinates(maps, shape, part.start, part.stop)
-        ok = _inside(at, sample.shape)
-        if order == 0 or whole: x = torch.stack([_nearest(c, at) for c in sample.image], 1)
-        else: x = _linear(image, at) if order == 1 else _spline(image, at, order)
-        new[:, :, part] = torch.where(ok[:, None], x.float(), outside.view(-1, *[1]*len(shape)))
-        if labels is not None: labels[:, part] = _nearest(sample.labels, at)*ok
-        valid[:, part] = ok if sample.valid is None else ok & _nearest(sample.valid, at)
-    pick = lambda a, b: None if a is None else a[b].numpy()
-    return [(pick(new, b), pick(labels, b), None if valid[b].all() else pick(valid, b)) for b in range(B)]
+    shape, count = tuple(shape or sample.shape), len(maps)
+    read, outside = _reader(sample.image, order, maps), _outside(sample.image, fill)
+    image, known = torch.empty(count, sample.n_channels, *shape), torch.empty(count, *shape, dtype=torch.bool)
+    old = {k: torch.tensor(getattr(sample, k)) for k in ('labels', 'valid') if getattr(sample, k) is not None}
+    new = {k: torch.empty(count, *a.shape[:-len(shape)], *shape, dtype=a.dtype) for k, a in old.items()}
+    for rows, at, inside in _blocks(maps, sample.shape, shape):
+        image[:, :, rows] = torch.where(inside[:, None], read(at).float(), outside)
+        known[:, rows] = inside
+        for k, values in old.items():
+            rows_first = new[k].movedim(-len(shape), 0)
+            rows_first[rows] = _seen(_nearest(values, at), inside).movedim(-len(shape), 0)
+    labels, valid = new.get('labels', [None]*count), new.get('valid', known)
+    return [tuple(map(_as_numpy, one)) for one in zip(image, labels, [None if v.all() else v for v in valid])]
+
+
+def _as_numpy(a): return None if a is None else a.numpy()
+
+
+def _outside(image, fill):
+    "Grey value outside the field of view, of each channel."
+    values = image.reshape(len(image), -1).min(1) if fill == 'minimum' else np.full(len(image), fill)
+    return torch.tensor(values, dtype=torch.float32).view(-1, *[1]*(image.ndim - 1))
+
+
+def _seen(labels, inside):
+    "Labels (B, ..., *T) where they lie inside (B, *T); 0 or False elsewhere."
+    lead = labels.ndim - inside.ndim
+    return labels*inside.view(len(inside), *[1]*lead, *inside.shape[1:])
 
 # %% ../../nbs/api/transforms/resample.ipynb #0ccf66ed
 def grid_affine(
     sample: Sample,
-    shape,  # of the new grid
-    spacing,  # mm
+    shape: Sequence[int],  # of the new grid
+    spacing: Sequence[float],  # mm
 ) -> np.ndarray | None:
     "Affine of a new grid over the same field of view: same centre, same directions, other voxels."
     if sample.affine is None or (tuple(shape), tuple(spacing)) == (sample.shape, sample.spacing): return sample.affine
-    out = sample.affine.copy()
-    n = sample.ndim
-    centre = out[:n, :n] @ ((np.array(sample.shape) - 1)/2) + out[:n, n]
-    out[:n, :n] *= np.array(spacing)/np.sqrt((out[:n, :n]**2).sum(0))
-    out[:n, n] = centre - out[:n, :n] @ ((np.array(shape) - 1)/2)
-    return out
+    old, new = sample.affine[:-1, :-1], sample.affine.copy()
+    centre = old @ ((np.array(sample.shape) - 1)/2) + new[:-1, -1]
+    new[:-1, :-1] = old*(np.array(spacing)/np.sqrt((old**2).sum(0)))
+    new[:-1, -1] = centre - new[:-1, :-1] @ ((np.array(shape) - 1)/2)
+    return new

@@ -20,12 +20,12 @@ def arguments(
 ) -> dict:  # name -> default value
     "The arguments that make an object: those of its constructor, and of its parents' as far as they are handed on."
     out = {}
-    for c in cls.__mro__:
-        if '__init__' not in vars(c) or c is object: continue
-        parameters = list(inspect.signature(c.__init__).parameters.values())[1:]
-        for p in parameters:
-            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD): out.setdefault(p.name, p.default)
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters): break
+    for parent in cls.__mro__[:-1]:  # the last is object
+        if '__init__' not in vars(parent): continue
+        parameters = list(inspect.signature(parent.__init__).parameters.values())[1:]
+        for one in parameters:
+            if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD): out.setdefault(one.name, one.default)
+        if not any(one.kind == one.VAR_KEYWORD for one in parameters): break
     return out
 
 
@@ -47,7 +47,7 @@ def _short(x):
 def settings_of(
     obj,  # a transform
 ) -> dict:
-    "Its class, and all that it was made with. ValueError where an argument of the constructor is not kept under its own name."
+    "Its class, and all that it was made with. ValueError where an argument is not kept under its own name."
     names = arguments(type(obj))
     lost = [n for n in names if not hasattr(obj, n)]
     if lost: raise ValueError(
@@ -81,7 +81,8 @@ def read_settings(
     settings = dict(settings)
     kind = settings.pop('transform', None)
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f'settings name the transform {kind!r}, which is not known here: import or define its class first')
+        raise ValueError(f'settings name the transform {kind!r}, which is not known here: '
+                         'import or define its class first')
     return KINDS[kind].from_own_settings(settings, tuple(functions))
 
 
@@ -91,7 +92,8 @@ def read_json(
 ):  # -> Transform
     "The transform behind a text. ValueError where it is no JSON of a transform, or names what is not known here."
     try: settings = json.loads(text)
-    except (TypeError, json.JSONDecodeError) as e: raise ValueError(f'text is not the JSON of a transform: {e}') from None
+    except (TypeError, json.JSONDecodeError) as e:
+        raise ValueError(f'text is not the JSON of a transform: {e}') from None
     if not isinstance(settings, dict): raise ValueError(f'text is not the JSON of a transform, but {text!r:.40}')
     return read_settings(settings, functions)
 
@@ -103,9 +105,10 @@ def find_functions(
 ) -> dict:  # name of the setting -> the function
     "The functions that settings name. ValueError where one is missing, or where two have the same name."
     known = {}
-    for f in functions:
-        if known.setdefault(f.__name__, f) is not f: raise ValueError(f'functions hold two that are called {f.__name__}: rename one')
-    asked = {k: settings[k] for k in names if settings.get(k) is not None}
+    for one in functions:
+        if known.setdefault(one.__name__, one) is not one:
+            raise ValueError(f'functions hold two that are called {one.__name__}: rename one')
+    asked = {k: settings.get(k) for k in names}
     for name in asked.values():
         if name not in known: raise ValueError(f'settings name the function {name!r}: pass it, e.g. functions=[{name}]')
     return {k: known[name] for k, name in asked.items()}

@@ -5,9 +5,12 @@
 # %% ../../nbs/api/transforms/spatial.ipynb #8488f4cd
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from numbers import Real
+from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..data.sample import Sample, slice_axes
 from .base import Transform
@@ -15,73 +18,83 @@ from .resample import grid_affine, resample, voxel_map
 from .scale import FACTOR
 
 # %% auto #0
-__all__ = ['DIRECTIONS', 'check_fill', 'Spatial', 'picture_axes', 'Rotation', 'Zoom', 'check_direction', 'direction_axis',
+__all__ = ['DIRECTIONS', 'Spatial', 'check_fill', 'picture_axes', 'Rotation', 'Zoom', 'check_direction', 'direction_axis',
            'Translation', 'Scale', 'Shear']
 
 # %% ../../nbs/api/transforms/spatial.ipynb #3bdf9628
-def check_fill(fill):
+class Spatial(Transform):
+    "A transform given by `matrix`."
+    moves_labels = True
+
+    def __init__(
+        self, values: Iterable[float] | None = None,  # of a sweep, instead of the default ones
+        *, order: int = 1,  # interpolation of the image: 0 nearest, 1 linear, 2 to 5 spline
+        fill: float | str = 'minimum',  # image value outside the field of view: a number, or each channel's minimum
+        channels: int | Sequence[int] | None = None,  # move only these channels against the others
+    ):
+        if order not in range(6): raise ValueError(f'order must be 0 to 5, got {order!r}')
+        self.order, self.fill = order, check_fill(fill)
+        super().__init__(values, channels=channels)
+
+    def matrix(self, sample: Sample, value: float) -> np.ndarray | tuple:
+        "(n, n) new mm -> old mm about the centre of the field of view; may return (matrix, shift in mm)."
+        raise NotImplementedError
+
+    def grid(self, sample: Sample, value: float) -> tuple:
+        "(shape, spacing) of the result."
+        return sample.shape, sample.spacing
+
+    def prepare(self, sample: Sample, value: float) -> Sample:
+        "What to resample; a place for smoothing before the voxels get larger."
+        return sample
+
+
+def check_fill(fill) -> float | str:
     "`fill`, if it is 'minimum' or a number."
     if fill == 'minimum' and isinstance(fill, str): return fill
     if not isinstance(fill, Real) or isinstance(fill, bool) or not np.isfinite(fill):
         raise ValueError(f"fill must be 'minimum' or a number, got {fill!r}")
     return float(fill)
 
+# %% ../../nbs/api/transforms/spatial.ipynb #3ccec3de
+@patch
+def apply_many(self: Spatial, sample: Sample, values: Sequence[float]) -> list[Sample]:
+    "The sample moved by several values; results of one size are made in one go."
+    out, grids = [None]*len(values), [self.grid(sample, v) for v in values]
+    for grid in dict.fromkeys(grids):
+        todo = [i for i, one in enumerate(grids) if one == grid]
+        maps = [voxel_map(*self._move(sample, values[i]), (sample.shape, sample.spacing), grid) for i in todo]
+        source, (shape, spacing) = self.prepare(sample, values[todo[0]]), grid
+        moved = resample(source, maps, shape=shape, order=self.order, fill=self.fill)
+        where = dict(spacing=spacing, affine=grid_affine(sample, *grid), spacing_known=sample.spacing_known)
+        for i, (image, labels, valid) in zip(todo, moved):
+            out[i] = sample.replace(image=image, labels=labels, valid=valid, **where)
+    return out
 
-class Spatial(Transform):
-    "A transform given by `matrix`."
-    moves_labels = True
 
-    def __init__(
-        self, values=None,  # values of a sweep, instead of the default ones
-        *, order=1,  # interpolation of the image: 0 nearest, 1 linear, 2 to 5 spline
-        fill='minimum',  # image value outside the field of view: a number, or each channel's minimum
-        channels=None,  # move only these channels against the others
-    ):
-        if order not in range(6): raise ValueError(f'order must be 0 to 5, got {order!r}')
-        self.order, self.fill = order, check_fill(fill)
-        super().__init__(values, channels=channels)
+@patch
+def _move(self: Spatial, sample, value):
+    "Matrix and shift."
+    move = self.matrix(sample, value)
+    return move if isinstance(move, tuple) else (move, np.zeros(sample.ndim))
 
-    def matrix(self, sample, value):
-        "(n, n) new mm -> old mm about the centre of the field of view; may return (matrix, shift in mm)."
-        raise NotImplementedError
 
-    def grid(self, sample, value):
-        "(shape, spacing) of the result."
-        return sample.shape, sample.spacing
-
-    def _move(self, sample, value):
-        m = self.matrix(sample, value)
-        return m if isinstance(m, tuple) else (m, np.zeros(sample.ndim))
-
-    def apply_many(self, sample, values):
-        out, grids = {}, [self.grid(sample, v) for v in values]
-        for grid in dict.fromkeys(grids):  # results of one size are made in one go
-            todo = [i for i, g in enumerate(grids) if g == grid]
-            maps = [voxel_map(*self._move(sample, values[i]), (sample.shape, sample.spacing), grid) for i in todo]
-            source = self.prepare(sample, values[todo[0]])
-            for i, (image, labels, valid) in zip(todo, resample(source, maps, shape=grid[0], order=self.order, fill=self.fill)):
-                out[i] = sample.replace(image=image, labels=labels, valid=valid, spacing=grid[1], affine=grid_affine(sample, *grid),
-                                        spacing_known=sample.spacing_known)
-        return [out[i] for i in range(len(values))]
-
-    def prepare(self, sample, value):
-        "What to resample; a place for smoothing before the voxels get larger."
-        return sample
-
-    def back(self, labels, sample, value):
-        labels, grid = np.asarray(labels), self.grid(sample, value)
-        if value == self.identity or not self.moves_labels: return labels, None
-        matrix, shift = self._move(sample, value)
-        inverse = np.linalg.inv(matrix)
-        fake = Sample(np.zeros((1, *labels.shape), np.float32), labels, spacing=grid[1])
-        maps = [voxel_map(inverse, -inverse @ shift, grid, (sample.shape, sample.spacing))]
-        [(_, labels, valid)] = resample(fake, maps, shape=sample.shape, order=0)
-        return labels, valid
+@patch
+def back(self: Spatial, labels: np.ndarray, sample: Sample, value: float) -> tuple[np.ndarray, np.ndarray | None]:
+    "Labels, a label map or masks, back on the grid of `sample`; where they are known."
+    labels, (shape, spacing) = np.asarray(labels), self.grid(sample, value)
+    if value == self.identity or not self.moves_labels: return labels, None
+    matrix, shift = self._move(sample, value)
+    inverse = np.linalg.inv(matrix)
+    there = Sample(np.zeros((1, *shape), np.float32), labels, spacing=spacing)
+    maps = [voxel_map(inverse, -inverse @ shift, (shape, spacing), (sample.shape, sample.spacing))]
+    [(_, labels, known)] = resample(there, maps, shape=sample.shape, order=0)
+    return labels, known
 
 # %% ../../nbs/api/transforms/spatial.ipynb #d2592c97
 def picture_axes(
     sample: Sample,
-    axis=-1,  # volumes only: the axis across which slices are taken
+    axis: int = -1,  # volumes only: the axis across which slices are taken
 ) -> tuple:  # (row axis, column axis, -1 where the picture shows them mirrored, else 1)
     "Which axes are rows and columns of the picture of a sample."
     if sample.ndim == 2: return 0, 1, 1
@@ -89,37 +102,49 @@ def picture_axes(
     return row, col, -1 if flip_r != flip_c else 1
 
 
-def _about(vector):
+def _cross_product(vector):
     "(3, 3) cross product with a unit vector: the axis of a rotation."
-    x, y, z = np.asarray(vector, float)/np.linalg.norm(vector)
-    return np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    right, up, out = np.asarray(vector, float)/np.linalg.norm(vector)
+    return np.array([[0, -out, up], [out, 0, -right], [-up, right, 0]])
 
 
+def _as_axis(axis):
+    "A voxel axis as a number, or a direction as a tuple of three."
+    if isinstance(axis, (int, np.integer)) and axis in range(-3, 3): return int(axis)
+    three = np.shape(axis) == (3,) and all(isinstance(a, Real) and np.isfinite(a) for a in axis)
+    if not three or not np.any(axis):
+        raise ValueError(f'axis must be 0, 1 or 2, or a direction of three numbers, got {axis!r}')
+    return tuple(map(float, axis))
+
+# %% ../../nbs/api/transforms/spatial.ipynb #88080ea3
 class Rotation(Spatial):
     "Rotation about the centre of the field of view, in degrees counter-clockwise."
     name, unit, values = 'rotation', '°', tuple(map(float, range(-180, 181, 15)))
 
     def __init__(
-        self, values=None,  # degrees
-        *, axis=-1,  # volumes only: the voxel axis to turn about, or any direction as three numbers in voxel axes
-        **kw,  # order, fill, channels: see `Spatial`
+        self, values: Iterable[float] | None = None,  # degrees
+        *, axis: int | Sequence[float] = -1,  # volumes only: the voxel axis to turn about, or a direction in voxel axes
+        **kw: Any,  # order, fill, channels: see `Spatial`
     ):
-        whole = isinstance(axis, (int, np.integer)) and axis in range(-3, 3)
-        if not whole and not (np.shape(axis) == (3,) and all(isinstance(a, Real) and np.isfinite(a) for a in axis) and np.any(axis)):
-            raise ValueError(f'axis must be 0, 1 or 2, or a direction of three numbers, got {axis!r}')
-        self.axis = int(axis) if whole else tuple(map(float, axis))
+        self.axis = _as_axis(axis)
         super().__init__(values, **kw)
 
-    def matrix(self, sample, value):
-        a = np.deg2rad(value)
-        if isinstance(self.axis, tuple):
-            if sample.ndim == 2: raise ValueError(f'axis {self.axis} is a direction in a volume, sample {sample.name!r} is 2D')
-            k = _about(self.axis)  # Rodrigues' formula; new -> old turns the other way
-            return (np.eye(3) - np.sin(a)*k + (1 - np.cos(a))*k @ k).round(15)
-        i, j, sign = picture_axes(sample, self.axis)
-        a, m = sign*a, np.eye(sample.ndim)
-        m[[i, i, j, j], [i, j, i, j]] = np.cos(a), np.sin(a), -np.sin(a), np.cos(a)
-        return m.round(15)  # a quarter turn has whole numbers
+    def matrix(self, sample: Sample, value: float) -> np.ndarray:
+        about = self._about_direction if isinstance(self.axis, tuple) else self._about_axis
+        return about(sample, np.deg2rad(value)).round(15)  # a quarter turn has whole numbers
+
+    def _about_axis(self, sample, angle):
+        row, col, sign = picture_axes(sample, self.axis)
+        cos, sin, out = np.cos(angle), sign*np.sin(angle), np.eye(sample.ndim)
+        out[[row, row, col, col], [row, col, row, col]] = cos, sin, -sin, cos
+        return out
+
+    def _about_direction(self, sample, angle):
+        "Rodrigues' formula; new -> old turns the other way."
+        if sample.ndim == 2:
+            raise ValueError(f'axis {self.axis} is a direction in a volume, sample {sample.name!r} is 2D')
+        k = _cross_product(self.axis)
+        return np.eye(3) - np.sin(angle)*k + (1 - np.cos(angle))*k @ k
 
 # %% ../../nbs/api/transforms/spatial.ipynb #3bb8f33c
 class Zoom(Spatial):
@@ -127,35 +152,36 @@ class Zoom(Spatial):
     name, identity, scale, domain = 'zoom', 1., FACTOR, (1e-3, 1e3)
     values = tuple(round(2**(k/4), 4) for k in range(-4, 5))
 
-    def matrix(self, sample, value): return np.eye(sample.ndim)/value
+    def matrix(self, sample: Sample, value: float) -> np.ndarray: return np.eye(sample.ndim)/value
 
 # %% ../../nbs/api/transforms/spatial.ipynb #83ea9790
 DIRECTIONS = ('horizontal', 'vertical', 'through-plane')
 
 
-def check_direction(direction, what='direction', allowed=DIRECTIONS):
+def check_direction(direction, what: str = 'direction', allowed: Sequence[str] = DIRECTIONS) -> str:
     "`direction`, if it is known."
-    if direction not in allowed: raise ValueError(f'{what} must be {", ".join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, got {direction!r}')
-    return direction
+    if direction in allowed: return direction
+    raise ValueError(f'{what} must be {", ".join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, got {direction!r}')
 
 
 def direction_axis(
     sample: Sample,
-    direction,  # 'horizontal', 'vertical' or 'through-plane', in the pictures misas shows
+    direction: str,  # 'horizontal', 'vertical' or 'through-plane', in the pictures misas shows
 ) -> tuple:  # the voxel axis, and the sign of moving right, up, or to higher slices along it
     "The voxel axis that runs in a direction of the pictures of a sample."
     row, flip_r, col, flip_c = (0, False, 1, False) if sample.ndim == 2 else slice_axes(sample.affine)
-    return {'horizontal': (col, -1 if flip_c else 1), 'vertical': (row, 1 if flip_r else -1), 'through-plane': (2, 1)}[direction]
+    right, up = (col, -1 if flip_c else 1), (row, 1 if flip_r else -1)
+    return {'horizontal': right, 'vertical': up, 'through-plane': (2, 1)}[direction]
 
 
 class _Directed(Spatial):
-    "A spatial transform that acts in one direction."
+    "A spatial transform that acts in one direction of the pictures misas shows, slices across the last axis."
     in_name = ('values', 'channels', 'direction')
 
     def __init__(
-        self, values=None,
-        *, direction='horizontal',  # or 'vertical', or (volumes only) 'through-plane', in the pictures misas shows: slices across the last axis
-        **kw,  # order, fill, channels: see `Spatial`
+        self, values: Iterable[float] | None = None,
+        *, direction: str = 'horizontal',  # or 'vertical', or (volumes only) 'through-plane'
+        **kw: Any,  # order, fill, channels: see `Spatial`
     ):
         self.direction = check_direction(direction)
         self.name = f'{direction} {type(self).name}'
@@ -167,7 +193,7 @@ class Translation(_Directed):
     "A shift in mm to the right, up, or to higher slices; where the spacing is unknown, a pixel counts as 1 mm."
     name, unit, values = 'translation', 'mm', (-40., -30., -20., -10., -5., 0., 5., 10., 20., 30., 40.)
 
-    def matrix(self, sample, value):
+    def matrix(self, sample: Sample, value: float) -> tuple[np.ndarray, np.ndarray]:
         axis, sign = direction_axis(sample, self.direction)
         shift = np.zeros(sample.ndim)
         shift[axis] = -sign*value  # new -> old
@@ -179,7 +205,7 @@ class Scale(_Directed):
     name, identity, scale, domain = 'scale', 1., FACTOR, (1e-3, 1e3)
     values = tuple(round(2**(k/4), 4) for k in range(-4, 5))
 
-    def matrix(self, sample, value):
+    def matrix(self, sample: Sample, value: float) -> np.ndarray:
         axis, _ = direction_axis(sample, self.direction)
         return np.diag([1/value if i == axis else 1. for i in range(sample.ndim)])
 
@@ -189,10 +215,10 @@ class Shear(_Directed):
     name, unit, domain, values = 'shear', '°', (-80, 80), tuple(map(float, range(-40, 41, 10)))
 
     def __init__(
-        self, values=None,  # degrees
-        *, direction='horizontal',  # in which things move
-        across=None,  # along which they move more and more; None: the other direction of the picture
-        **kw,  # order, fill, channels: see `Spatial`
+        self, values: Iterable[float] | None = None,  # degrees
+        *, direction: str = 'horizontal',  # in which things move
+        across: str | None = None,  # along which they move more and more; None: the other direction of the picture
+        **kw: Any,  # order, fill, channels: see `Spatial`
     ):
         self.across = across
         if across is not None and check_direction(across, 'across') == direction:
@@ -200,9 +226,10 @@ class Shear(_Directed):
         super().__init__(values, direction=direction, **kw)
         if across == 'through-plane': self.dims = (3,)
 
-    def matrix(self, sample, value):
+    def matrix(self, sample: Sample, value: float) -> np.ndarray:
         other = {'horizontal': 'vertical', 'vertical': 'horizontal', 'through-plane': 'vertical'}[self.direction]
-        (i, a), (j, b) = (direction_axis(sample, d) for d in (self.direction, self.across or other))
-        m = np.eye(sample.ndim)
-        m[i, j] = -a*b*np.tan(np.deg2rad(value))
-        return m
+        i, sign = direction_axis(sample, self.direction)
+        j, sign_across = direction_axis(sample, self.across or other)
+        out = np.eye(sample.ndim)
+        out[i, j] = -sign*sign_across*np.tan(np.deg2rad(value))
+        return out

@@ -30,18 +30,19 @@ class Chain:
     ) -> list[Sample]:  # one a row
         "The sample at several rows of values."
         if not rows: return []
-        n, columns = _alike(rows), list(zip(*rows))
-        out = [self._lead(sample, rows[0][:n])]*len(rows)
-        for t, column in zip(self.transforms[n:], columns[n:]):
+        columns, shared = list(zip(*rows)), _alike(rows)
+        out = [self._lead(sample, rows[0][:shared])]*len(rows)
+        for transform, column in zip(self.transforms[shared:], columns[shared:]):
             still_one = all(o is out[0] for o in out)
-            out = _each_once(t, out[0], column) if still_one else [t(o, v) for o, v in zip(out, column)]
+            if still_one: out = _each_once(transform, out[0], column)
+            else: out = [transform(o, v) for o, v in zip(out, column)]
         return out
 
     def _lead(self, sample, values):
         "The sample after the first transforms; kept, as the next call may well ask for the same."
         if self._last is None or self._last[0] is not sample or self._last[1] != values:
             out = sample
-            for t, v in zip(self.transforms, values): out = t(out, v)
+            for transform, value in zip(self.transforms, values): out = transform(out, value)
             self._last = sample, values, out
         return self._last[2]
 
@@ -70,13 +71,12 @@ def back(
     row: Sequence,  # the value of every transform
 ) -> tuple:  # labels on the grid of `sample`; bool map of where they are known, or None for everywhere
     "Bring labels back through all transforms."
-    stages = [sample]
-    for t, v in list(zip(self.transforms, row))[:-1]: stages.append(t(stages[-1], v))
-    known = None
-    for t, v, stage in reversed(list(zip(self.transforms, row, stages))):
-        labels, here = t.back(labels, stage, v)
+    stages, known = [sample], None
+    for transform, value in list(zip(self.transforms, row))[:-1]: stages.append(transform(stages[-1], value))
+    for transform, value, stage in reversed(list(zip(self.transforms, row, stages))):
+        labels, here = transform.back(labels, stage, value)
         if known is not None:
-            before = t.back(known.astype(np.uint8), stage, v)[0] > 0
+            before = transform.back(known.astype(np.uint8), stage, value)[0] > 0
             here = before if here is None else before & here
         known = here
     return labels, known
@@ -89,14 +89,17 @@ class OfParts:
         self.parts = tuple(part for t, v in parts for part in _simple_parts(t, v))
         self.free = [t for t, v in self.parts if v is None]
         self.n_values, self._chain = len(self.free), Chain([t for t, _ in self.parts])
-        self.name = ' + '.join(t.name if v is None else f'{t.name} at {t.text(v)}' for t, v in self.parts)
+        self._describe()
+        if self.n_values == 1: self._behave_like(self.free[0])
+        else: self.scale = LINEAR  # each free part has its own
+
+    def _describe(self):
+        self.name = ' + '.join(_named(t, v) for t, v in self.parts)
         self.moves_labels = any(t.moves_labels for t, _ in self.parts)
         self.dims = tuple(d for d in (2, 3) if all(d in t.dims for t, _ in self.parts))
         self.identity = tuple(t.identity for t in self.free)
-        if self.n_values == 1: self._behave_like(self.free[0])
-        else: self.scale = LINEAR  # each free part has its own
-        if any(v not in (None, t.identity) for t, v in self.parts):
-            self.zero = f'with {" and ".join(t.name for t in self.free)} unchanged' if self.free else 'as it is'
+        changed = any(v not in (None, t.identity) for t, v in self.parts)
+        if changed: self.zero = _without(self.free)
 
     def _behave_like(self, part):
         "A stack with one free part is swept, drawn and written as that part is."
@@ -120,15 +123,21 @@ class OfParts:
         return tuple(next(free) if v is None else v for _, v in self.parts)
 
     def __call__(self, sample: Sample, value: float | tuple = ()) -> Sample: return self.many(sample, [value])[0]
-    def many(self, sample: Sample, values: Iterable) -> list[Sample]: return self._chain.many(sample, [self._row(v) for v in values])
+    def many(self, sample: Sample, values: Iterable) -> list[Sample]:
+        return self._chain.many(sample, [self._row(v) for v in values])
+
     def back(self, labels: np.ndarray, sample: Sample, value: float | tuple) -> tuple[np.ndarray, np.ndarray | None]:
         return self._chain.back(labels, sample, self._row(value))
 
-    def text(self, value: float | tuple) -> str: return self.texts([value])[0] if self.n_values != 1 else self.free[0].text(value)
+    def text(self, value: float | tuple) -> str:
+        return self.free[0].text(value) if self.n_values == 1 else self.texts([value])[0]
+
     def texts(self, values: Iterable) -> list[str]:
         if self.n_values == 1: return self.free[0].texts(values)
-        columns = [t.texts(column) for t, column in zip(self.free, zip(*map(self._numbers, values)))]
-        return [', '.join(f'{t.name} {text}' for t, text in zip(self.free, row)) for row in zip(*columns)]
+        rows = [self._numbers(v) for v in values]
+        columns = [t.texts([row[i] for row in rows]) for i, t in enumerate(self.free)]
+        named = [[f'{t.name} {text}' for text in column] for t, column in zip(self.free, columns)]
+        return [', '.join(column[i] for column in named) for i in range(len(rows))]
 
     def __repr__(self): return self.name
     def settings(self) -> dict: return {'transform': kind_name(type(self)), 'parts': _part_settings(self.parts)}
@@ -136,6 +145,14 @@ class OfParts:
     def from_own_settings(cls, settings: dict, functions: tuple = ()): return cls(_read_parts(settings, functions))
 
 # %% ../../nbs/api/transforms/stack.ipynb #eeed6aeb
+def _named(transform, value): return transform.name if value is None else f'{transform.name} at {transform.text(value)}'
+
+
+def _without(free):
+    "What a sample is where the parts that are left free change nothing, but others do."
+    return f'with {" and ".join(t.name for t in free)} unchanged' if free else 'as it is'
+
+
 def _simple_parts(transform, value):
     "(transform, its fixed value or None) of every transform that is not itself a stack."
     if not isinstance(transform, OfParts): return [(transform, value)]
@@ -145,11 +162,10 @@ def _simple_parts(transform, value):
 # %% ../../nbs/api/transforms/stack.ipynb #269fce06
 def _part_settings(parts):
     "The parts, each with the value at which it is fixed."
-    made = [t for t, _ in parts if isinstance(t, OfFunction)]
-    known = {}
-    for f in (f for t in made for f in (t.f, t.inverse) if f is not None):
-        name = getattr(f, '__name__', None)
-        if name is not None and known.setdefault(name, f) is not f: raise ValueError(
+    made, known = [t for t, _ in parts if isinstance(t, OfFunction)], {}
+    for function in [f for t in made for f in (t.f, t.inverse) if f is not None]:
+        name = getattr(function, '__name__', None)
+        if name is not None and known.setdefault(name, function) is not function: raise ValueError(
             f'two different functions are called {name}, so they cannot be told apart when read back: rename one')
     return [{'at': v, **t.settings()} for t, v in parts]
 
@@ -159,4 +175,4 @@ def _read_parts(settings, functions):
     parts = settings.get('parts')
     if not isinstance(parts, list) or not all(isinstance(p, dict) for p in parts):
         raise ValueError('settings of a Stack must list its parts')
-    for p in parts: yield read_settings({k: v for k, v in p.items() if k != 'at'}, functions), p.get('at')
+    for part in parts: yield read_settings({k: v for k, v in part.items() if k != 'at'}, functions), part.get('at')

@@ -5,8 +5,11 @@
 # %% ../../nbs/api/transforms/voxels.ipynb #f351aa83
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 
+from ..data.sample import Sample
 from .base import Transform
 from .resample import grid_affine
 from .scale import FACTOR
@@ -21,23 +24,26 @@ class Resize(Spatial):
     name, identity, scale, domain = 'resize', 1., FACTOR, (1e-3, 1e3)
     values = (.25, .35, .5, .7, .85, 1., 1.2, 1.4, 2.)
 
-    def matrix(self, sample, value): return np.eye(sample.ndim)
+    def matrix(self, sample: Sample, value: float) -> np.ndarray: return np.eye(sample.ndim)
 
-    def grid(self, sample, value):
+    def grid(self, sample: Sample, value: float) -> tuple:
         shape = tuple(max(1, round(n*value)) for n in sample.shape)
         return shape, tuple(s*n/m for s, n, m in zip(sample.spacing, sample.shape, shape))
 
-    def prepare(self, sample, value):
+    def prepare(self, sample: Sample, value: float) -> Sample:
         from scipy.ndimage import gaussian_filter
         sigma = [0] + [max(0, (n/m - 1)/2) for n, m in zip(sample.shape, self.grid(sample, value)[0])]
-        return sample.replace(image=gaussian_filter(sample.image, sigma, mode='nearest')) if any(sigma) and self.order > 0 else sample
+        if self.order == 0 or not any(sigma): return sample
+        return sample.replace(image=gaussian_filter(sample.image, sigma, mode='nearest'))
 
 # %% ../../nbs/api/transforms/voxels.ipynb #ae43e61f
 def coarsen(
     n: int,  # voxels along an axis
-    value,  # voxels of the old grid in a coarse one, at least 1
+    value: float,  # voxels of the old grid in a coarse one, at least 1
 ) -> np.ndarray:  # (n, n)
-    "The matrix that averages over coarse voxels, laid symmetrically about the middle, and interpolates linearly between their centres."
+    """The matrix that averages over coarse voxels, and interpolates linearly between their centres.
+
+    Coarse voxels are laid symmetrically about the middle."""
     k, fine = int(np.ceil(n/value - 1e-9)), np.arange(n)
     edges = n/2 + (np.arange(k + 1) - k/2)*value
     mean = np.minimum(edges[1:, None], fine + 1) - np.maximum(edges[:-1, None], fine)
@@ -45,7 +51,7 @@ def coarsen(
     centres = (edges[1:] + edges[:-1])/2
     return np.stack([np.interp(fine + .5, centres, one) for one in np.eye(k)], 1) @ mean
 
-
+# %% ../../nbs/api/transforms/voxels.ipynb #feb80b9d
 class Resolution(Transform):
     "Voxels some times as large, on the old grid."
     name, identity, scale, domain = 'resolution', 1., FACTOR, (1, 1e3)
@@ -53,21 +59,22 @@ class Resolution(Transform):
     in_name = ('values', 'channels', 'direction')
 
     def __init__(
-        self, values=None,  # size of the coarse voxels in old ones
-        *, direction='in-plane',  # or (volumes only) 'through-plane', or 'all'
-        channels=None,  # only these channels
+        self, values: Iterable[float] | None = None,  # size of the coarse voxels in old ones
+        *, direction: str = 'in-plane',  # or (volumes only) 'through-plane', or 'all'
+        channels: int | Sequence[int] | None = None,  # only these channels
     ):
         self.direction = check_direction(direction, allowed=('in-plane', 'through-plane', 'all'))
         self.name = f'{direction} resolution' if direction != 'all' else self.name
         if direction == 'through-plane': self.dims = (3,)
         super().__init__(values, channels=channels)
 
-    def apply(self, sample, value):
+    def apply(self, sample: Sample, value: float) -> Sample:
         through = direction_axis(sample, 'through-plane')[0] if sample.ndim == 3 else None
+        wanted = {'in-plane': [i for i in range(sample.ndim) if i != through], 'through-plane': [through]}
         image = sample.image.astype(np.float64)
-        for axis, n in enumerate(sample.shape):
-            if self.direction != 'all' and (axis == through) != (self.direction == 'through-plane'): continue
-            image = np.moveaxis(np.moveaxis(image, axis + 1, -1) @ coarsen(n, value).T, -1, axis + 1)
+        for axis in wanted.get(self.direction, range(sample.ndim)):
+            last = np.moveaxis(image, axis + 1, -1) @ coarsen(sample.shape[axis], value).T
+            image = np.moveaxis(last, -1, axis + 1)
         return sample.replace(image=image)
 
 # %% ../../nbs/api/transforms/voxels.ipynb #2fab38b7
@@ -75,55 +82,74 @@ class _Exact(Transform):
     "A transform that only reorders voxels."
     moves_labels = True
 
-    def order(self, a, value, axes): "`a` (*S) in its new order; `axes` from `picture_axes`."; raise NotImplementedError
-    def undo(self, a, value, axes): "The inverse of `order`."; raise NotImplementedError
+    def order(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
+        "`a` (*S) in its new order; `axes` from `picture_axes`."
+        raise NotImplementedError
 
-    def apply(self, sample, value):
+    def undo(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
+        "The inverse of `order`."
+        raise NotImplementedError
+
+    def spacing(self, sample: Sample, value: float, axes: tuple) -> tuple:
+        "In mm, in the new order."
+        return sample.spacing
+
+    def apply(self, sample: Sample, value: float) -> Sample:
         axes = picture_axes(sample)
-        new = {k: self.order(getattr(sample, k), value, axes) for k in ('labels', 'valid') if getattr(sample, k) is not None}
-        image = np.stack([self.order(c, value, axes) for c in sample.image])
+        new = {k: _each(self.order, getattr(sample, k), sample.ndim, value, axes) for k in ('image', 'labels', 'valid')}
         spacing = self.spacing(sample, value, axes)
-        return sample.replace(image=image, spacing=spacing, affine=grid_affine(sample, image.shape[1:], spacing),
-                              spacing_known=sample.spacing_known, **new)
+        affine = grid_affine(sample, new['image'].shape[1:], spacing)
+        return sample.replace(**new, spacing=spacing, affine=affine, spacing_known=sample.spacing_known)
 
-    def spacing(self, sample, value, axes): return sample.spacing
-    def back(self, labels, sample, value):
-        if not self.moves_labels: return np.asarray(labels), None
-        return np.ascontiguousarray(self.undo(np.asarray(labels), value, picture_axes(sample))), None
+    def back(self, labels: np.ndarray, sample: Sample, value: float) -> tuple[np.ndarray, np.ndarray | None]:
+        labels = np.asarray(labels)
+        if not self.moves_labels: return labels, None
+        return np.ascontiguousarray(_each(self.undo, labels, sample.ndim, value, picture_axes(sample))), None
 
 
+def _each(order, a, n_axes, value, axes):
+    "`a` (*S) in another order, or each part of `a` (C, *S): channels of an image, masks of a stack."
+    if a is None: return None
+    if a.ndim == n_axes: return order(a, value, axes)
+    return np.stack([order(part, value, axes) for part in a])
+
+# %% ../../nbs/api/transforms/voxels.ipynb #3eb6602d
 class Flip(_Exact):
     "Mirror images. The value says along which axes."
     name, domain, values = 'flip', (0, 7), (0., 1., 2., 3.)
-    words = {0: 'unchanged', 1: 'horizontal flip', 2: 'vertical flip', 3: 'horizontal and vertical flip', 4: 'through-plane flip',
-             5: 'horizontal and through-plane flip', 6: 'vertical and through-plane flip', 7: 'flip of all axes'}
+    words = {0: 'unchanged', 1: 'horizontal flip', 2: 'vertical flip', 3: 'horizontal and vertical flip',
+             4: 'through-plane flip', 5: 'horizontal and through-plane flip', 6: 'vertical and through-plane flip',
+             7: 'flip of all axes'}
 
-    def order(self, a, value, axes):
+    def order(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
         first = (axes[1], axes[0], 2)[:a.ndim]  # horizontal, vertical, through-plane, in the pictures misas shows
         if value >= 2**a.ndim:
             raise ValueError(f'value {value!r} is outside the domain of {self.name} in 2D: 0 to 3')
-        return np.flip(a, [ax for i, ax in enumerate(first) if int(value) >> i & 1])
+        return np.flip(a, [axis for i, axis in enumerate(first) if int(value) >> i & 1])
+
     undo = order
 
 
 class Dihedral(_Exact):
-    "The eight ways to lay down a picture: quarter turns, mirrored or not; in a volume within the slices across its last axis."
-    name, domain, values = 'dihedral', (0, 7), tuple(map(float, range(8)))
-    words = {0: 'unchanged', 1: 'mirrored', 2: 'quarter turn', 3: 'mirrored, quarter turn', 4: 'half turn', 5: 'mirrored, half turn',
-             6: 'three-quarter turn', 7: 'mirrored, three-quarter turn'}
+    """The eight ways to lay down a picture: quarter turns, mirrored or not.
 
-    def order(self, a, value, axes):
+    In a volume within the slices across its last axis."""
+    name, domain, values = 'dihedral', (0, 7), tuple(map(float, range(8)))
+    words = {0: 'unchanged', 1: 'mirrored', 2: 'quarter turn', 3: 'mirrored, quarter turn', 4: 'half turn',
+             5: 'mirrored, half turn', 6: 'three-quarter turn', 7: 'mirrored, three-quarter turn'}
+
+    def order(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
         row, col, sign = axes
         return np.rot90(np.flip(a, col) if int(value) % 2 else a, sign*(int(value)//2), (row, col))
 
-    def undo(self, a, value, axes):
+    def undo(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
         row, col, sign = axes
-        a = np.rot90(a, -sign*(int(value)//2), (row, col))
-        return np.flip(a, col) if int(value) % 2 else a
+        turned = np.rot90(a, -sign*(int(value)//2), (row, col))
+        return np.flip(turned, col) if int(value) % 2 else turned
 
-    def spacing(self, sample, value, axes):
-        out = list(sample.spacing)
-        if int(value)//2 % 2: out[axes[0]], out[axes[1]] = out[axes[1]], out[axes[0]]
+    def spacing(self, sample: Sample, value: float, axes: tuple) -> tuple:
+        out, (row, col, _) = list(sample.spacing), axes
+        if int(value)//2 % 2: out[row], out[col] = out[col], out[row]
         return tuple(out)
 
 # %% ../../nbs/api/transforms/voxels.ipynb #69c05f57
@@ -133,19 +159,21 @@ class Crop(Transform):
     values = tuple(round(.05*k, 2) for k in range(10))
 
     def __init__(
-        self, values=None,  # fractions, below 0.5
-        *, fill='minimum',  # value of the border: a number, or each channel's minimum
-        channels=None,  # blacken only these channels
+        self, values: Iterable[float] | None = None,  # fractions, below 0.5
+        *, fill: float | str = 'minimum',  # value of the border: a number, or each channel's minimum
+        channels: int | Sequence[int] | None = None,  # blacken only these channels
     ):
         self.fill = check_fill(fill)
         super().__init__(values, channels=channels)
 
-    def apply(self, sample, value):
+    def apply(self, sample: Sample, value: float) -> Sample:
         keep = np.zeros(sample.shape, bool)
         lost = [min(round(n*value), (n - 1)//2) for n in sample.shape]  # something always remains
         keep[tuple(slice(k, n - k) for k, n in zip(lost, sample.shape))] = True
-        fill = sample.image.reshape(len(sample.image), -1).min(1) if self.fill == 'minimum' else np.full(len(sample.image), self.fill)
-        image = np.where(keep, sample.image, fill.reshape(-1, *[1]*sample.ndim))
-        return sample.replace(image=image, valid=keep if sample.valid is None else keep & sample.valid)
+        axes = tuple(range(1, sample.ndim + 1))
+        border = sample.image.min(axes, keepdims=True) if self.fill == 'minimum' else np.float32(self.fill)
+        valid = keep if sample.valid is None else keep & sample.valid
+        return sample.replace(image=np.where(keep, sample.image, border), valid=valid)
 
-    def back(self, labels, sample, value): return np.asarray(labels), self(sample, value).valid
+    def back(self, labels: np.ndarray, sample: Sample, value: float) -> tuple[np.ndarray, np.ndarray | None]:
+        return np.asarray(labels), self(sample, value).valid

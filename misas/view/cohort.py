@@ -6,299 +6,294 @@
 from __future__ import annotations
 
 from textwrap import fill
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import plot as pictures
-from ..metrics.tables import of_samples, one_metric, score_tables, sized, worst_value
-from ..metrics.voxels import metric_unit
-from .plot import colour, value_axis, with_unit
+from ..metrics.tables import of_samples, one_metric, score_tables, worst_value
 from ..statistics import bootstrap
+from .panels import beside, legend, looks, panels, whiskers
+from .plot import measure, plain_text, score_ends
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['MODEL_COLOURS', 'cohort_curves', 'distribution', 'ranking', 'by_group']
+__all__ = ['HARM', 'cohort_curves', 'distribution', 'ranking', 'by_group']
 
 # %% ../../nbs/api/view/cohort.ipynb #57286d73
-MODEL_COLOURS = '#0072B2', '#D55E00', '#000000', '#CC79A7', '#009E73'  # apart from those of the first classes, and dark enough for lines
-
-
-def _looks(keys, colours=None):
-    "Which part of the keys (model, ..., class) has a look of its own, the class or, of several, the model; and the looks."
-    models, classes = (list(dict.fromkeys(k[i] for k in keys)) for i in (0, -1))
-    if len(models) == 1: return -1, {c: dict(color=colour((colours or {}).get(c, k)), ls='-') for k, c in enumerate(classes, 1)}
-    return 0, {m: dict(color=MODEL_COLOURS[i % 5], ls=('-', '--', '-.', ':')[i % 4]) for i, m in enumerate(models)}
-
-
-def _panels(
-    rows, columns,  # how many rows of how many panels, shown under each other where they are more than `n_cols`
-    n_cols, size,  # panels in a row; inches of one
-    axs=None,  # those to use
-    sharey=True,  # one scale of scores?
-):  # -> (rows, columns) axes
-    "New axes, with room for a legend above; or those given, if they are enough."
-    import matplotlib.pyplot as plt
-    if axs is not None:
-        axs = np.ravel(axs)
-        if len(axs) < rows*columns: raise ValueError(f'axs must be {rows*columns} axes, got {len(axs)}')
-        return axs[:rows*columns].reshape(rows, columns)
-    wide = min(n_cols, columns)
-    deep = -(-columns//wide)
-    fig, axs = plt.subplots(rows*deep, wide, figsize=(size[0]*wide, size[1]*rows*deep + .4), sharey=sharey, squeeze=False)
-    axs = axs.reshape(rows, deep*wide)
-    for ax in axs[:, columns:].flat: ax.axis('off')
-    return axs[:, :columns]
-
-
-def _legend(fig, looks, *more):
-    "One legend for all panels, above them."
-    from matplotlib.lines import Line2D
-    handles = [Line2D([], [], lw=2, label=pictures._plain(str(name)), **look) for name, look in looks.items()] + list(more)
-    columns = min(len(handles), max(2, int(fig.get_figwidth()/1.2)))
-    lines = -(-len(handles)//columns) if handles else 0
-    fig.tight_layout(rect=(0, 0, 1, 1 - (.07 + .17*lines)/fig.get_figheight() if lines else 1))
-    if lines: fig.legend(handles=handles, loc='upper center', ncol=columns, fontsize=8, frameon=False, borderaxespad=.2, columnspacing=1.5)
-
-# %% ../../nbs/api/view/cohort.ipynb #71eac015
-def cohort_curves(
-    frame, transforms: dict,  # tidy; name -> transform
-    *, metric=None,  # a name; None: the first one of the frame
-    cluster=None,  # Series or dict: sample -> patient; None: samples are independent
-    band='interval',  # around the median: its bootstrap 'interval', or the 'quartiles' of the cases
-    cases=True,  # draw every case as a pale line?
-    colours=None,  # class -> label value, whose colour it gets; None: 1, 2, ... in the order of the frame
-    units=None,  # of the metrics, by name; None: those of volumes
-    level=.95, n=2000, seed=0,  # of the bootstrap
-    n_cols=4, size=(2.7, 2.8),  # panels in a row; inches of one
-    axs=None,  # matplotlib axes, as many as panels
-):  # -> the figure
-    "Median score of a cohort against value, a panel a transform; of several models a line each, and a row of panels a class."
-    if band not in ('interval', 'quartiles'): raise ValueError(f"band must be 'interval' or 'quartiles', got {band!r}")
-    tables, metric = score_tables(frame, transforms, metric), one_metric(frame, metric)[1]
-    (part, looks), names = _looks(tables, colours), list(dict.fromkeys(k[1] for k in tables))
-    rows = [None] if part else list(dict.fromkeys(k[2] for k in tables))
-    ends = pictures._ends(np.concatenate([t.to_numpy().ravel() for t in tables.values()]))
-    axs = _panels(len(rows), len(names), n_cols, size, axs)
-    for (i, j), ax in np.ndenumerate(axs):
-        here, t = {k: table for k, table in tables.items() if k[1] == names[j] and rows[i] in (None, k[2])}, transforms[names[j]]
-        for k, (key, table) in enumerate(here.items()):
-            spread = _spread(table, band, of_samples(cluster, table.index), level=level, n=n, seed=seed)
-            x = np.arange(table.shape[1]) + .16*(k - (len(here) - 1)/2) if t.words else table.columns.to_numpy(float)
-            _cohort_line(ax, x, table.to_numpy(), spread, ends, t.words, cases, **looks[key[part]])
-        if here: _finish(ax, here, rows[i], t, ends)
-    for ax in axs[:, ::n_cols].flat: ax.set_ylabel(_measure(metric, units))
-    _legend(axs.flat[0].figure, looks, *_signs(tables, f'{100*level:g} % interval' if band == 'interval' else 'quartiles', cases, t.zero))
-    return axs.flat[0].figure
-
-
-def _measure(metric, units=None):
-    "Name and unit of a metric."
-    name = getattr(metric, '__name__', metric)
-    return with_unit(f'|{name}|' if sized(metric) else name, (units or {}).get(name, metric_unit(name)))
-
-
 def _spread(table, band, clusters, **kw):
     "(middle, low, high) of each value."
-    score = table.to_numpy()
-    b = bootstrap(score, 'median', clusters=clusters, **kw)
-    if band == 'interval': return b.estimate, b.low, b.high
-    some = ~np.isnan(score).all(0)
+    scores = table.to_numpy()
+    found = bootstrap(scores, 'median', clusters=clusters, **kw)
+    if band == 'interval': return found.estimate, found.low, found.high
+    some = ~np.isnan(scores).all(0)
     ends = np.full((2, len(some)), np.nan)
-    if some.any(): ends[:, some] = np.nanquantile(score[:, some], [.25, .75], axis=0, method='inverted_cdf')  # no mean of a number and infinity
-    return b.estimate, *ends
+    quarters = dict(axis=0, method='inverted_cdf')  # no mean of a number and infinity
+    if some.any(): ends[:, some] = np.nanquantile(scores[:, some], [.25, .75], **quarters)
+    return found.estimate, *ends
+
+
+def _all_ends(tables): return score_ends(np.concatenate([table.to_numpy().ravel() for table in tables.values()]))
 
 # %% ../../nbs/api/view/cohort.ipynb #491c0098
-def _cohort_line(ax, x, score, spread, ends, words, cases, color, ls):
-    "The median of a cohort with its band, every case behind; what is infinite stands above all, what is undefined below."
+def _cohort_line(ax, at, scores, spread, ends, ordered, cases, color, ls):
+    "The median of a cohort with its band, every case behind; infinite stands above all, undefined below."
+    gone, room = np.isnan(scores).all(0), .05*(ends[1] - ends[0])
+    top, bottom = ends[1] + room, ends[0] - room
+    if cases: _every_case(ax, at, scores, ordered, color)
+    if ordered: _band(ax, at, spread, top, color, ls)
+    else: whiskers(ax, at, *spread, top, color)
+    ax.plot(at[gone], np.full(gone.sum(), bottom), 'x', color=color)
+
+
+def _every_case(ax, at, scores, ordered, color):
+    "Pale lines; points where values are only cases."
     from matplotlib.collections import LineCollection
-    gone = np.isnan(score).all(0)
-    top, bottom = ends[1] + .05*(ends[1] - ends[0]), ends[0] - .05*(ends[1] - ends[0])
-    pale, score = dict(color=color, alpha=max(.05, min(.35, 6/len(score)))), np.where(np.isfinite(score), score, np.nan)
-    if cases and words: ax.plot(np.tile(x, len(score)), score.ravel(), '.', ms=3, **pale)
-    elif cases: ax.add_collection(LineCollection([np.column_stack([x, one]) for one in score], linewidths=.7, **pale))
-    if words: _whiskers(ax, x, *spread, top, color)
-    else:
-        far = np.isinf(spread[0])
-        ax.plot(x, np.where(far, np.nan, spread[0]), lw=2, color=color, ls=ls)
-        ax.fill_between(x, *(np.where(np.isinf(a), top, a) for a in spread[1:]), color=color, alpha=.25, lw=0)
-        ax.plot(x[far], np.full(far.sum(), top), '^', color=color)
-    ax.plot(x[gone], np.full(gone.sum(), bottom), 'x', color=color)
+    pale = dict(color=color, alpha=max(.05, min(.35, 6/len(scores))))
+    scores = np.where(np.isfinite(scores), scores, np.nan)
+    if ordered: ax.add_collection(LineCollection([np.column_stack([at, one]) for one in scores], linewidths=.7, **pale))
+    else: ax.plot(np.tile(at, len(scores)), scores.ravel(), '.', ms=3, **pale)
 
 
-def _whiskers(ax, at, middle, low, high, edge, color, across=False):
-    "Points with intervals, drawn up to `edge` where they are infinite; `across`: lying down."
-    far, (middle, low, high) = np.isinf(middle), (np.where(np.isinf(a), edge, a) for a in (middle, low, high))
-    for some, mark in ((~far, 'o'), (far, '>' if across else '^')):
-        pair, error = (at[some], middle[some]), np.maximum(0, [middle - low, high - middle])[:, some]
-        if across: ax.errorbar(*pair[::-1], xerr=error, fmt=mark, ms=5, color=color, capsize=3, zorder=4)
-        else: ax.errorbar(*pair, yerr=error, fmt=mark, ms=5, color=color, capsize=3, zorder=4)
+def _band(ax, at, spread, top, color, ls):
+    "A line with a band around it."
+    middle, low, high = spread
+    far = np.isinf(middle)
+    ax.plot(at, np.where(far, np.nan, middle), lw=2, color=color, ls=ls)
+    ax.fill_between(at, *(np.where(np.isinf(a), top, a) for a in (low, high)), color=color, alpha=.25, lw=0)
+    ax.plot(at[far], np.full(far.sum(), top), '^', color=color)
 
-
-def _finish(ax, here, c, transform, ends):
+# %% ../../nbs/api/view/cohort.ipynb #6920a08f
+def _finish(ax, here, row, transform, ends):
     "Axes, title, identity and the number of undefined scores of one panel."
     values = np.unique(np.concatenate([table.columns for table in here.values()]))
-    value_axis(ax, values, transform.name, transform.unit, identity=transform.identity, words=transform.words, zero=transform.zero)
-    if transform.words and len(values) > 5:
-        ax.set_xticks(range(len(values)), [transform.words[v] for v in values], rotation=90, ha='center', fontsize=7)
-    score = np.concatenate([table.to_numpy().ravel() for table in here.values()])
-    note = ', '.join(f'{n} of {score.size} {what}' for n, what in ((np.isnan(score).sum(), 'undefined'), (np.isinf(score).sum(), 'infinite')) if n)
-    title = ', '.join(filter(None, (c, transform.name if transform.words else '')))
-    ax.set_title(pictures._plain(title), fontsize=9, pad=13 if note else 5)
+    scale, look = transform.scale, dict(identity=transform.identity, zero=transform.zero)
+    scale.draw_axis(ax, values, transform.name, transform.unit, upright=5, **look)
+    note = _gone(np.concatenate([table.to_numpy().ravel() for table in here.values()]))
+    title = ', '.join(filter(None, (row, '' if scale.ordered else transform.name)))
+    ax.set_title(plain_text(title), fontsize=9, pad=13 if note else 5)
     if note: ax.text(.5, 1.02, note, transform=ax.transAxes, ha='center', va='bottom', fontsize=7, color='.35')
-    high = ends[1] - ends[0]
-    ax.set_ylim(ends[0] - .08*high, ends[1] + .08*high)
+    room = .08*(ends[1] - ends[0])
+    ax.set_ylim(ends[0] - room, ends[1] + room)
     ax.grid(alpha=.3)
 
 
+def _gone(scores):
+    "How many scores are no numbers, in words."
+    counts = {'undefined': np.isnan(scores).sum(), 'infinite': np.isinf(scores).sum()}
+    return ', '.join(f'{n} of {scores.size} {what}' for what, n in counts.items() if n)
+
+
 def _signs(tables, band, cases, zero):
-    "What the band, the pale lines, the dashed line and the signs mean."
+    "Handles of a legend: what the band, the pale lines, the dashed line and the signs mean."
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
-    line = lambda label, **kw: [Line2D([], [], label=label, **{'color': '.5', **kw})]
-    return ([Patch(color='.6', alpha=.4, label=f'median, {band}')] + line('one case', lw=.7)*cases + line(zero, color='k', lw=1, ls='--')
-            + line('median infinite', marker='^', ls='')*any(np.isinf(t.median()).any() for t in tables.values())
-            + line('no score', marker='x', ls='')*any(t.isna().all().any() for t in tables.values()))
+    out = [Patch(color='.6', alpha=.4, label=f'median, {band}')]
+    if cases: out.append(Line2D([], [], label='one case', color='.5', lw=.7))
+    out.append(Line2D([], [], label=zero, color='k', lw=1, ls='--'))
+    far = any(np.isinf(table.median()).any() for table in tables.values())
+    if far: out.append(Line2D([], [], label='median infinite', color='.5', marker='^', ls=''))
+    gone = any(table.isna().all().any() for table in tables.values())
+    if gone: out.append(Line2D([], [], label='no score', color='.5', marker='x', ls=''))
+    return out
+
+# %% ../../nbs/api/view/cohort.ipynb #71eac015
+def cohort_curves(
+    frame: 'pandas.DataFrame',  # tidy: model, sample, transform, value, unit, class, metric, score
+    transforms: dict,  # name -> transform
+    *, metric=None,  # a Metric or a name; None: the first one of the frame
+    cluster=None,  # Series or dict: sample -> patient; None: samples are independent
+    band: str = 'interval',  # around the median: its bootstrap 'interval', or the 'quartiles' of the cases
+    cases: bool = True,  # draw every case as a pale line?
+    colours: dict | None = None,  # class -> its number, whose colour it gets; None: 1, 2, ... in the order of the frame
+    units: dict | None = None,  # of the metrics, by name; None: those of volumes
+    level: float = .95, n: int = 2000, seed: int = 0,  # of the bootstrap
+    n_cols: int = 4, size: tuple = (2.7, 2.8),  # panels in a row; inches of one
+    axs=None,  # matplotlib axes, as many as panels
+) -> 'Figure':
+    "Median score of a cohort, a panel a transform; of several models a line each, and a row of panels a class."
+    if band not in ('interval', 'quartiles'): raise ValueError(f"band must be 'interval' or 'quartiles', got {band!r}")
+    tables, metric = score_tables(frame, transforms, metric), one_metric(frame, metric)[1]
+    part, look = looks(tables, colours)
+    names = list(dict.fromkeys(key[1] for key in tables))
+    rows = [None] if part else list(dict.fromkeys(key[2] for key in tables))
+    axs, ends = panels(len(rows), len(names), n_cols, size, axs), _all_ends(tables)
+    for (i, j), ax in np.ndenumerate(axs):
+        here = {key: table for key, table in tables.items() if key[1] == names[j] and rows[i] in (None, key[2])}
+        scale = transforms[names[j]].scale
+        for k, (key, table) in enumerate(here.items()):
+            spread = _spread(table, band, of_samples(cluster, table.index), level=level, n=n, seed=seed)
+            at = scale.places(table.columns) + scale.beside(k, len(here), .16)
+            _cohort_line(ax, at, table.to_numpy(), spread, ends, scale.ordered, cases, **look[key[part]])
+        if here: _finish(ax, here, rows[i], transforms[names[j]], ends)
+    for ax in axs[:, ::n_cols].flat: ax.set_ylabel(measure(metric, units, sized=True))
+    told = dict(interval=f'{100*level:g} % interval', quartiles='quartiles')[band]
+    legend(axs.flat[0].figure, look, *_signs(tables, told, cases, transforms[names[-1]].zero))
+    return axs.flat[0].figure
 
 # %% ../../nbs/api/view/cohort.ipynb #df74db88
-def distribution(
-    frame, transforms: dict,  # tidy; name -> transform
-    *, metric=None,  # a name or function; None: the first one of the frame
-    colours=None,  # class -> label value, whose colour it gets; None: 1, 2, ... in the order of the frame
-    units=None,  # of the metrics, by name; None: those of volumes
-    seed=0,  # of the jitter
-    size=(1., 3.),  # inches: width of one change, height
-    axs=None,  # matplotlib axes, one a class
-):  # -> the figure
-    "The scores of all cases, unchanged and where each transform makes the cohort worst; a panel a class, box and points a model."
-    metric = one_metric(frame, metric)[1]
-    tables, rng = score_tables(frame, transforms, metric), np.random.default_rng(seed)
-    part, looks = _looks(tables, colours)
-    models, names, classes = (list(dict.fromkeys(k)) for k in zip(*tables))
-    wide = size[0]*(len(names) + 1) + .4
-    n_cols = max(1, int(12/wide))
-    axs = _panels(1, len(classes), n_cols, (wide, size[1]), axs)[0]
-    ends = pictures._ends(np.concatenate([t.to_numpy().ravel() for t in tables.values()]))
-    for ax, c in zip(axs, classes):
-        columns = _columns({k: t for k, t in tables.items() if k[2] == c}, transforms, metric)
-        _beside(ax, c, columns, models, [looks[c if part else m]['color'] for m in models], ends, rng, _box)
-    for ax in axs[::n_cols]: ax.set_ylabel(_measure(metric, units))
-    _legend(axs[0].figure, {} if part else looks)
-    return axs[0].figure
-
-
-def _beside(ax, c, columns, models, colours, ends, rng, mark):
-    "Columns of points, text -> model -> Series of scores, the models beside each other; `mark` draws what sums them up."
-    wide, edge = 1/len(models), ends[1] + .04*(ends[1] - ends[0])
-    for x, column in enumerate(columns.values()):
-        for j, (m, color) in enumerate(zip(models, colours)):
-            if m not in column: continue
-            at, score = x + .8*wide*(j - (len(models) - 1)/2), column[m].to_numpy(float)
-            shift, far = at + .45*wide*(rng.random(len(score)) - .5), np.isinf(score)
-            for some, y, sign in ((~far, score, 'o'), (far, np.full(len(score), edge), '^')):
-                ax.plot(shift[some], y[some], sign, ms=3, mew=0, color=color, alpha=.6)
-            mark(ax, at, column[m], .6*wide, edge)
-    gone = [sum(int(s.isna().sum()) for s in column.values()) for column in columns.values()]
-    ax.set_xticks(range(len(columns)), [text + f'\n({n} undefined)'*(n > 0) for text, n in zip(columns, gone)], fontsize=7)
-    ax.set_xlim(-.6, len(columns) - .4)
-    ax.set_title(pictures._plain(c), fontsize=9)
-    ax.grid(alpha=.3, axis='y')
+def _box(ax, at, scores, width, edge):
+    "Quartiles and median; whiskers to the last case within 1.5 times the height of the box."
+    look = {k: dict(color='.3', lw=.9) for k in ('boxprops', 'whiskerprops', 'capprops')}
+    look['medianprops'] = dict(color='k', lw=1.6)
+    scores = np.minimum(scores.dropna().to_numpy(), edge)
+    place = dict(positions=[at], widths=width, manage_ticks=False, zorder=3)
+    if len(scores): ax.boxplot(scores, showfliers=False, **place, **look)
 
 # %% ../../nbs/api/view/cohort.ipynb #58745ce8
 def _columns(tables, transforms, metric):
-    "What stands beside each other for one class: text -> model -> scores; first unchanged, then every transform at its worst."
+    "What stands beside each other for one class, text -> model -> scores: unchanged, each transform at its worst."
     import pandas as pd
-    names, zero = list(dict.fromkeys(k[1] for k in tables)), {}
-    for (m, name, _), table in tables.items():  # transforms that failed for a sample leave it to the others
-        zero.setdefault(m, []).append(table[transforms[name].identity])
-    unchanged = {m: pd.concat(parts) for m, parts in zero.items()}
-    out = {transforms[names[0]].zero: {m: a[~a.index.duplicated()] for m, a in unchanged.items()}}
+    names, zero = list(dict.fromkeys(key[1] for key in tables)), {}
+    for (model, name, _), table in tables.items():  # transforms that failed for a sample leave it to the others
+        zero.setdefault(model, []).append(table[transforms[name].identity])
+    unchanged = {model: pd.concat(parts) for model, parts in zero.items()}
+    out = {transforms[names[0]].zero: {model: one[~one.index.duplicated()] for model, one in unchanged.items()}}
     for name in names:
-        here = {m: table for (m, t, _), table in tables.items() if t == name}
+        here = {model: table for (model, of, _), table in tables.items() if of == name}
         at = worst_value(pd.concat(here.values()), metric)
-        text = f'{fill(name, 14)}\n{fill(transforms[name].text(at), 14)}' if at == at else f'{fill(name, 14)}\nno score'
-        out[text] = {m: table.reindex(columns=[at])[at] for m, table in here.items()}
+        told = 'no score' if np.isnan(at) else fill(transforms[name].text(at), 14)
+        out[f'{fill(name, 14)}\n{told}'] = {model: table.reindex(columns=[at])[at] for model, table in here.items()}
     return out
 
 
-def _box(ax, x, score, width, edge):
-    "Quartiles and median; whiskers to the last case within 1.5 times the height of the box."
-    look = {k: dict(color='.3', lw=.9) for k in ('boxprops', 'whiskerprops', 'capprops')} | {'medianprops': dict(color='k', lw=1.6)}
-    score = np.minimum(score.dropna().to_numpy(), edge)
-    if len(score): ax.boxplot(score, positions=[x], widths=width, showfliers=False, manage_ticks=False, zorder=3, **look)
+def distribution(
+    frame: 'pandas.DataFrame',  # tidy: model, sample, transform, value, unit, class, metric, score
+    transforms: dict,  # name -> transform
+    *, metric=None,  # a Metric, a name or a function; None: the first one of the frame
+    colours: dict | None = None,  # class -> its number, whose colour it gets; None: 1, 2, ... in the order of the frame
+    units: dict | None = None,  # of the metrics, by name; None: those of volumes
+    seed: int = 0,  # of the jitter
+    size: tuple = (1., 3.),  # inches: width of one change, height
+    axs=None,  # matplotlib axes, one a class
+) -> 'Figure':
+    "The scores of all cases, unchanged and where each transform is worst; a panel a class, box and points a model."
+    metric = one_metric(frame, metric)[1]
+    tables, rng = score_tables(frame, transforms, metric), np.random.default_rng(seed)
+    part, look = looks(tables, colours)
+    models, names, classes = (list(dict.fromkeys(keys)) for keys in zip(*tables))
+    wide = size[0]*(len(names) + 1) + .4
+    n_cols, ends = max(1, int(12/wide)), _all_ends(tables)
+    axs = panels(1, len(classes), n_cols, (wide, size[1]), axs)[0]
+    for ax, name in zip(axs, classes):
+        columns = _columns({key: table for key, table in tables.items() if key[2] == name}, transforms, metric)
+        colors = [look[name if part else model]['color'] for model in models]
+        beside(ax, name, columns, models, colors, ends, rng, _box)
+    for ax in axs[::n_cols]: ax.set_ylabel(measure(metric, units, sized=True))
+    legend(axs[0].figure, {} if part else look)
+    return axs[0].figure
 
 # %% ../../nbs/api/view/cohort.ipynb #a51ba7c8
+HARM = ['harm', 'harm low', 'harm high']
+
+
+def _check_columns(table, columns, maker):
+    "Raise ValueError where a table lacks a column, or has no rows."
+    missing = [c for c in columns if c not in table]
+    if missing: raise ValueError(f'table lacks the columns {", ".join(missing)}; {maker} makes such a table')
+
+
 def ranking(
-    table,  # columns model, transform, class, harm, harm low, harm high; see `misas.study.summary.rank`
-    *, colours=None,  # class -> label value, whose colour it gets; None: 1, 2, ... in the order of the table
-    units=None,  # of the metrics, by name; None: those of volumes
-    size=(3.2, .34),  # inches: width of a panel, height of one transform
+    table: 'pandas.DataFrame',  # model, transform, class, harm, harm low, harm high; see `misas.study.summary.rank`
+    *, colours: dict | None = None,  # class -> its number, whose colour it gets; None: 1, 2, ... as in the table
+    units: dict | None = None,  # of the metrics, by name; None: those of volumes
+    size: tuple = (3.2, .34),  # inches: width of a panel, height of one transform
     axs=None,  # matplotlib axes, one a class
-):  # -> the figure
+) -> 'Figure':
     "Harm of each transform with its interval, the most harmful on top; a panel a class."
-    missing = [c for c in ('model', 'transform', 'class', 'harm', 'harm low', 'harm high') if c not in table]
-    if missing: raise ValueError(f'table lacks the columns {", ".join(missing)}; misas.study.summary.rank makes such a table')
+    _check_columns(table, ['model', 'transform', 'class', *HARM], 'misas.study.summary.rank')
     if not len(table): raise ValueError('table is empty: there is nothing to rank')
-    (part, looks), classes = _looks(list(zip(table['model'], table['class'])), colours), list(dict.fromkeys(table['class']))
-    models = list(dict.fromkeys(table['model']))
-    axs = _panels(1, len(classes), 3, (size[0], size[1]*table['transform'].nunique()*(1 + .3*(len(models) - 1)) + .8), axs, sharey=False)[0]
-    for ax, c in zip(axs, classes):
-        here = table[table['class'] == c]
-        order = here.groupby('transform', sort=False).harm.max().sort_values(ascending=False, kind='stable')  # NaN last
-        numbers = table[['harm', 'harm low', 'harm high']].to_numpy(float)
-        edge = 1.15*np.abs(numbers[np.isfinite(numbers)]).max(initial=.1)
-        for j, m in enumerate(models):
-            one = here[here['model'] == m].set_index('transform').reindex(order.index)[['harm', 'harm low', 'harm high']].to_numpy(float)
-            _whiskers(ax, -np.arange(len(order)) - .24*(j - (len(models) - 1)/2), *one.T, edge, looks[c if part else m]['color'], across=True)
-        ax.axvline(0, color='k', ls='--', lw=1)
-        ax.set_yticks(-np.arange(len(order)), [t if h == h else f'{t} (no score)' for t, h in order.items()], fontsize=8)
-        ax.set(ylim=(-len(order) + .4, .6), xlabel='harm' + (f', {_measure(table["metric"].iloc[0], units)}' if 'metric' in table else ''))
-        ax.set_title(pictures._plain(c), fontsize=9)
-        ax.grid(alpha=.3, axis='x')
-    _legend(axs[0].figure, {} if part else looks)
+    part, look = looks(zip(table['model'], table['class']), colours)
+    models, classes = list(dict.fromkeys(table['model'])), list(dict.fromkeys(table['class']))
+    high = size[1]*table['transform'].nunique()*(1 + .3*(len(models) - 1)) + .8
+    axs = panels(1, len(classes), 3, (size[0], high), axs, sharey=False)[0]
+    numbers = table[HARM].to_numpy(float)
+    edge = 1.15*np.abs(numbers[np.isfinite(numbers)]).max(initial=.1)
+    for ax, name in zip(axs, classes):
+        colors = {model: look[name if part else model]['color'] for model in models}
+        _ranked(ax, table[table['class'] == name], colors, edge)
+        of = f', {measure(table["metric"].iloc[0], units, sized=True)}' if 'metric' in table else ''
+        ax.set_xlabel(f'harm{of}')
+        ax.set_title(plain_text(name), fontsize=9)
+    legend(axs[0].figure, {} if part else look)
     return axs[0].figure
+
+
+def _ranked(ax, here, colors, edge):
+    "The harm of one class, a line a transform."
+    order = here.groupby('transform', sort=False).harm.max().sort_values(ascending=False, kind='stable')  # NaN last
+    for j, (model, color) in enumerate(colors.items()):
+        one = here[here['model'] == model].set_index('transform').reindex(order.index)[HARM].to_numpy(float)
+        lines = -np.arange(len(order)) - .24*(j - (len(colors) - 1)/2)
+        whiskers(ax, lines, *one.T, edge, color, across=True)
+    texts = [f'{name} (no score)' if np.isnan(harm) else name for name, harm in order.items()]
+    ax.axvline(0, color='k', ls='--', lw=1)
+    ax.set_yticks(-np.arange(len(order)), texts, fontsize=8)
+    ax.set_ylim(-len(order) + .4, .6)
+    ax.grid(alpha=.3, axis='x')
 
 # %% ../../nbs/api/view/cohort.ipynb #fc96be1d
 def by_group(
-    table,  # a row a case: model, sample, transform, class and numbers; see `misas.study.summary.per_case`
+    table: 'pandas.DataFrame',  # model, sample, transform, class and numbers; see `misas.study.summary.per_case`
     by,  # Series or dict: sample -> group
-    column='unchanged',  # of the table: which number
-    *, transform=None,  # name; needed where the number belongs to a transform and there are several
+    column: str = 'unchanged',  # of the table: which number
+    *, transform: str | None = None,  # name; needed where the number belongs to a transform and there are several
     cluster=None,  # Series or dict: sample -> patient; None: samples are independent
-    label=None,  # of the axis; None: the name of the column
-    units=None,  # of the metrics, by name; None: those of volumes
-    colours=None,  # class -> label value, whose colour it gets; None: 1, 2, ... in the order of the table
-    level=.95, n=2000, seed=0,  # of the bootstrap, and of the jitter
-    size=(1.1, 3.),  # inches: width of a group, height
+    label: str | None = None,  # of the axis; None: the name of the column
+    units: dict | None = None,  # of the metrics, by name; None: those of volumes
+    colours: dict | None = None,  # class -> its number, whose colour it gets; None: 1, 2, ... in the order of the table
+    level: float = .95, n: int = 2000, seed: int = 0,  # of the bootstrap, and of the jitter
+    size: tuple = (1.1, 3.),  # inches: width of a group, height
     axs=None,  # matplotlib axes, one a class
-):  # -> the figure
+) -> 'Figure':
     "One number of every case by group, with the median of the group and its interval; a panel a class."
     table = _one_number(table, column, transform)
-    (part, looks), classes = _looks(list(zip(table['model'], table['class'])), colours), list(dict.fromkeys(table['class']))
-    of, models = of_samples(by, table['sample'], 'by'), list(dict.fromkeys(table['model']))
-    groups = [g for g in dict.fromkeys(g for _, g in by.items()) if (of == g).any()]
-    ends, rng = pictures._ends(table[column].to_numpy(float)), np.random.default_rng(seed)
+    part, look = looks(zip(table['model'], table['class']), colours)
+    models, classes = list(dict.fromkeys(table['model'])), list(dict.fromkeys(table['class']))
+    of = of_samples(by, table['sample'], 'by')
+    groups = [group for group in dict.fromkeys(group for _, group in by.items()) if (of == group).any()]
+    ends, rng = score_ends(table[column].to_numpy(float)), np.random.default_rng(seed)
 
-    def mark(ax, x, score, width, edge):
-        b = bootstrap(score.to_numpy(float), 'median', clusters=of_samples(cluster, score.index), level=level, n=n, seed=seed)
-        _whiskers(ax, *(np.array([a]) for a in (x, *b[:3])), edge, 'k')
+    def mark(ax, at, scores, width, edge):
+        ids = of_samples(cluster, scores.index)
+        found = bootstrap(scores.to_numpy(float), 'median', clusters=ids, level=level, n=n, seed=seed)
+        whiskers(ax, *(np.array([a]) for a in (at, *found[:3])), edge, 'k')
 
-    axs = _panels(1, len(classes), 4, (size[0]*len(groups) + .7, size[1]), axs)[0]
-    for ax, c in zip(axs, classes):
-        parts = {g: table[(table['class'] == c) & (of == g)].set_index('sample') for g in groups}
-        title = lambda g, n: f'{fill(str(g), 14)}\n{n} case' + 's'*(n != 1)
-        columns = {title(g, o.index.nunique()): dict(iter(o.groupby('model', observed=True)[column])) for g, o in parts.items()}
-        _beside(ax, c, columns, models, [looks[c if part else m]['color'] for m in models], ends, rng, mark)
-    what = f'{_measure(table["metric"].iloc[0], units)}, {column}' if column == 'unchanged' and 'metric' in table else column
-    axs[0].set_ylabel(label or (f'{what} under {transform}' if transform else what))
-    _legend(axs[0].figure, {} if part else looks)
+    axs = panels(1, len(classes), 4, (size[0]*len(groups) + .7, size[1]), axs)[0]
+    for ax, name in zip(axs, classes):
+        parts = {group: table[(table['class'] == name) & (of == group)].set_index('sample') for group in groups}
+        columns = {_headed(group, one): _by_model(one, column) for group, one in parts.items()}
+        colors = [look[name if part else model]['color'] for model in models]
+        beside(ax, name, columns, models, colors, ends, rng, mark)
+    axs[0].set_ylabel(label or _what(table, column, transform, units))
+    legend(axs[0].figure, {} if part else look)
     return axs[0].figure
+
+# %% ../../nbs/api/view/cohort.ipynb #0ffec75b
+def _by_model(one, column): return dict(iter(one.groupby('model', observed=True)[column]))
+
+
+def _headed(group, one):
+    "A group and how many cases it has."
+    count = one.index.nunique()
+    return f'{fill(str(group), 14)}\n{count} case' + 's'*(count != 1)
+
+
+def _what(table, column, transform, units):
+    "What the numbers are."
+    scored = column == 'unchanged' and 'metric' in table
+    what = f'{measure(table["metric"].iloc[0], units, sized=True)}, {column}' if scored else column
+    return f'{what} under {transform}' if transform else what
 
 
 def _one_number(table, column, transform):
     "One row a model, sample and class."
-    missing = [c for c in ('model', 'sample', 'transform', 'class', column) if c not in table]
-    if missing: raise ValueError(f'table lacks the columns {", ".join(missing)}; misas.study.summary.per_case makes such a table')
+    _check_columns(table, ['model', 'sample', 'transform', 'class', column], 'misas.study.summary.per_case')
     there = list(dict.fromkeys(table['transform']))
-    if transform not in (None, *there): raise ValueError(f'transform {transform!r} is not in the table; there are {", ".join(there)}')
+    if transform not in (None, *there):
+        raise ValueError(f'transform {transform!r} is not in the table; there are {", ".join(there)}')
     if transform is None and column != 'unchanged' and len(there) > 1:
         raise ValueError(f'{column} differs between transforms: choose one with transform=..., of {", ".join(there)}')
     table = table if transform is None else table[table['transform'] == transform]

@@ -5,61 +5,78 @@
 # %% ../../nbs/api/view/maps.ipynb #462d3d41
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+from ..data.sample import Sample, best_slice, slice_array, take_slice, to_numpy
 from . import plot
-from ..data.sample import Sample, best_slice, cuts, slice_array, slice_axes, slice_letters, take_slice, to_numpy
+from .draw import nearest
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['WARM', 'COLD', 'STEPS', 'SIGNS', 'map_limit', 'check_limit', 'palette', 'map_colours', 'smooth_map', 'as_map',
-           'as_mask', 'of_channel', 'map_slice', 'flat_map', 'tint', 'outline', 'overlay_map', 'show_map', 'draw_map',
-           'colour_bar', 'panels', 'size_mm', 'side_by_side', 'focus', 'project', 'draw_projection', 'volume_views',
-           'plot_attribution']
+__all__ = ['WARM', 'COLD', 'STEPS', 'SIGNS', 'map_limit', 'check_limit', 'palette', 'map_colours', 'over_grey', 'smooth_map',
+           'as_map', 'as_mask', 'of_channel', 'map_slice', 'flat_map', 'focus', 'tint', 'outline', 'overlay_map',
+           'draw_map', 'colour_bar', 'show_map', 'panels', 'size_mm', 'side_by_side']
 
 # %% ../../nbs/api/view/maps.ipynb #209bde33
-WARM, COLD = ((205, 55, 0), (255, 235, 70)), ((0, 60, 200), (120, 235, 255))  # from small to large, above and below zero
+WARM = (205, 55, 0), (255, 235, 70)  # from small to large, above zero
+COLD = (0, 60, 200), (120, 235, 255)  # and below
 STEPS = 256  # entries of the palette on each side of zero
 SIGNS = 'both', 'positive', 'negative'
 
 
 def map_limit(
     map,  # an array
-    q=99.5,  # per cent of the voxels whose absolute value is not above the limit
+    q: float = 99.5,  # per cent of the voxels whose absolute value is not above the limit
 ) -> float:  # larger than 0
-    "Where the colours end: a percentile of |map|; the maximum where that is 0, as in a map of few voxels; 1 for a map of zeros."
+    "Where the colours end: a percentile of |map|; the maximum where that is 0, as in a map of few voxels; 1 for zeros."
     size = np.abs(map)
     return float(np.percentile(size, q, method='higher')) or float(size.max()) or 1.
 
 
 def check_limit(limit, map):
     "A limit that was given, or that of the map."
-    if limit is not None and not (np.isfinite(limit) and limit > 0): raise ValueError(f'limit must be a positive number, got {limit!r}')
+    if limit is not None and not (np.isfinite(limit) and limit > 0):
+        raise ValueError(f'limit must be a positive number, got {limit!r}')
     return limit or map_limit(map)
 
-
+# %% ../../nbs/api/view/maps.ipynb #33849624
 def palette(
-    opacity=.85,  # of large values; the others fade to 0 at half the limit and below
-    threshold=0.,  # hide what is smaller than this fraction of the limit
-    sign='both',  # or only the 'positive' or 'negative' values
+    opacity: float = .85,  # of large values; the others fade to 0 at half the limit and below
+    threshold: float = 0.,  # hide what is smaller than this fraction of the limit
+    sign: str = 'both',  # or only the 'positive' or 'negative' values
 ) -> np.ndarray:  # (2*STEPS + 1, 4) float32 from 0 to 1: red, green, blue and opacity, from -limit to limit
     "The colours of a map. Zero is transparent."
     if sign not in SIGNS: raise ValueError(f'sign must be one of {", ".join(SIGNS)}, got {sign!r}')
     if not 0 <= opacity <= 1: raise ValueError(f'opacity must lie between 0 and 1, got {opacity!r}')
-    if not 0 <= threshold <= 1: raise ValueError(f'threshold must be a fraction of the limit, between 0 and 1, got {threshold!r}')
-    t = np.arange(-STEPS, STEPS + 1)/STEPS
-    size, ends = np.abs(t)[:, None], np.where(t[:, None, None] < 0, COLD, WARM)/255
-    seen = (size[:, 0] >= threshold) & ((t > 0) if sign == 'positive' else (t < 0) if sign == 'negative' else True)
-    return np.hstack([(1 - size)*ends[:, 0] + size*ends[:, 1], opacity*np.minimum(1, 2*size)*seen[:, None]]).astype(np.float32)
+    if not 0 <= threshold <= 1:
+        raise ValueError(f'threshold must be a fraction of the limit, between 0 and 1, got {threshold!r}')
+    values = np.arange(-STEPS, STEPS + 1)/STEPS
+    size, ends = np.abs(values)[:, None], np.where(values[:, None, None] < 0, COLD, WARM)/255
+    seen = size[:, 0] >= threshold
+    if sign != 'both': seen &= values > 0 if sign == 'positive' else values < 0
+    colours = (1 - size)*ends[:, 0] + size*ends[:, 1]
+    return np.hstack([colours, opacity*np.minimum(1, 2*size)*seen[:, None]]).astype(np.float32)
 
 
 def map_colours(
     values,  # (...)
-    limit,  # the value that has the last colour, and its negative the first
+    limit: float,  # the value that has the last colour, and its negative the first
     **look,  # opacity, threshold, sign: see `palette`
 ) -> np.ndarray:  # (..., 4) float32
     "The colours of values."
     at = np.rint(np.clip(values, -limit, limit)*(STEPS/limit)).astype(np.int16) + STEPS
     return palette(**look).take(at, 0)
+
+
+def over_grey(colours: np.ndarray, grey: float = .5) -> np.ndarray:  # (..., 4) from 0 to 1 -> (..., 3)
+    "Colours laid over a grey ground."
+    return colours[..., 3:]*colours[..., :3] + (1 - colours[..., 3:])*grey
 
 # %% ../../nbs/api/view/maps.ipynb #eeac19e9
 def smooth_map(
@@ -80,75 +97,103 @@ def as_map(
     map,  # (*S), or (C', *S) with a channel for each channel of the image, or one for all
 ) -> np.ndarray:  # (C', *S) float32
     "A map that fits a sample, or a ValueError."
-    a = to_numpy(map).astype(np.float32)
-    if a.shape == sample.shape: a = a[None]
-    if a.shape[1:] != sample.shape or len(a) not in (1, sample.n_channels): raise ValueError(
-        f'map of shape {np.shape(map)} does not fit sample {sample.name!r} of {sample.shape} with channels: {sample.n_channels}')
-    if not np.isfinite(a).all(): raise ValueError('map holds NaN or infinite values')
-    return a
+    fitting = to_numpy(map).astype(np.float32)
+    if fitting.shape == sample.shape: fitting = fitting[None]
+    if fitting.shape[1:] != sample.shape or len(fitting) not in (1, sample.n_channels): raise ValueError(
+        f'map of shape {np.shape(map)} does not fit sample {sample.name!r} of {sample.shape} '
+        f'with channels: {sample.n_channels}')
+    if not np.isfinite(fitting).all(): raise ValueError('map holds NaN or infinite values')
+    return fitting
 
 
-def as_mask(sample, target):
+def as_mask(sample: Sample, target) -> np.ndarray | None:
     "A target (*S) as bool, or None; ValueError where it does not fit."
     if target is None: return None
-    a = to_numpy(target)
-    if a.shape != sample.shape: raise ValueError(f'target of shape {a.shape} does not fit sample {sample.name!r} of {sample.shape}')
-    return a.astype(bool)
+    mask = to_numpy(target)
+    if mask.shape != sample.shape:
+        raise ValueError(f'target of shape {mask.shape} does not fit sample {sample.name!r} of {sample.shape}')
+    return mask.astype(bool)
 
 
 def of_channel(
-    sample: Sample, map,  # (C', *S)
-    channel,  # number; None: the sum of all, over the first channel, or over the colours where there are three
+    sample: Sample, map: np.ndarray,  # (C', *S)
+    channel: int | None,  # None: the sum of all, over the first channel, or over the colours where there are three
 ) -> tuple:  # sample, map (*S)
     "One channel of image and map."
-    one = lambda c: sample.replace(image=sample.image[c:c + 1])
-    if channel is None: return sample if sample.n_channels in (1, 3) else one(0), map.sum(0)
-    if not 0 <= channel < sample.n_channels:
-        raise ValueError(f'channel {channel} is not one of the {sample.n_channels} (0 to {sample.n_channels - 1}) of {sample.name!r}')
-    return one(channel), map[channel if len(map) > 1 else 0]
+    count = sample.n_channels
+    first = sample if count in (1, 3) else sample.replace(image=sample.image[:1])
+    if channel is None: return first, map.sum(0)
+    if not 0 <= channel < count:
+        raise ValueError(f'channel {channel} is not one of the {count} (0 to {count - 1}) of {sample.name!r}')
+    return sample.replace(image=sample.image[channel:channel + 1]), map[channel if len(map) > 1 else 0]
 
-
+# %% ../../nbs/api/view/maps.ipynb #9a66e79e
 def map_slice(
-    map,  # (*S)
-    target=None,  # bool (*S)
-    axis=-1,  # the axis to cut across
+    map: np.ndarray,  # (*S)
+    target: np.ndarray | None = None,  # bool (*S)
+    axis: int = -1,  # the axis to cut across
 ) -> int:
     "The slice of a volume with most of the target; without one, with most of |map|."
     if target is not None and target.any(): return best_slice(target.astype(np.uint8), axis)
-    return int(np.argmax(np.abs(map).sum(tuple(i for i in range(3) if i != axis % 3))))
+    others = tuple(i for i in range(3) if i != axis % 3)
+    return int(np.argmax(np.abs(map).sum(others)))
 
 
 def flat_map(
-    sample: Sample, map,  # (*S)
-    target=None,  # bool (*S)
-    index=None, axis=-1,  # of a volume: which slice across which axis; None: see `map_slice`
+    sample: Sample, map: np.ndarray,  # (*S)
+    target: np.ndarray | None = None,  # bool (*S)
+    index: int | None = None, axis: int = -1,  # of a volume: which slice across which axis; None: see `map_slice`
 ) -> tuple:  # 2D sample without labels, map (H, W), target (H, W) or None
     "A slice of all three, turned for display; pictures as they are."
     sample = sample.replace(labels=None)
     if sample.ndim == 2: return sample, map, target
     if index is None: index = map_slice(map, target, axis)
-    cut = lambda a: None if a is None else slice_array(a, index, axis, sample.affine)
+    def cut(volume): return None if volume is None else slice_array(volume, index, axis, sample.affine)
     return take_slice(sample, index, axis), cut(map), cut(target)
+
+
+def focus(
+    map: np.ndarray,  # (*S)
+    target: np.ndarray | None = None,  # bool (*S)
+    at='target',  # 'target': its voxel nearest to its centre; 'peak': where |map| is largest; or a voxel
+) -> tuple:  # of whole numbers
+    "The voxel through which to cut. Without a target the peak."
+    if not isinstance(at, str):
+        voxel = np.asarray(at)
+        whole = voxel.shape == (map.ndim,) and voxel.dtype.kind in 'iu'
+        if not whole or not ((voxel >= 0) & (voxel < map.shape)).all():
+            raise ValueError(f'at must be a voxel within {map.shape}, got {at!r}')
+        return tuple(voxel.tolist())
+    if at not in ('target', 'peak'): raise ValueError(f"at must be 'target', 'peak' or a voxel, got {at!r}")
+    if at == 'target' and target is not None and target.any():
+        inside = np.argwhere(target)
+        return tuple(inside[np.square(inside - inside.mean(0)).sum(1).argmin()].tolist())
+    return tuple(int(i) for i in np.unravel_index(np.abs(map).argmax(), map.shape))
 
 # %% ../../nbs/api/view/maps.ipynb #30cf9c58
 def tint(
-    rgb,  # (H, W, 3) uint8
-    rgba,  # (H, W, 4) from 0 to 1
+    rgb: np.ndarray,  # (H, W, 3) uint8
+    rgba: np.ndarray,  # (H, W, 4) from 0 to 1
 ) -> np.ndarray:  # (H, W, 3) uint8
     "Lay colours over a picture."
     out = rgb.astype(np.float32)
     return (out + rgba[..., 3:]*(255*rgba[..., :3] - out)).astype(np.uint8)
 
 
+def _neighbours(mask):
+    "For each pixel the four beside it; beyond the border False."
+    wide = np.pad(mask, 1)
+    return wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:]
+
+
 def outline(
-    rgb,  # (H, W, 3) uint8, is changed
-    mask,  # bool (H, W)
+    rgb: np.ndarray,  # (H, W, 3) uint8, is changed
+    mask: np.ndarray,  # bool (H, W)
 ) -> np.ndarray:
     "Draw the border of a mask: white just inside, black just outside."
-    near, far = np.pad(mask, 1), np.pad(mask, 1)
-    around = lambda a: (a[:-2, 1:-1], a[2:, 1:-1], a[1:-1, :-2], a[1:-1, 2:])
-    rgb[~mask & np.logical_or.reduce(around(far))] = 0
-    rgb[mask & ~np.logical_and.reduce(around(near))] = 255
+    beside = _neighbours(mask)
+    rgb[~mask & np.logical_or.reduce(beside)] = 0
+    rgb[mask & ~np.logical_and.reduce(beside)] = 255
     return rgb
 
 
@@ -156,57 +201,32 @@ def overlay_map(
     sample: Sample,
     map,  # (*S) or (C', *S)
     *, target=None,  # bool (*S), to be outlined
-    index=None, axis=-1,  # of a volume: which slice across which axis; None: see `map_slice`
-    channel=None,  # of image and map; None: the sum over all
-    limit=None,  # value of the last colour; None: see `map_limit`, of the whole map
-    window=None,  # (black, white) grey values
+    index: int | None = None, axis: int = -1,  # of a volume: which slice across which axis; None: see `map_slice`
+    channel: int | None = None,  # of image and map; None: the sum over all
+    limit: float | None = None,  # value of the last colour; None: see `map_limit`, of the whole map
+    window: tuple | None = None,  # (black, white) grey values
     scale=None,  # see `misas.view.plot.overlay`
     **look,  # opacity, threshold, sign: see `palette`
 ) -> np.ndarray:  # (H, W, 3) uint8
     "A map over its image, without matplotlib. ValueError for shapes that do not fit, and NaN."
     image, total = of_channel(sample, as_map(sample, map), channel)
     limit = check_limit(limit, total)
-    s, m, t = flat_map(image, total, as_mask(sample, target), index, axis)
-    out = plot.overlay(s, window=window, scale=scale)
-    rows, cols = (((np.arange(p) + .5)*n/p).astype(int) for n, p in zip(s.shape, out.shape))
-    out = tint(out, map_colours(m, limit, **look)[rows][:, cols])
-    return out if t is None else outline(out, t[rows][:, cols])
+    flat, values, mask = flat_map(image, total, as_mask(sample, target), index, axis)
+    out = plot.overlay(flat, window=window, scale=scale)
+    rows, cols = (nearest(pixels, n) for n, pixels in zip(flat.shape, out.shape))
+    out = tint(out, map_colours(values, limit, **look)[rows][:, cols])
+    return out if mask is None else outline(out, mask[rows][:, cols])
 
 # %% ../../nbs/api/view/maps.ipynb #b02650dc
-def show_map(
-    sample: Sample,
-    map,  # (*S) or (C', *S)
-    *, target=None,  # bool (*S), to be outlined
-    ax=None,  # matplotlib axes; None: new ones
-    index=None, axis=-1,  # of a volume: which slice across which axis; None: see `map_slice`
-    channel=None,  # of image and map; None: the sum over all
-    limit=None,  # value of the last colour; None: see `map_limit`, of the whole map
-    unit='',  # of the map, at the colour bar
-    title=None,  # None: the sample's name
-    window=None,  # (black, white) grey values
-    smooth=0,  # mm, see `smooth_map`
-    bar=True,  # draw the colour bar?
-    **look,  # opacity, threshold, sign: see `palette`
-):  # -> the axes
-    "A map over its image, with its target outlined in white."
-    image, total = of_channel(sample, as_map(sample, map), channel)
-    total = smooth_map(total, sample.spacing, smooth)
-    s, m, t = flat_map(image, total, as_mask(sample, target), index, axis)
-    limit = check_limit(limit, total)
-    ax = draw_map(ax, s, m, t, limit, window, s.name if title is None else title, **look)
-    if bar: colour_bar(ax, total, limit, unit, **look)
-    return ax
-
-
-def draw_map(ax, s, m, t, limit, window=None, title='', **look):
-    "Image, colours and outline of a slice on axes."
-    fig = plot.show(s, ax=ax, window=window, title='', legend=False)
-    ax = fig.axes[0] if ax is None else ax
-    ax.set_title(plot._plain(title), fontsize=8.5)
-    ax.imshow(map_colours(m, limit, **look), aspect=s.spacing[0]/s.spacing[1], interpolation='nearest')
-    if t is not None and t.any():
-        for colour, width in (('k', 1.8), ('w', .8)): plot._outline(ax, t, colour, width)
-    ax.set(xlim=(-.5, s.shape[1] - .5), ylim=(s.shape[0] - .5, -.5))
+def draw_map(ax, sample, map, mask, limit, window=None, title='', **look):
+    "Image, colours and outline of a slice (what `flat_map` gives) on axes."
+    fig = plot.show(sample, ax=ax, window=window, title='', legend=False)
+    if ax is None: ax = fig.axes[0]
+    ax.set_title(plot.plain_text(title), fontsize=8.5)
+    ax.imshow(map_colours(map, limit, **look), aspect=sample.spacing[0]/sample.spacing[1], interpolation='nearest')
+    if mask is not None and mask.any():
+        for colour, width in (('k', 1.8), ('w', .8)): plot.outline(ax, mask, colour, width)
+    ax.set(xlim=(-.5, sample.shape[1] - .5), ylim=(sample.shape[0] - .5, -.5))
     return ax
 
 
@@ -221,197 +241,98 @@ def colour_bar(
     "The colours of a map over mid-grey, with the unit. Pointed ends: there are values beyond."
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
-    c = palette(**look)
-    signed = bool(np.min(map) < 0)
-    below, above = bool(np.min(map) < -limit), bool(np.max(map) > limit)
-    cmap = ListedColormap((c[:, 3:]*c[:, :3] + (1 - c[:, 3:])*.5)[0 if signed else STEPS:])
-    if note is None: note = 'limit: 99.5th percentile' if np.isclose(limit, map_limit(map)) and (below or above) else ''
-    ends = {(0, 0): 'neither', (1, 0): 'min', (0, 1): 'max', (1, 1): 'both'}[below, above]
+    low, high = float(np.min(map)), float(np.max(map))
+    beyond, first = (low < -limit, high > limit), -limit if low < 0 else 0
+    colours = ListedColormap(over_grey(palette(**look))[0 if low < 0 else STEPS:])
+    if note is None: note = 'limit: 99.5th percentile' if np.isclose(limit, map_limit(map)) and any(beyond) else ''
+    ends = {(False, False): 'neither', (True, False): 'min', (False, True): 'max', (True, True): 'both'}[beyond]
     where = dict(ax=ax, shrink=.8, aspect=18, pad=.03) if cax is None else dict(cax=cax)
-    bar = ax.figure.colorbar(ScalarMappable(Normalize(-limit if signed else 0, limit), cmap), extend=ends, format=lambda v, _: f'{v:.2g}',
-                             ticks=np.linspace(-limit if signed else 0, limit, 5), **where)
+    bar = ax.figure.colorbar(ScalarMappable(Normalize(first, limit), colours), extend=ends, format=_two_digits,
+                             ticks=np.linspace(first, limit, 5), **where)
     bar.set_label('\n'.join(o for o in (unit or 'attribution', note) if o), fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return bar
 
+
+def _two_digits(value, _): return f'{value:.2g}'
+
+# %% ../../nbs/api/view/maps.ipynb #d69c2f04
+def show_map(
+    sample: Sample,
+    map: np.ndarray | torch.Tensor,  # (*S) or (C', *S)
+    *, target: np.ndarray | None = None,  # bool (*S), to be outlined
+    ax: Axes | None = None,  # to draw on; None: a new figure
+    index: int | None = None, axis: int = -1,  # of a volume: which slice across which axis; None: see `map_slice`
+    channel: int | None = None,  # of image and map; None: the sum over all
+    limit: float | None = None,  # value of the last colour; None: see `map_limit`, of the whole map
+    unit: str = '',  # of the map, at the colour bar
+    title: str | None = None,  # None: the sample's name
+    window: tuple[float, float] | None = None,  # (black, white) grey values
+    smooth: float = 0,  # mm, see `smooth_map`
+    bar: bool = True,  # draw the colour bar?
+    **look: object,  # opacity, threshold, sign: see `palette`
+) -> 'Figure':
+    "A map over its image, with its target outlined in white."
+    image, total = of_channel(sample, as_map(sample, map), channel)
+    total = smooth_map(total, sample.spacing, smooth)
+    flat, values, mask = flat_map(image, total, as_mask(sample, target), index, axis)
+    limit = check_limit(limit, total)
+    ax = draw_map(ax, flat, values, mask, limit, window, flat.name if title is None else title, **look)
+    if bar: colour_bar(ax, total, limit, unit, **look)
+    return ax.figure
+
 # %% ../../nbs/api/view/maps.ipynb #cee192fe
 def panels(
-    wide, high,  # mm: width of each column, height of the highest picture
+    wide: list, high: float,  # mm: width of each column, height of the highest picture
     n_rows=1,
     width=8.,  # inches of the figure
     above=.1, words=.4, bar=.95,  # inches kept free: at the top, above each row, and at the right for the colour bar
-):  # -> figure, axes (n_rows, n_cols), axes of the colour bar
+) -> tuple:  # figure, axes (n_rows, n_cols), axes of the colour bar
     "Empty axes at one scale."
     import matplotlib.pyplot as plt
-    n, gap = len(wide), .08
-    scale = (width - bar - gap*n)/sum(wide)
+    gap = .08*len(wide)
+    scale = (width - bar - gap)/sum(wide)
     height = n_rows*(high*scale + words) + above
-    fig, axs = plt.subplots(n_rows, n, squeeze=False, figsize=(width, height), width_ratios=wide)
+    fig, axs = plt.subplots(n_rows, len(wide), squeeze=False, figsize=(width, height), width_ratios=wide)
     fig.subplots_adjust(left=0, right=1 - bar/width, bottom=0, top=1 - (above + words)/height,
-                        wspace=gap*n/sum(wide)/scale, hspace=words/(high*scale))
+                        wspace=gap/sum(wide)/scale, hspace=words/(high*scale))
     for ax in axs.flat: ax.axis('off')
     tall = min(3., high*scale)/height
-    return fig, axs, fig.add_axes([1 - (bar - .08)/width, .5 - above/height/2 - words/height/2 - .45*tall, .13/width, .9*tall])
+    middle = .5 - above/height/2 - words/height/2
+    return fig, axs, fig.add_axes([1 - (bar - .08)/width, middle - .45*tall, .13/width, .9*tall])
 
 
-def size_mm(s): "Height and width of a 2D sample."; return s.shape[0]*s.spacing[0], s.shape[1]*s.spacing[1]
+def size_mm(sample: Sample) -> tuple:
+    "Height and width of a 2D sample."
+    return sample.shape[0]*sample.spacing[0], sample.shape[1]*sample.spacing[1]
 
-
+# %% ../../nbs/api/view/maps.ipynb #633cb915
 def side_by_side(
     sample: Sample,
-    maps,  # name -> map
-    *, target=None,  # bool (*S), to be outlined
-    units='',  # of the maps: one for all, or a dict name -> unit
-    index=None, axis=-1,  # of a volume: which slice across which axis; None: the one with most of the target, else of the first map
-    n_cols=4, size=2.3,  # columns; inches of one picture
-    smooth=0, window=None, image=True,  # see `show_map`; image: the image alone comes first
-    **look,  # opacity, threshold, sign: see `palette`
-):  # -> the figure
+    maps: dict[str, np.ndarray | torch.Tensor],  # name -> map
+    *, target: np.ndarray | None = None,  # bool (*S), to be outlined
+    units: str | dict[str, str] = '',  # of the maps: one for all, or name -> unit
+    index: int | None = None, axis: int = -1,  # slice of a volume; None: with most of the target, else of the first map
+    n_cols: int = 4, size: float = 2.3,  # columns; inches of one picture
+    smooth: float = 0, window: tuple[float, float] | None = None,  # see `show_map`
+    image: bool = True,  # the image alone comes first?
+    **look: object,  # opacity, threshold, sign: see `palette`
+) -> 'Figure':
     "Maps of several methods for the same target, each up to its own limit."
     if not maps: raise ValueError('maps is empty: there is nothing to show')
     mask = as_mask(sample, target)
-    totals = {k: smooth_map(as_map(sample, m).sum(0), sample.spacing, smooth) for k, m in maps.items()}
+    totals = {name: smooth_map(as_map(sample, map).sum(0), sample.spacing, smooth) for name, map in maps.items()}
     if sample.ndim == 3 and index is None: index = map_slice(next(iter(totals.values())), mask, axis)
-    alone, zero, t = flat_map(sample, np.zeros(sample.shape, np.float32), mask, index, axis)
-    n, (high, wide) = len(maps) + bool(image), size_mm(alone)
-    n_cols = min(n_cols, n)
-    fig, axs, cax = panels([wide]*n_cols, high, -(-n//n_cols), n_cols*size + 1,
-                           words=.08 + .16*(2 + any(units) + max(str(k).count('\n') for k in maps)))
-    if image: draw_map(axs.flat[0], alone, zero, t, 1., window, title=alone.name)
+    nothing = np.zeros(sample.shape, np.float32)
+    alone, zero, flat = flat_map(sample, nothing, mask, index, axis)
+    pictures, (high, wide) = len(maps) + bool(image), size_mm(alone)
+    n_cols, lines = min(n_cols, pictures), 2 + any(units) + max(str(name).count('\n') for name in maps)
+    fig, axs, cax = panels([wide]*n_cols, high, -(-pictures//n_cols), n_cols*size + 1, words=.08 + .16*lines)
+    if image: draw_map(axs.flat[0], alone, zero, flat, 1., window, title=alone.name)
     for ax, (name, total) in zip(axs.flat[int(bool(image)):], totals.items()):
         unit, limit = units.get(name, '') if isinstance(units, dict) else units, map_limit(total)
-        draw_map(ax, *flat_map(sample, total, mask, index, axis), limit, window, f'{name}\nlimit {limit:.2g}' + f'\n{unit}'*bool(unit), **look)
-    signed = any(o.min() < 0 for o in totals.values())
-    colour_bar(axs[0, 0], np.array([-1. if signed else 0, 1.]), 1., 'fraction of the limit', cax=cax, **look)
-    return fig
-
-# %% ../../nbs/api/view/maps.ipynb #da36d985
-def focus(
-    map,  # (*S)
-    target=None,  # bool (*S)
-    at='target',  # 'target': its voxel nearest to its centre; 'peak': where |map| is largest; or a voxel
-) -> tuple:  # of whole numbers
-    "The voxel through which to cut. Without a target the peak."
-    if isinstance(at, str) and at not in ('target', 'peak'): raise ValueError(f"at must be 'target', 'peak' or a voxel, got {at!r}")
-    if not isinstance(at, str):
-        v = np.asarray(at)
-        if v.shape != (map.ndim,) or v.dtype.kind not in 'iu' or not ((v >= 0) & (v < map.shape)).all():
-            raise ValueError(f'at must be a voxel within {map.shape}, got {at!r}')
-        return tuple(v.tolist())
-    if at == 'target' and target is not None and target.any():
-        inside = np.argwhere(target)
-        return tuple(inside[np.square(inside - inside.mean(0)).sum(1).argmin()].tolist())
-    return tuple(int(i) for i in np.unravel_index(np.abs(map).argmax(), map.shape))
-
-
-def project(
-    a,  # (X, Y, Z)
-    axis,  # the line of sight
-) -> np.ndarray:  # the same with a length of 1 along it
-    "The value of largest size along an axis, with its sign."
-    top, low = a.max(axis, keepdims=True), a.min(axis, keepdims=True)
-    return np.where(top >= -low, top, low)
-
-# %% ../../nbs/api/view/maps.ipynb #d8cfd22c
-def _in_view(v, sample, axis):
-    "Row and column of a voxel in a slice turned for display."
-    row, flip_row, col, flip_col = slice_axes(sample.affine, axis)
-    return tuple(sample.shape[a] - 1 - v[a] if flip else v[a] for a, flip in ((row, flip_row), (col, flip_col)))
-
-
-def draw_projection(ax, sample, map, target, axis, name, **look):
-    "Along one line of sight: the mean of the image, the map's value of largest size, and where the target is at all."
-    s = Sample(sample.image.mean(axis + 1, keepdims=True), spacing=sample.spacing, affine=sample.affine)
-    along = project(map, axis)
-    limit = map_limit(along)
-    draw_map(ax, *flat_map(s, along, None if target is None else target.any(axis, keepdims=True), 0, axis), limit,
-             title=f'{name} projection\nlimit {limit:.2g}', **look)
-
-
-def _ticks(ax, y, x):
-    "Where the other slices cut, as short lines at the edges."
-    for a, b in ((0, .06), (.94, 1)):
-        for line, at in ((ax.axhline, y), (ax.axvline, x)):
-            line(at, a, b, color='k', lw=2.2)
-            line(at, a, b, color='w', lw=1)
-
-
-def _letters(ax, letters):
-    from matplotlib.patheffects import withStroke
-    places = (.02, .75, 'left', 'center'), (.98, .75, 'right', 'center'), (.25, .98, 'center', 'top'), (.25, .02, 'center', 'bottom')
-    edge = [withStroke(linewidth=1.5, foreground='k')]
-    for text, (x, y, ha, va) in zip(letters, places):
-        ax.text(x, y, text, transform=ax.transAxes, color='w', fontsize=7, weight='bold', path_effects=edge, ha=ha, va=va)
-
-# %% ../../nbs/api/view/maps.ipynb #192b8cba
-def volume_views(
-    sample: Sample,  # a volume
-    map,  # (*S) or (C', *S)
-    *, target=None,  # bool (*S), to be outlined
-    at='target',  # the voxel to cut through, see `focus`
-    channels=False,  # a row for each channel, after that of the sum?
-    projections=True,  # a row of projections of the sum?
-    limit=None,  # value of the last colour; None: see `map_limit`, of all that is shown in slices
-    unit='', title='', window=None, smooth=0,  # see `show_map`
-    width=8.,  # inches
-    **look,  # opacity, threshold, sign: see `palette`
-):  # -> the figure
-    "Three slices of a volume with its map, and its projections."
-    if sample.ndim != 3: raise ValueError(f'sample must be a volume, got {sample!r}')
-    whole, mask, axes = smooth_map(as_map(sample, map), sample.spacing, smooth), as_mask(sample, target), cuts(sample.affine)
-    total = whole.sum(0)
-    several = channels and len(whole) > 1
-    shown = np.concatenate([total[None], whole]) if several else total
-    v, limit = focus(total, mask, at), check_limit(limit, shown)
-    rows = [None] + list(range(len(whole)))*several + ['projection']*projections
-    mm = [[sample.shape[a]*sample.spacing[a] for a in (row, col)] for row, _, col, _ in (slice_axes(sample.affine, a) for _, a in axes)]
-    fig, axs, cax = panels([w for _, w in mm], max(h for h, _ in mm), len(rows), width, .1 + .2*len((title or sample.name).splitlines()))
-    for line, channel in zip(axs, rows):
-        image, m = of_channel(sample, whole, None if channel == 'projection' else channel)
-        for ax, (name, a) in zip(line, axes):
-            if channel == 'projection': draw_projection(ax, image, m, mask, a, name, **look)
-            else:
-                words = f'{name}, slice {v[a]}' if channel is None else f'{name}, channel {channel}'
-                grey = (channel is None and window) or plot.grey_window(image.image)
-                draw_map(ax, *flat_map(image, m, mask, v[a], a), limit, grey, words, **look)
-                _ticks(ax, *_in_view(v, sample, a))
-            if sample.affine is not None: _letters(ax, slice_letters(sample.affine, a))
-    fig.suptitle(plot._plain(title or sample.name), fontsize=9)
-    colour_bar(axs[0, 0], shown, limit, unit, cax=cax, **look)
-    return fig
-
-# %% ../../nbs/api/view/maps.ipynb #69e33fa5
-def plot_attribution(
-    sample: Sample,
-    map,  # (*S) or (C', *S)
-    *, target=None,  # bool (*S), to be outlined
-    title='', about='',  # what the map is; what the target is
-    unit='',  # of the map
-    channels=True,  # each channel too, where the map has several?
-    index=None, axis=-1,  # one slice of a volume, as a picture; None: `volume_views`
-    limit=None, smooth=0, window=None,  # see `show_map`
-    width=None,  # inches; None: as wide as is readable
-    **kw,  # opacity, threshold, sign: see `palette`; of volumes also at, projections: see `volume_views`
-):  # -> the figure
-    "The map of one method: over the image, channel by channel, and of a volume from three sides."
-    a, mask = as_map(sample, map), as_mask(sample, target)
-    several = channels and len(a) > 1
-    if sample.ndim == 3 and index is None:
-        return volume_views(sample, a, target=mask, channels=several, limit=limit, unit=unit, smooth=smooth, window=window, width=width or 8.,
-                            title='\n'.join(o for o in (title, about) if o), **kw)
-    a = smooth_map(a, sample.spacing, smooth)
-    s, _, t = flat_map(sample, a.sum(0), mask, index, axis)
-    high, wide = size_mm(s)
-    n = 2 + several*len(a)
-    width = width or (3.*n if n < 4 else 9.) + 1
-    fig, axs, cax = panels([wide]*n, high, 1, width, .3 if about else .1, .2)
-    fig.suptitle(plot._plain(about), fontsize=9)
-    draw_map(axs[0, 0], of_channel(s, s.image, None)[0], 0*s.image[0], t, 1., window, s.name)
-    shown = np.concatenate([a.sum(0, keepdims=True), a]) if several else a.sum(0)
-    limit = check_limit(limit, shown)
-    for ax, c in zip(axs[0, 1:], (None, *range(len(a)))):
-        image, m = of_channel(sample, a, c)
-        words = (f'{title}, sum' if several else title) if c is None else f'channel {c}'
-        draw_map(ax, *flat_map(image, m, mask, index, axis), limit, window if c is None else None, words, **kw)
-    colour_bar(axs[0, 0], shown, limit, unit, cax=cax, **kw)
+        title = f'{name}\nlimit {limit:.2g}' + f'\n{unit}'*bool(unit)
+        draw_map(ax, *flat_map(sample, total, mask, index, axis), limit, window, title, **look)
+    lowest = -1. if any(total.min() < 0 for total in totals.values()) else 0.
+    colour_bar(axs[0, 0], np.array([lowest, 1.]), 1., 'fraction of the limit', cax=cax, **look)
     return fig
