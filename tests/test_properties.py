@@ -596,7 +596,7 @@ def test_models_of_masks_survive_being_sent(make):
     found = model.segment(x)
     late = cloudpickle.loads(cloudpickle.dumps(model))
     assert model.settings() == early.settings() == late.settings() and model.settings()['fingerprint']
-    for again in (early, late): assert np.array_equal(again.segment(x), found) and again.classes == model.classes
+    for same in (early, late): assert np.array_equal(same.segment(x), found) and same.classes == model.classes
 
 
 def test_float_label_maps_are_label_maps_also_when_the_first_is_binary():

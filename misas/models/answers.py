@@ -24,7 +24,7 @@ from .output import (
 from .prepare import as_batch, ask, checked, made_ready, naming, resized
 from .several import choose_output
 
-if TYPE_CHECKING: import pandas
+if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
 __all__ = ['Answers']
@@ -90,8 +90,6 @@ def forward(self: Answers, x: torch.Tensor):
 def plain(self: Answers, out): "An output as a plain tensor."; return out
 @patch
 def hint(self: Answers, image): "What to add to the error when the network fails on `image`."; return ''
-@patch
-def missing(self: Answers, image): "(argument, value) that would have helped when the network fails, or None."; return None
 @patch
 def made_of(self: Answers): "What else its answers depend on."; return ()
 
@@ -320,7 +318,7 @@ def network(self: Answers) -> nn.Module | None:
 def layers(
     self: Answers,
     sample: Sample,  # an image, to see sizes and order
-) -> 'pandas.DataFrame':  # layer, kind, channels, size, calls, after_activation, default
+) -> pd.DataFrame:  # layer, kind, channels, size, calls, after_activation, default
     "The layers of the network in the order in which they work. ValueError for functions."
     module = self.network
     if module is None: raise ValueError(f'{self.name} is a function: it has no layers')
