@@ -38,9 +38,9 @@ def _supervoxels(sample, size):
     over = tuple(range(1, sample.ndim + 1))
     low, high = (np.percentile(sample.image, percent, axis=over, keepdims=True) for percent in (1, 99))
     image = np.clip((sample.image - low)/np.where(high > low, high - low, 1), 0, 1)
-    n = max(2, round(np.prod(sample.shape)/np.prod(patch_size(sample, size))))
+    about = max(2, round(np.prod(sample.shape)/np.prod(patch_size(sample, size))))
     image = np.moveaxis(image, 0, -1).astype(float)
-    return slic(image, n, compactness=.1, spacing=sample.spacing, channel_axis=-1, convert2lab=False)
+    return slic(image, about, compactness=.1, spacing=sample.spacing, channel_axis=-1, convert2lab=False)
 
 
 def _structures(sample, size):
@@ -146,12 +146,12 @@ def _all_asked(n, budget):
 
 def _exact(game):
     "Shapley values from the values of all coalitions."
-    n, every = game.n, subsets(game.n)
+    players, every = game.n, subsets(game.n)
     inner = every[1:-1]
     values = np.concatenate([[game.empty], game.scores(len(inner), lambda i, j: inner[i:j]), [game.full]])
-    chance = np.array([factorial(size)*factorial(n - size - 1)/factorial(n) for size in range(n)])
-    found = np.empty(n)
-    for i in range(n):
+    chance = [factorial(size)*factorial(players - size - 1)/factorial(players) for size in range(players)]
+    chance, found = np.array(chance), np.empty(players)
+    for i in range(players):
         without = np.flatnonzero(~every[:, i])
         found[i] = chance[every[without].sum(1)] @ (values[without + 2**i] - values[without])
     return found
@@ -168,13 +168,14 @@ def _orders(rng, n_features, n):
 
 def _sampled(game, orders):
     "Mean of what each feature adds, when features are shown in these orders."
-    steps, n = game.n - 1, len(orders)
+    steps, count = game.n - 1, len(orders)
     place = np.argsort(orders, 1)  # when each feature is shown
     def shown(i, j):
         order, step = np.divmod(np.arange(i, j), steps)
         return place[order] <= step[:, None]
-    values = np.empty((n, game.n + 1))
-    values[:, 0], values[:, 1:-1], values[:, -1] = game.empty, game.scores(n*steps, shown).reshape(n, steps), game.full
+    values = np.empty((count, game.n + 1))
+    values[:, 0], values[:, -1] = game.empty, game.full
+    values[:, 1:-1] = game.scores(count*steps, shown).reshape(count, steps)
     return np.take_along_axis(np.diff(values), place, 1).mean(0)
 
 # %% ../../nbs/api/attribution/perturbation.ipynb #c7ce703e
@@ -184,9 +185,9 @@ def shapley_sampling(
     n_samples=10,  # orders in which features are shown
 ) -> Raw:
     "Shapley values of features (Castro et al. 2009); exact where there are few of them."
-    game, n = Game(q, baseline, features, size, per_channel), check_count('n_samples', n_samples)
-    few = _all_asked(game.n, n*(game.n - 1))
-    return game.raw(_exact(game) if few else _sampled(game, _orders(q.rng(), game.n, n)))
+    game, orders = Game(q, baseline, features, size, per_channel), check_count('n_samples', n_samples)
+    if _all_asked(game.n, orders*(game.n - 1)): return game.raw(_exact(game))
+    return game.raw(_sampled(game, _orders(q.rng(), game.n, orders)))
 
 # %% ../../nbs/api/attribution/perturbation.ipynb #d6b764a4
 def n_coalitions(n_features, n=None) -> int:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .hold import hookable, untouched
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
 __all__ = ['ACTIVATION_OPS', 'NORM_OPS', 'QUIET_OPS', 'OTHER_OPS', 'GATES', 'ACTIVATION_KINDS', 'of_the_image', 'Call', 'Anatomy',
@@ -172,6 +174,7 @@ def pick_layer(self: Anatomy) -> str:
 @patch
 def table(self: Anatomy) -> pd.DataFrame:  # layer, kind, channels, size, calls, after_activation, default
     "Its layers in the order in which they work; `default` is the one that `pick_layer` takes."
+    import pandas as pd
     try: default = self.pick_layer()
     except ValueError: default = None
     rows = [_row(c, default) for c in self.calls if c.name]

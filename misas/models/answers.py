@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -23,6 +23,8 @@ from .output import (
     ACTIVATIONS, NoGradient, Output, above, best_class, check_threshold, said_of, say, see, thresholds, with_class_axis)
 from .prepare import as_batch, ask, checked, made_ready, naming, resized
 from .several import choose_output
+
+if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
 __all__ = ['Answers']
@@ -88,8 +90,6 @@ def forward(self: Answers, x: torch.Tensor):
 def plain(self: Answers, out): "An output as a plain tensor."; return out
 @patch
 def hint(self: Answers, image): "What to add to the error when the network fails on `image`."; return ''
-@patch
-def missing(self: Answers, image): "(argument, value) that would have helped when the network fails, or None."; return None
 @patch
 def made_of(self: Answers): "What else its answers depend on."; return ()
 

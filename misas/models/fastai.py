@@ -182,6 +182,7 @@ def pipeline(
     if _takes_tensors(model) and before != shape:
         raise ValueError("the Learner's item transforms change the size of tensors in a way that cannot be undone")
     def undo(y, empty):
-        if before != after: y = F.interpolate(y[None], before, mode='bilinear', align_corners=False)[0]
-        return y if back is None else back(y, empty)
+        same = before == after
+        out = y if same else F.interpolate(y[None], before, mode='bilinear', align_corners=False)[0]
+        return out if back is None else back(out, empty)
     return batch, undo

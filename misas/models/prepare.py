@@ -172,8 +172,6 @@ def checked(
     if not is_map or tuple(raw.shape[-ndim:]) != size and not resize: raise ValueError(
         f'{name} returned shape {tuple(raw.shape)} for {what} of shape {tuple(x.shape)}; '
         '(N, K, *S) or (N, *S) with the same spatial size is needed' + is_map*'; resize_output=True resizes it')
-    if raw.is_floating_point() and not raw.sum().isfinite() and not raw.isfinite().all():
-        raise ValueError(f'{name} returned NaN or infinite values')
     return raw
 
 # %% ../../nbs/api/models/prepare.ipynb #85c75196
@@ -221,12 +219,19 @@ def bring_back(
     return answer
 
 # %% ../../nbs/api/models/prepare.ipynb #9bc8f53b
+def _check_finite(raw, name):
+    "Raise ValueError for NaN and infinite values. (A sum is sooner asked than all values.)"
+    if raw.is_floating_point() and not raw.sum().isfinite() and not raw.isfinite().all():
+        raise ValueError(f'{name} returned NaN or infinite values')
+
+
 def _portion(model, x, logits):
     "Probabilities or logits on the images' own grid for one forward pass."
     images, undos = zip(*(model.prepare(image) for image in x))
     same = len({o.shape for o in images}) == 1
     batches = [torch.stack(images)] if same else [o[None] for o in images]
     raw = torch.cat([model.raw(batch) for batch in batches]) if len(batches) > 1 else model.raw(batches[0])
+    _check_finite(raw, model.name)
     out = model.read(raw, x.ndim - 2, logits)
     empty = nothing(out.shape[1], model.overlapping, logits, out)
     back = [bring_back(y, undo, empty, x.shape[2:]) for y, undo in zip(out, undos)]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..metrics.tables import one_metric, score_tables, size_name
 from ..statistics import check_level
@@ -17,6 +17,8 @@ from .parts import column
 from .questions import Pair, answers, directed, questions
 from ..view import differences
 from ..view.words import Summary, score_text
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Comparison', 'compare', 'sentence']
@@ -203,7 +205,7 @@ def plot(
     self: Comparison,
     metric: object = None,  # a name or a Metric; None: the first one
     **kw: object,  # see `misas.view.differences.difference_curves`
-) -> Figure:
+) -> 'Figure':
     "Median difference with its interval against value, a panel a transform."
     name = next(iter(self.metrics)) if metric is None else getattr(metric, 'name', metric)
     name = next((shown for shown, m in self.metrics.items() if name in (shown, m.name)), name)

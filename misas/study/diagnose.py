@@ -10,10 +10,10 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..data.cohort import cohort
 from ..metrics.limits import check_drop
@@ -27,6 +27,8 @@ from ..sweep.scoring import as_transform
 from ..view import page
 from ..view.plot import colour
 from ..view.words import Summary
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Diagnosis', 'diagnose']
@@ -98,7 +100,7 @@ def diagnose(
 
 # %% ../../nbs/api/study/diagnose.ipynb #7178c4b7
 @patch
-def plot(self: Diagnosis) -> Figure:
+def plot(self: Diagnosis) -> 'Figure':
     "Left: what each change gains at its best value. Right: the median score under each strain, at its worst value."
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))

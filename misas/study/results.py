@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from itertools import chain
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..data.files import as_file_name
 from ..metrics.metric import Metric, as_metric
@@ -24,6 +23,10 @@ from .told import in_words
 from ..transforms.base import Transform
 from ..view import cohort as cohort_plots, page
 from ..view.words import Summary
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Results']
@@ -67,7 +70,7 @@ class Results:
 
 # %% ../../nbs/api/study/results.ipynb #d5d57ba9
 @patch(as_prop=True)
-def frame(self: Results) -> pandas.DataFrame:
+def frame(self: Results) -> 'pandas.DataFrame':
     """Tidy: model, sample, transform, value, unit, class, metric, score.
 
     In the order of models, names of the cases, transforms, values.
@@ -97,7 +100,7 @@ def _natural(name):
 
 # %% ../../nbs/api/study/results.ipynb #6543afae
 @patch(as_prop=True)
-def cases(self: Results) -> pandas.DataFrame:
+def cases(self: Results) -> 'pandas.DataFrame':
     "What is known of the cases: sample, and the columns of the manifest or table that they came from."
     import pandas as pd
     rows = sorted(self.archive.cases(), key=lambda row: _natural(row['sample']))
@@ -106,7 +109,7 @@ def cases(self: Results) -> pandas.DataFrame:
 
 
 @patch(as_prop=True)
-def failures(self: Results) -> pandas.DataFrame:
+def failures(self: Results) -> 'pandas.DataFrame':
     "What failed, and why: sample, model, transform (empty: all of them), reason."
     import pandas as pd
     return pd.DataFrame(self.archive.failures(), columns=['sample', 'model', 'transform', 'reason'])
@@ -183,7 +186,7 @@ def plot(
     cluster: object = 'auto',  # see `summary`
     model: object = None, transform: object = None, cls: object = None,  # only these
     **kw: object,  # see `misas.view.cohort.cohort_curves`
-) -> Figure:
+) -> 'Figure':
     "Median and band over the values of each transform, single cases behind."
     scores = self._scores(metric, model, transform, cls)
     return cohort_plots.cohort_curves(**scores, **{'units': self._units(), **self._belonging(cluster), **kw})
@@ -196,7 +199,7 @@ def distribution(
     *,
     model: object = None, transform: object = None, cls: object = None,  # only these
     **kw: object,  # see `misas.view.cohort.distribution`
-) -> Figure:
+) -> 'Figure':
     "The scores of all cases, unchanged and where each transform is worst."
     scores = self._scores(metric, model, transform, cls)
     return cohort_plots.distribution(**scores, **{'units': self._units(), **kw})
@@ -210,7 +213,7 @@ def rank(
     cluster: object = 'auto', by: object = None,  # see `summary`
     model: object = None, transform: object = None, cls: object = None,  # only these
     **kw: object,  # see `misas.study.summary.rank`
-) -> pandas.DataFrame:
+) -> 'pandas.DataFrame':
     "Transforms by the harm they do, the most harmful first, with intervals."
     return tables.rank(**self._scores(metric, model, transform, cls), **self._belonging(cluster, by), **kw)
 
@@ -220,7 +223,7 @@ def plot_ranking(
     self: Results,
     metric: object = None,  # name or Metric; None: the first one
     **kw: object,  # see `rank`
-) -> Figure:
+) -> 'Figure':
     "The ranking as a picture."
     return cohort_plots.ranking(self.rank(metric, **kw), units=self._units())
 
@@ -235,7 +238,7 @@ def plot_groups(
     drop: float | None = None, cluster: object = 'auto',  # see `summary`
     model: object = None, transform: object = None, cls: object = None,  # only these
     **kw: object,  # see `misas.view.cohort.by_group`
-) -> Figure:
+) -> 'Figure':
     "The score unchanged, or another number of every case, by groups of `cases`."
     ends = 'lower', 'upper', 'breaks below', 'breaks above'
     if drop is None and column not in ends: drop = np.inf  # it plays no part
@@ -253,7 +256,7 @@ def worst(
     metric: object = None,  # name or Metric; None: the first one
     *,
     model: object = None, transform: object = None, cls: object = None,  # only these
-) -> pandas.DataFrame:
+) -> 'pandas.DataFrame':
     "The cases with the worst scores; see `misas.study.summary.worst`."
     return tables.worst(**self._scores(metric, model, transform, cls), n=n)
 

@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..data.cohort import cohort
 from ..data.files import write_json
@@ -24,6 +24,8 @@ from .work import Work
 from .workers import in_processes, in_this_process
 from ..sweep.scoring import Scoring
 from ..transforms.base import Transform
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Study']
@@ -131,7 +133,7 @@ def gallery(
     samples: object = None,  # where the images are; None: those of the last run
     load: Callable | None = None,  # see `run`
     **kw: object,  # see `misas.view.plot.gallery`
-) -> Figure:
+) -> 'Figure':
     "The worst cases: unchanged (above), and with the change that does most harm (below)."
     table = self.worst(n, metric, model=model, transform=transform, cls=cls)
     for k, known in (('model', self.models), ('transform', self.runnable)):

@@ -5,7 +5,6 @@
 # %% ../../nbs/api/sweep/pairs.ipynb #c160b57b
 from __future__ import annotations
 
-from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +89,7 @@ class SensitivityGrid:
         raise ValueError(f'metric {name!r} was not computed; there are {", ".join(self.metrics)}')
 
     @property
-    def frame(self) -> pandas.DataFrame:
+    def frame(self) -> 'pandas.DataFrame':
         "Tidy table: transform, value and unit of both, class, metric, score."
         import pandas as pd
         first, second = self.transform.free
@@ -193,7 +192,7 @@ def plot(
     cls: str | None = None,  # a class; None: a panel for each
     drop: float | None = None,  # how much worse than at both identities still holds; None: 0.1 for ratios, else no line
     ax: Axes | None = None,  # for one class
-) -> Figure:
+) -> 'Figure':
     "Scores of each class over both values; bright is better, and the line surrounds what holds."
     import matplotlib.pyplot as plt
     metric, names = self._metric(metric), [cls] if cls else self.foreground
@@ -229,7 +228,7 @@ def gallery(
     index: int | None = None,  # of volumes: which slice; None: the one with most labels
     axis: int = -1,  # of volumes: across which axis
     **kw: Any,  # see `misas.view.plot.gallery`
-) -> Figure:
+) -> 'Figure':
     "Transformed image, prediction (filled) and truth (line) for some pairs: a row a value of the first transform."
     if not isinstance(n, int) or n < 1: raise ValueError(f'n must be a whole number of at least 1, got {n!r}')
     picks = [[values[round(k)] for k in np.linspace(0, len(values) - 1, min(n, len(values)))] for values in self.values]

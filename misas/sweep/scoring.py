@@ -16,7 +16,7 @@ from ..data.fingerprint import fingerprint
 from ..data.io import as_sample
 from ..data.labels import class_count, class_names, foreground, is_stack
 from ..data.sample import Sample
-from ..metrics.metric import METRICS, Metric, as_metrics
+from ..metrics.metric import METRICS, as_metrics
 from ..metrics.voxels import scores
 from ..models.adapt import as_model
 from ..models.base import Model, check_overlap
@@ -188,7 +188,7 @@ def pack_labels(
 def unpack_labels(packed: tuple) -> np.ndarray:
     "What `pack_labels` was given."
     shape, dtype, data = packed[0], np.dtype(packed[1]), zlib.decompress(packed[2])
-    if dtype != bool: return np.frombuffer(data, dtype).reshape(shape)
+    if dtype.kind != 'b': return np.frombuffer(data, dtype).reshape(shape)
     return np.unpackbits(np.frombuffer(data, np.uint8), count=np.prod(shape)).view(bool).reshape(shape)
 
 # %% ../../nbs/api/sweep/scoring.ipynb #23904a09

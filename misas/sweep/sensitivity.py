@@ -82,7 +82,7 @@ def sensitivity(
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #06a7ef4c
 @patch(as_prop=True)
-def frame(self: Sensitivity) -> pandas.DataFrame:
+def frame(self: Sensitivity) -> 'pandas.DataFrame':
     "Tidy table: transform, value, unit, class, metric, score."
     import pandas as pd
     name, unit = self.transform.name, self.transform.unit
@@ -145,7 +145,7 @@ def plot(
     self: Sensitivity,
     metrics: str | Iterable[str] | None = None,  # a name or several; None: all
     **kw: Any,  # see `misas.view.plot.curves`
-) -> Figure:
+) -> 'Figure':
     "Score against value for each class, a panel a metric."
     frame = self.frame
     if metrics is not None: frame = frame[frame.metric.isin(np.atleast_1d(metrics))]
@@ -186,7 +186,7 @@ def gallery(
     index: int | None = None,  # of volumes: which slice; None: the one with most labels
     axis: int = -1,  # of volumes: across which axis
     **kw: Any,  # see `misas.view.plot.gallery`
-) -> Figure:
+) -> 'Figure':
     "Transformed image, prediction (filled) and truth (line) for some values, with their scores."
     picked = _some(self, values, n)
     samples, predictions = zip(*(_pictures(self, i, index, axis) for i in picked))
@@ -200,7 +200,7 @@ def confusion(
     values: Iterable[float] | None = None,  # which; None: `n` spread over the sweep
     n: int = 4,  # how many
     **kw: Any,  # see `misas.view.plot.confusion_matrices`
-) -> Figure:
+) -> 'Figure':
     "Confusion matrices for some values, in per cent of the truth. ValueError where classes may overlap."
     if self.sample.overlapping: raise ValueError(
         f'confusion needs classes that exclude each other, and those of {self.model} may overlap: see gallery()')
@@ -241,7 +241,7 @@ def tolerance(
     self: Sensitivity,
     drop: float | None = None,  # how much worse than unchanged the score may get, in its unit; None: 0.1 for ratios
     metric: str | None = None,  # name; None: the first one
-) -> pandas.DataFrame:  # a row a class
+) -> 'pandas.DataFrame':  # a row a class
     """The range of values around the identity in which each class stays within `drop` of its score there.
 
     `lower` and `upper` are the last values that hold; `breaks below` and `breaks above` the first that do not (NaN:

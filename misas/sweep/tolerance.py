@@ -133,7 +133,7 @@ def _end(transform, at, beyond, last):
 def plot(
     self: Tolerance,
     ax: Axes | None = None,  # None: new ones
-) -> Figure:
+) -> 'Figure':
     "The values that were asked for, and the range of each class."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6, 3.4))[1]

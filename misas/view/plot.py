@@ -51,7 +51,7 @@ def show(
     legend: bool = True,  # name the classes?
     lines: str | None = 'true',  # what the lines are, in the legend; None: none are drawn
     alpha: float = .45,  # of the filling
-) -> Figure:
+) -> 'Figure':
     "A sample with its labels (lines) and a prediction (filled); what overlaps blends, what is not valid is hatched."
     import matplotlib.pyplot as plt
     picture, answer = flat(sample, prediction, index, axis)
@@ -115,7 +115,7 @@ def gallery(
     index: int | None = None, axis: int = -1,  # of volumes: which slice across which axis
     window: tuple | None = None,  # (black, white); None: from the first sample
     lines: str | None = 'true',  # what the lines are, in the legend; None: none are drawn
-) -> Figure:
+) -> 'Figure':
     "Pictures in a grid, with one legend."
     samples = list(samples)
     if not samples: raise ValueError('samples is empty: there is nothing to show')
@@ -154,7 +154,7 @@ def _grid(one, count, n_cols, size):
 
 # %% ../../nbs/api/view/plot.ipynb #03074176
 def curves(
-    frame: pandas.DataFrame,  # tidy: transform, value, unit, class, metric, score
+    frame: 'pandas.DataFrame',  # tidy: transform, value, unit, class, metric, score
     identity: float | None = None,  # the value to mark
     *, scale: ValueScale | str | dict | None = None,  # of the transform; None: guessed from the values, see `as_scale`
     axs: Axes | Sequence[Axes] | None = None,  # one a metric
@@ -163,7 +163,7 @@ def curves(
     zero: str = 'unchanged',  # what the image is at the identity
     colours: dict | None = None,  # class -> its number, whose colour it gets; None: 1, 2, ... in the order of the frame
     size: tuple = (4.6, 3.),  # inches of one panel
-) -> Figure:
+) -> 'Figure':
     "Score against value for each class, a panel a metric."
     import matplotlib.pyplot as plt
     metrics, classes = list(dict.fromkeys(frame.metric)), list(dict.fromkeys(frame['class']))
@@ -243,7 +243,7 @@ def confusion_matrices(
     titles: Sequence[str],  # as many
     classes: Sequence[str] | None = None,  # names by label value
     *, n_cols: int = 4, size: float = 2.4,  # columns; inches of one matrix
-) -> Figure:
+) -> 'Figure':
     "Confusion matrices side by side, in per cent of the truth."
     import matplotlib.pyplot as plt
     names, n_cols = class_names(classes, len(matrices[0])), min(n_cols, len(matrices))

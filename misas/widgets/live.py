@@ -20,7 +20,7 @@ from ..transforms.base import Stack
 from ..transforms.catalogue import CATALOGUE
 from .answers import YET, Answers, difference_rows, difference_table, known_names
 from .base import Panel, Picture, beside, close_tree, enlarged, show_if, with_text, working
-from .look import Look, as_frame, channel_windows, class_boxes
+from .look import Look, as_frame, channel_windows
 from .part import Rows, change_words, parts_of
 from .sweep import SweepExplorer
 
@@ -326,7 +326,7 @@ def _lines(self: LiveExplorer):
 def differences(
     self: LiveExplorer,
     metrics=None,  # names, functions f(prediction == k, truth == k), or Metrics; None: the metric that is chosen
-):  # -> pandas.DataFrame: class, metric, before, after, difference
+):  # -> 'pandas.DataFrame': class, metric, before, after, difference
     "The scores before and after. ValueError where the model was not asked yet."
     self._need_model()
     return self.asked.differences(self.key, self.moved, self.metric.value if metrics is None else metrics)

@@ -190,7 +190,7 @@ def picture(
 ) -> np.ndarray:  # (H, W, 3)
     "The overlay as chosen; of a volume the same place, also where the number of slices differs."
     axis, index = self.axis.value, None
-    if self.sample.ndim == 3: index = int((self.slice.value + .5)*frame.shape[axis]/self.sample.shape[axis])
+    if self.sample.ndim == 3: index = draw.same_place(self.slice.value, self.sample.shape[axis], frame.shape[axis])
     kw = dict(alpha=self.opacity.value, filled=self.filled.value, classes=self.classes, channel=self.channel.value)
     return frame.picture(index, axis, **kw)
 
