@@ -16,7 +16,7 @@ import numpy as np
 from ..data.files import whole
 from ..data.sample import Sample
 from ..metrics.metric import METRICS, Metric
-from .scoring import Scoring, pack_labels, unpack_labels
+from .scoring import Scoring
 from ..transforms.base import Transform
 
 # %% auto #0
