@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
-import tempfile
 import warnings
-from contextlib import contextmanager
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from .data.files import whole_files
+
 # %% auto #0
-__all__ = ['HELD_OUT', 'TRAINING', 'WEIGHTS', 'DemoUNet', 'demo_slices', 'demo_sample', 'image_of', 'labels_of', 'demo_learner',
-           'sweeps', 'draw_curves', 'draw_gallery', 'all_or_nothing', 'write_results', 'find_case',
+__all__ = ['HELD_OUT', 'TRAINING', 'WEIGHTS', 'WRITTEN', 'DemoUNet', 'demo_slices', 'demo_sample', 'image_of', 'labels_of',
+           'demo_learner', 'sweeps', 'draw_curves', 'draw_gallery', 'write_results', 'find_case',
            'own_model_and_sample', 'run_demo', 'main']
 
 # %% ../nbs/api/demo.ipynb #cdf145d6
-def _convs(i, o): return nn.Sequential(*[m for n in (i, o) for m in (nn.Conv2d(n, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())])
+def _layer(before, after): return nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+def _convs(before, after): return nn.Sequential(*_layer(before, after), *_layer(after, after))
 
 
 class DemoUNet(nn.Module):
@@ -36,7 +35,7 @@ class DemoUNet(nn.Module):
         widths=(8, 16, 32, 64),  # channels at each level, finest first
     ):
         super().__init__()
-        self.down = nn.ModuleList(_convs(i, o) for i, o in zip((1, *widths), widths))
+        self.down = nn.ModuleList(_convs(before, after) for before, after in zip((1, *widths), widths))
         self.pool = nn.ModuleList(nn.MaxPool2d(2) for _ in widths[1:])
         self.up = nn.ModuleList(_convs(below + here, here) for here, below in zip(widths, widths[1:]))
         self.head = nn.Conv2d(widths[0], n_classes, 1)
@@ -61,10 +60,11 @@ def _template():
 
 
 def demo_slices(which) -> list:
-    "Axial slices (by their indices, e.g. `HELD_OUT`) of the MNI152 template, with white and grey matter: Samples of 117 x 99 pixels."
+    "Axial slices (by their indices, e.g. `HELD_OUT`) of the MNI152 template, with white and grey matter: Samples."
     from misas.data.sample import take_slice
     brain = _template()
-    return [take_slice(brain, k).replace(name=f'MNI152 at z = {brain.affine[2, 2]*k + brain.affine[2, 3]:.0f} mm') for k in which]
+    heights = {k: brain.affine[2, 2]*k + brain.affine[2, 3] for k in which}
+    return [take_slice(brain, k).replace(name=f'MNI152 at z = {z:.0f} mm') for k, z in heights.items()]
 
 
 def demo_sample():  # -> Sample
@@ -89,11 +89,13 @@ def labels_of(sample):
 
 def demo_learner(trained=True):  # with the weights that come along, or with random ones? -> fastai Learner
     "A Learner of `DemoUNet` on slices of the MNI152 template; `HELD_OUT` are its validation set."
-    from fastai.vision.all import AddMaskCodes, CrossEntropyLossFlat, DataBlock, DiceMulti, IndexSplitter, Learner, Normalize, TransformBlock
+    from fastai.vision.all import AddMaskCodes, CrossEntropyLossFlat, DataBlock, DiceMulti, IndexSplitter
+    from fastai.vision.all import Learner, Normalize, TransformBlock
     from safetensors.torch import load_file
     items = demo_slices([*TRAINING, *HELD_OUT])
-    block = DataBlock((TransformBlock, TransformBlock(item_tfms=AddMaskCodes(items[0].classes))), get_x=image_of, get_y=labels_of,
-                      splitter=IndexSplitter(range(len(TRAINING), len(items))), batch_tfms=Normalize.from_stats([.16], [.3], cuda=False))
+    masks = TransformBlock(item_tfms=AddMaskCodes(items[0].classes))
+    held_out, scaled = IndexSplitter(range(len(TRAINING), len(items))), Normalize.from_stats([.16], [.3], cuda=False)
+    block = DataBlock((TransformBlock, masks), get_x=image_of, get_y=labels_of, splitter=held_out, batch_tfms=scaled)
     dls = block.dataloaders(items, bs=4, num_workers=0, device=torch.device('cpu'))
     learn = Learner(dls, DemoUNet(), loss_func=CrossEntropyLossFlat(axis=1), metrics=DiceMulti())
     if trained: learn.model.load_state_dict(load_file(WEIGHTS))
@@ -113,44 +115,44 @@ def draw_curves(results):  # -> the figure
     import matplotlib.pyplot as plt
     from misas.view import plot
     fig, axs = plt.subplots(1, len(results), figsize=(4.6*len(results), 3.2), sharey=True, squeeze=False)
-    for ax, r in zip(axs[0], results): plot.curves(r.frame, r.transform.identity, axs=[ax])
-    what = '' if results[0].reference == 'labels' else '\nagainst its own prediction on the unchanged image, not the truth'
-    fig.suptitle(f'{results[0].model} on {results[0].sample.name}{what}', fontsize=10)
+    for ax, result in zip(axs[0], results):
+        transform = result.transform
+        plot.curves(result.frame, transform.identity, scale=transform.scale, zero=transform.zero, axs=[ax])
+    own = '\nagainst its own prediction on the unchanged image, not the truth'
+    fig.suptitle(f'{_on(results[0])}{own if results[0].reference == "prediction" else ""}', fontsize=10)
     fig.tight_layout()
     return fig
 
 
+def _on(result): return f'{result.model} on {result.sample.name}'
+
+# %% ../nbs/api/demo.ipynb #59bccbe3
 def draw_gallery(results):  # -> the figure
     "Some pictures of each sweep, a row each."
-    from misas.view import plot
     from misas.data.sample import best_slice
-    picked = [(r, r.at(v)) for r, (_, values) in zip(results, sweeps()) for v in values]
-    samples, predictions = zip(*((r.samples[i], r.predictions[i]) for r, i in picked))
-    scores = lambda r, i: ', '.join(f'{x:.2f}' for x in r.frame.score[r.frame.value == r.values[i]])
-    titles = [f'{r.transform.name} {r.transform.text(r.values[i])}\ndice {scores(r, i)}' for r, i in picked]
+    from misas.view import plot
+    picked = [(result, result.at(value)) for result, (_, values) in zip(results, sweeps()) for value in values]
+    samples, predictions = zip(*((result.samples[i], result.predictions[i]) for result, i in picked))
     first = results[0].sample
     index = best_slice(first.labels) if first.ndim == 3 else None
     lines = 'true' if results[0].reference == 'labels' else 'predicted when unchanged'
-    return plot.gallery(samples, predictions, titles, n_cols=5, size=2.1, window=plot.grey_window(first.image), index=index, lines=lines)
+    how = dict(window=plot.grey_window(first.image), index=index, lines=lines)
+    return plot.gallery(samples, predictions, [_title(*one) for one in picked], n_cols=5, size=2.1, **how)
+
+
+def _title(result, i):
+    "What was changed by how much, and the score of every class."
+    from misas.view.words import scores_text
+    transform, value = result.transform, result.values[i]
+    scores = result.frame.score[result.frame.value == value]
+    return f'{transform.name} {transform.text(value)}\ndice {scores_text(scores)}'
 
 # %% ../nbs/api/demo.ipynb #dc9cd3ee
-@contextmanager
-def all_or_nothing(folder):
-    "A temporary folder whose files move to `folder`, which is made if need be, when no exception was raised."
-    folder, parent = Path(folder), Path(folder).absolute().parent
-    if folder.exists() and not folder.is_dir(): raise FileExistsError(f'{folder}: is a file, the results need a folder')
-    if not parent.is_dir(): raise FileNotFoundError(f'{folder}: there is no folder {parent.name} to make it in')
-    with tempfile.TemporaryDirectory(prefix='.misas_', dir=parent) as tmp:
-        yield Path(tmp)
-        folder.mkdir(exist_ok=True)
-        for f in sorted(Path(tmp).iterdir()): os.replace(f, folder/f.name)
-
-
 def write_results(results, folder):
     "Write curve.png, gallery.png, rotation.gif and sensitivity.csv into an existing folder."
     import matplotlib.pyplot as plt
     import pandas as pd
-    pd.concat([r.frame for r in results]).to_csv(folder/'sensitivity.csv', index=False)
+    pd.concat([result.frame for result in results]).to_csv(folder/'sensitivity.csv', index=False)
     for name, draw in (('curve.png', draw_curves), ('gallery.png', draw_gallery)):
         fig = draw(results)
         fig.savefig(folder/name, dpi=110, bbox_inches='tight')
@@ -165,23 +167,28 @@ def find_case(
     "An image and its mask in a data folder. Raises FileNotFoundError."
     from misas.data.cohort import images_and_masks, no_mask, stem
     found, masks = images_and_masks(folder)
-    picked = [o for o in found if case in (None, o.name, stem(o))]
-    if not picked: raise FileNotFoundError(f'{found[0].parent}: there is no image {case}; the first ones are {", ".join(map(stem, found[:3]))}')
-    if masks is not None and stem(picked[0]) not in masks: raise no_mask(picked[0], f' in {folder}')
-    return picked[0], None if masks is None else masks[stem(picked[0])]
+    picked = [path for path in found if case in (None, path.name, stem(path))]
+    if not picked:
+        first = ', '.join(map(stem, found[:3]))
+        raise FileNotFoundError(f'{found[0].parent}: there is no image {case}; the first ones are {first}')
+    if masks is None: return picked[0], None
+    if stem(picked[0]) not in masks: raise no_mask(picked[0], f' in {folder}')
+    return picked[0], masks[stem(picked[0])]
 
-
+# %% ../nbs/api/demo.ipynb #b7132f2c
 def own_model_and_sample(data, model, case=None, size=None, classes=None, label_map=None, trusted=False):
     "The model in a file and a case it can be tried on. Raises ValueError or OSError."
     from misas.data.io import load
     from misas.models.adapt import as_model
     image, mask = find_case(data, case)
-    model, sample = as_model(model, size=size, classes=classes, trusted=trusted), load(image, mask, label_map=label_map)
-    model.label(sample)  # now it is known how many classes there are
-    if mask is not None and sample.labels.max() >= model.n_classes:
-        values = [v for v in np.unique(sample.labels).tolist() if v]
-        raise ValueError(f'{mask}: holds the values {", ".join(map(str, values[:5]))}, but the model knows the labels 0 to {model.n_classes - 1}; '
-                         f'rename them, e.g. --label-map {" ".join(f"{v}={i}" for i, v in enumerate(values[:5], 1))}')
+    model = as_model(model, size=size, classes=classes, trusted=trusted)
+    sample = load(image, mask, label_map=label_map)
+    model.segment(sample)  # now it is known how many classes there are
+    if mask is not None and not model.overlapping and sample.labels.max() >= model.n_classes:
+        values = [v for v in np.unique(sample.labels).tolist() if v][:5]
+        cure = ' '.join(f'{v}={i}' for i, v in enumerate(values, 1))
+        raise ValueError(f'{mask}: holds the values {", ".join(map(str, values))}, but the model knows the labels 0 to '
+                         f'{model.n_classes - 1}; rename them, e.g. --label-map {cure}')
     return model, sample.replace(classes=model.classes)
 
 # %% ../nbs/api/demo.ipynb #e38ff82a
@@ -198,12 +205,12 @@ def run_demo(
     "Sweep, and write pictures, a film and a table."
     from misas.models.adapt import as_model
     from misas.sweep.sensitivity import sensitivity
-    with all_or_nothing(out) as tmp:
+    with whole_files(out) as part:
         if data is None: model, sample = as_model(demo_learner(), name='demo U-Net'), demo_sample()
         else: model, sample = own_model_and_sample(data, model, case, size, classes, label_map, trusted)
         reference = 'prediction' if sample.labels is None else 'labels'
         results = [sensitivity(model, sample, t, reference=reference, progress=progress) for t, _ in sweeps()]
-        write_results(results, tmp)
+        write_results(results, part)
     return results
 
 # %% ../nbs/api/demo.ipynb #96b944ce
@@ -222,68 +229,96 @@ def _size(text): return tuple(map(int, text.split('x'))) if 'x' in text else int
 _label.__name__, _size.__name__ = 'OLD=NEW', 'size'  # what argparse calls them in errors
 
 
+def _add_own(parser):
+    "The options for images and a model of one's own."
+    add = parser.add_argument_group('your own').add_argument
+    add('--data', metavar='FOLDER', help='holds images/ and, if known, masks/ with the same file names')
+    add('--model', metavar='FILE', help='.onnx, TorchScript (.pt) or a fastai Learner export (.pkl)')
+    add('--trusted', action='store_true', help='.pt and .pkl files hold code: run it')
+    add('--case', metavar='NAME', help='which image (default: the first)')
+    add('--size', type=_size, metavar='N|HxW', help='pixels that the model wants; images are resized')
+    add('--classes', nargs='+', metavar='NAME', help='of the labels 0, 1, ..., e.g. background RV LV')
+    renamed = 'values in the masks to labels, e.g. 255=1'
+    add('--label-map', type=_label, nargs='+', metavar='OLD=NEW', help=renamed)
+
+
 def _parser():
     from misas import __version__
-    p = _Parser(prog='misas', description='What is a segmentation model sensitive to?')
-    p.add_argument('--version', action='version', version=f'misas {__version__}')
-    d = p.add_subparsers(dest='command', title='commands').add_parser(
-        'demo', help='try it: on a network that comes along, or on your own', description=
-        'How a segmentation model bears rotation and brightness, as pictures, a film and a table. '
-        'Without --data and --model: a small network that marks white and grey matter in the MNI152 template.')
-    d.add_argument('--out', default='misas_demo', metavar='FOLDER', help='where to write (default: %(default)s)')
-    own = d.add_argument_group('your own')
-    own.add_argument('--data', metavar='FOLDER', help='holds images/ and, if known, masks/ with the same file names')
-    own.add_argument('--model', metavar='FILE', help='.onnx, TorchScript (.pt) or a fastai Learner export (.pkl)')
-    own.add_argument('--trusted', action='store_true', help='.pt and .pkl files hold code: run it')
-    own.add_argument('--case', metavar='NAME', help='which image (default: the first)')
-    own.add_argument('--size', type=_size, metavar='N|HxW', help='pixels that the model wants; images are resized')
-    own.add_argument('--classes', nargs='+', metavar='NAME', help='of the labels 0, 1, ..., e.g. background RV LV')
-    own.add_argument('--label-map', type=_label, nargs='+', metavar='OLD=NEW', help='values in the masks to labels, e.g. 255=1')
-    return p
+    parser = _Parser(prog='misas', description='What is a segmentation model sensitive to?')
+    parser.add_argument('--version', action='version', version=f'misas {__version__}')
+    what = ('How a segmentation model bears rotation and brightness, as pictures, a film and a table. '
+            'Without --data and --model: a small network that marks white and grey matter in the MNI152 template.')
+    short = 'try it: on a network that comes along, or on your own'
+    demo = parser.add_subparsers(dest='command', title='commands').add_parser('demo', help=short, description=what)
+    demo.add_argument('--out', default='misas_demo', metavar='FOLDER', help='where to write (default: %(default)s)')
+    _add_own(demo)
+    return parser
 
 # %% ../nbs/api/demo.ipynb #a9de7b33
 def _options(args):
     "Arguments of `run_demo` from the command line."
-    o = {k: v for k, v in vars(args).items() if k not in ('command', 'out') and v}
-    if bool(args.data) != bool(args.model): raise ValueError('--data and --model belong together: a folder of images, and the model to try on them')
-    if o and not args.data: raise ValueError(f'--{next(iter(o)).replace("_", "-")} is for your own images: it needs --data and --model')
-    if 'label_map' in o: o['label_map'] = dict(o['label_map'])
-    return o
+    options = {k: v for k, v in vars(args).items() if k not in ('command', 'out') and v}
+    if bool(args.data) != bool(args.model):
+        raise ValueError('--data and --model belong together: a folder of images, and the model to try on them')
+    if options and not args.data:
+        name = next(iter(options)).replace('_', '-')
+        raise ValueError(f'--{name} is for your own images: it needs --data and --model')
+    if 'label_map' in options: options['label_map'] = dict(options['label_map'])
+    return options
+
+
+def _named(**kw): return ''.join(f', {k}={v!r}' for k, v in kw.items() if v)
 
 
 def _in_python(data=None, model=None, case=None, label_map=None, **kw):
     "The lines of Python that do what the command did."
-    if data is None: return ['from misas.demo import demo_learner, demo_sample', 'sensitivity(demo_learner(), demo_sample(), Rotation()).plot()']
+    if data is None: return ['from misas.demo import demo_learner, demo_sample',
+                             'sensitivity(demo_learner(), demo_sample(), Rotation()).plot()']
     image, mask = find_case(data, case)
-    named = lambda **kw: ''.join(f', {k}={v!r}' for k, v in kw.items() if v)
-    return [f'model = as_model({str(model)!r}{named(**kw)})', f'sample = load({str(image)!r}{named(labels=mask and str(mask), label_map=label_map)})',
-            f'sensitivity(model, sample, Rotation(){named(reference="" if mask else "prediction")}).plot()']
+    known = _named(labels=mask and str(mask), label_map=label_map)
+    return [f'model = as_model({str(model)!r}{_named(**kw)})', f'sample = load({str(image)!r}{known})',
+            f'sensitivity(model, sample, Rotation(){_named(reference="" if mask else "prediction")}).plot()']
+
+# %% ../nbs/api/demo.ipynb #242b6e89
+WRITTEN = """
+  curve.png        score by strength of the change
+  gallery.png      what the model saw, and what it said
+  rotation.gif     the rotation as a film
+  sensitivity.csv  all scores
+"""
 
 
 def _report(results, out, options):
     "What the command prints in the end."
-    if results[0].reference == 'prediction': print('No masks: the scores tell how stable the model is, not how right.\n')
-    for r in results: print(f'{r.summary()}\n')
-    print(f'Written to {out}:\n  curve.png        score by strength of the change\n  gallery.png      what the model saw, and what it said\n'
-          '  rotation.gif     the rotation as a film\n  sensitivity.csv  all scores\n')
+    if results[0].reference == 'prediction':
+        print('No masks: the scores tell how stable the model is, not how right.\n')
+    for result in results: print(f'{result.summary()}\n')
+    print(f'Written to {out}:{WRITTEN}')
     print('The same in Python:', 'from misas.all import *', *_in_python(**options), sep='\n  ')
     print('\nNext: the tutorial nbs/tutorials/first_steps.ipynb at https://github.com/chfc-cmi/misas')
 
+# %% ../nbs/api/demo.ipynb #1b7dd5b1
+def _option(error):
+    "The option of the command that would cure an error, if it names an argument that would."
+    from misas.models.output import Missing
+    if not isinstance(error, Missing): return ''
+    if error.argument == 'size': return f'; here: add --size {"x".join(map(str, error.value))}'
+    return f'; here: add --{error.argument}' + ' background ...'*(error.argument == 'classes')
+
 
 def _sentence(e):
-    "An exception as one sentence, with the options as the command line has them."
+    "An exception as one sentence."
     text = (str(e).strip() or type(e).__name__).splitlines()[0]
-    text = re.sub(r'size=\((\d+), (\d+)\)', r'--size \1x\2', text).replace('pass trusted=True', 'add --trusted')
-    text = text.replace("pass classes=('background', ...)", 'add --classes background ...')
-    if isinstance(e, ImportError) and 'pip install' not in text: text += '; pip install "misas[demo]" brings what the demo needs'
-    return text if isinstance(e, (ValueError, TypeError, OSError, ImportError)) else f'{type(e).__name__}: {text}'
+    if not isinstance(e, (ValueError, TypeError, OSError, ImportError)): return f'{type(e).__name__}: {text}'
+    python = isinstance(e, ImportError) and e.name is not None  # Python says what is missing, not how to get it
+    return text + ('; pip install "misas[demo]" brings what the demo needs' if python else _option(e))
 
 
 def main(
     argv=None,  # arguments; None: those of the command line
 ) -> int:  # exit code: 0, 2 for bad input, 130 after Ctrl-C
     "The command `misas`."
-    if 'matplotlib' not in sys.modules: os.environ['MPLBACKEND'] = 'Agg'  # pictures go to files; in a session the backend stays
+    if 'matplotlib' not in sys.modules: os.environ['MPLBACKEND'] = 'Agg'  # to files; in a session the backend stays
     try:
         parser = _parser()
         args = parser.parse_args(argv)
@@ -300,4 +335,4 @@ def main(
     return code
 
 # %% ../nbs/api/demo.ipynb #64faa223
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())  # python -m misas.demo; a notebook has no __file__
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())  # python -m misas.demo; not in a notebook

@@ -1,6 +1,6 @@
-"""Where the tests find notebooks and data, how they leave no figures behind, and why chance decides nothing."""
+"""Where the tests find notebooks and data, why chance decides nothing, how fast the widgets are, and how much memory it all takes."""
+import multiprocessing.forkserver
 import os
-import random
 import sys
 from pathlib import Path
 
@@ -10,33 +10,65 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # two workers on two cores
 os.environ.setdefault('MPLBACKEND', 'Agg')
 sys.path.insert(0, str(Path(__file__).parent))
 
+LIMIT = 2500  # MB that a worker may hold together with the notebook it runs
+
 
 @pytest.fixture(autouse=True)
 def no_luck():
-    "Every test starts from the same random state, alone or after others: networks with random weights are the same in each run."
-    import numpy as np
-    import torch
-    random.seed(0)
-    np.random.seed(0)
-    torch.manual_seed(0)
+    "Every test starts from the same random state, alone or after others."
+    import nbrun
+    nbrun.same_luck()
 
 
-TIMES = {}  # what a widget test measured -> milliseconds, from all workers
+# ---- what the workers measured, told at the end ----
+
+MEASURED = []  # of each worker: its name, times of the widgets, memory
 
 
+def measured():
+    "What this process measured."
+    import nbrun
+    server = nbrun.memory('RssAnon', multiprocessing.forkserver._forkserver._forkserver_pid)  # libraries are shared with this process
+    alone = nbrun.memory('VmHWM') + server
+    return dict(worker=os.environ.get('PYTEST_XDIST_WORKER', 'pytest'), alone=alone, notebooks=nbrun.PEAKS,
+                times=getattr(sys.modules.get('test_widgets'), 'TIMES', {}))
+
+
+def peak(one):
+    "MB that a worker held at most, alone or together with a notebook."
+    return max(one['alone'], *(ours + its for ours, its in one['notebooks'].values()), 0)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session):
-    measured = getattr(sys.modules.get('test_widgets'), 'TIMES', {})
-    if hasattr(session.config, 'workeroutput'): session.config.workeroutput['times'] = measured
-    else: TIMES.update(measured)
+    is_worker = hasattr(session.config, 'workeroutput')
+    if is_worker: session.config.workeroutput['measured'] = measured()
+    elif not session.config.getoption('numprocesses', None): MEASURED.append(measured())
+    if not is_worker and any(peak(one) > LIMIT for one in MEASURED): session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node, error): TIMES.update(getattr(node, 'workeroutput', {}).get('times', {}))
+def pytest_testnodedown(node, error): MEASURED.extend(o for o in [getattr(node, 'workeroutput', {}).get('measured')] if o)
 
 
 def pytest_terminal_summary(terminalreporter):
+    tell_times(terminalreporter)
+    tell_memory(terminalreporter)
+
+
+def tell_times(terminalreporter):
     "How fast the widgets answered, from key press to painted picture."
-    if TIMES: terminalreporter.section('from key press to painted picture, ms')
-    for what, ms in TIMES.items():
-        ms = sorted(ms)
+    times = {what: sorted(ms) for one in MEASURED for what, ms in one['times'].items()}
+    if times: terminalreporter.section('from key press to painted picture, ms')
+    for what, ms in times.items():
         terminalreporter.write_line(f'{what:60} median {ms[len(ms)//2]:5.0f}   90 % {ms[int(.9*(len(ms) - 1))]:5.0f}   ({len(ms)} presses)')
+
+
+def tell_memory(terminalreporter):
+    "What the workers held at most, and the largest notebooks."
+    terminalreporter.section('memory, MB')
+    for one in MEASURED:
+        told = f'{one["worker"]}: {peak(one)} at most with what ran in it, {one["alone"]} without notebooks'
+        terminalreporter.write_line(told if peak(one) <= LIMIT else f'{told}: MORE THAN {LIMIT}', red=peak(one) > LIMIT)
+    notebooks = [(its, name) for one in MEASURED for name, (_, its) in one['notebooks'].items()]
+    for its, name in sorted(notebooks, reverse=True)[:8]: terminalreporter.write_line(f'{its:6} {name}')

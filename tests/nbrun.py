@@ -2,16 +2,21 @@
 
 Outputs are committed, so that the notebooks can be read on the web. This file says how they are made:
 in process with execnb, without execution counts, progress bars and widget state. `--readme` also makes README.md.
+Where there are several, each has a process of its own: what a notebook leaves behind ends with it.
 """
 import argparse
+import atexit
 import base64
 import io
 import json
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import random
 import re
 import sys
 import time
-from contextlib import contextmanager
+import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,32 +65,27 @@ def clean_outputs(outputs):
     return json.loads(json.dumps(res))
 
 
-@contextmanager
-def classes_as_they_are():
-    "A notebook gives classes of the package its own methods (`@patch`); afterwards they have those of the package again."
-    import misas.all  # noqa: F401
-    ours = [m for n, m in sys.modules.items() if n.startswith('misas')]
-    held = {c: dict(vars(c)) for m in ours for c in vars(m).values() if isinstance(c, type) and c.__module__.startswith('misas')}
-    try: yield
-    finally:
-        for c, old in held.items():
-            for k, v in [*vars(c).items()]:
-                if k not in old: delattr(c, k)
-                elif old[k] is not v: setattr(c, k, old[k])
+class CellError(Exception):
+    "A cell of a notebook raised something."
+
+
+def same_luck():
+    "Chance decides nothing: networks with random weights are the same in each run."
+    import numpy as np
+    import torch
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def run(path):
     "The notebook at `path`, run in its own folder, with fresh outputs. An exception in a cell is raised here."
-    with classes_as_they_are(): return _run(path)
-
-
-def _run(path):
     from execnb.shell import CaptureShell
+    same_luck()
     nb, here = read(path), os.getcwd()
     shell = CaptureShell(mpl_format='png')
     shell.run("import matplotlib; matplotlib.rcdefaults(); matplotlib.use('module://matplotlib_inline.backend_inline'); "
               "matplotlib.rcParams.update({'figure.dpi': 80, 'savefig.dpi': 80, 'savefig.bbox': 'tight'})")
-    if 'pandas' in sys.modules: shell.run("import pandas; pandas.reset_option('^display')")  # a notebook that ran before may have set them
     os.chdir(Path(path).parent)
     try:
         for i, cell in enumerate(nb['cells']):
@@ -93,12 +93,62 @@ def _run(path):
             outs = shell.run(source(cell))
             if shell.exc:
                 told = f'{Path(path).name}, cell {i}: {type(shell.exc).__name__}: {shell.exc}\n{source(cell)}'
-                raise type('CellError', (Exception,), {})(told.encode(errors='backslashreplace').decode()) from shell.exc
+                raise CellError(told.encode(errors='backslashreplace').decode()) from shell.exc
             cell['outputs'], cell['execution_count'] = clean_outputs(outs), None
-    finally:
-        os.chdir(here)
-        if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
+    finally: os.chdir(here)
     nb['metadata'] = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+    return nb
+
+
+# ---- a process for each notebook ----
+
+# A fork server imports what nearly every notebook needs, once; each notebook then gets a fresh copy of that process.
+# So imports are paid for once, memory goes back when a notebook ends, and what it changed is no other's.
+PRELOAD = ['misas.all', 'matplotlib.pyplot', 'execnb.shell', 'fastai.vision.all', 'nilearn.datasets']
+PEAKS = {}  # notebook -> MB that this process held meanwhile, and the notebook's own at most
+
+
+def memory(what='VmHWM', pid='self'):
+    "MB that a process holds ('VmRSS') or held at most ('VmHWM'); 0 where the system does not say."
+    try: lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+    except OSError: return 0
+    return next((int(line.split()[1])//1024 for line in lines if line.startswith(what)), 0)
+
+
+def _context():
+    if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(PRELOAD)
+    held = os.environ.get('PYTHONPATH', '')
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), held]))  # this checkout's misas, whatever is installed
+    try: multiprocessing.forkserver.ensure_running()
+    finally: os.environ['PYTHONPATH'] = held
+    return context
+
+
+def _answer(pipe, path):
+    "In the process of a notebook: run it, and send the notebook or what went wrong, and the memory it took."
+    nb, told = None, None
+    try: nb = run(path)
+    except Exception as e: told = str(e) if isinstance(e, CellError) else traceback.format_exc()
+    pipe.send((nb, told, memory()))
+    pipe.close()
+    atexit._run_exitfuncs()  # ends what the notebook started: temporary folders, workers
+
+
+def run_apart(path):
+    "`run` in a process of its own."
+    context = _context()
+    mine, its = context.Pipe(duplex=False)
+    child = context.Process(target=_answer, args=(its, path))
+    child.start()
+    its.close()
+    try: nb, told, peak = mine.recv()
+    except EOFError: nb, told, peak = None, 'the process that ran it is gone', 0
+    finally: mine.close()
+    child.join()
+    PEAKS[str(Path(path).relative_to(NBS).with_suffix(''))] = memory('VmRSS'), peak
+    if told: raise CellError(told + (f' (exit code {child.exitcode})' if child.exitcode else ''))
     return nb
 
 
@@ -171,9 +221,10 @@ if __name__ == '__main__':
     a = p.parse_args()
     os.environ.setdefault('OMP_NUM_THREADS', '2')
     sys.path.insert(0, str(ROOT))
-    for nb in ([Path(o).resolve() for o in a.notebook] or ([] if a.readme else notebooks())):
-        t = time.time()
-        write(run(nb), nb)
-        print(f'{nb.relative_to(ROOT)}: {time.time() - t:.1f} s, {nb.stat().st_size//1000} KB', flush=True)
+    several = [Path(o).resolve() for o in a.notebook] or ([] if a.readme else notebooks())
+    for nb in several:
+        start = time.time()
+        write(run(nb) if len(several) == 1 else run_apart(nb), nb)
+        print(f'{nb.relative_to(ROOT)}: {time.time() - start:.1f} s, {nb.stat().st_size//1000} KB', flush=True)
     if a.readme:
         for f, b in readme().items(): f.write_bytes(b)

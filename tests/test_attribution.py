@@ -8,6 +8,7 @@ from misas.attribution import attribute as module
 from misas.attribution.attribute import METHODS, attribute, methods
 from misas.attribution.quality import infidelity
 from misas.data.phantom import disc
+from misas.data.sample import Sample
 from misas.inside.question import Question, Refused
 from misas.inside.target import Target
 from misas.models.adapt import as_model
@@ -177,7 +178,6 @@ def test_methods_table():
 def test_saved_map_lies_where_the_image_lies(tmp_path):
     import nibabel as nib
 
-    from misas.data.sample import Sample
     affine = np.array([[-2., 0, 0, 30], [0, 0, 1.5, -20], [0, 3, 0, 5], [0, 0, 0, 1]])
     sample = Sample(SAMPLES[3].image, SAMPLES[3].labels, affine=affine)
     a = attribute(as_model(unet(3), activation='softmax'), sample, Target(1, sample.labels == 1), 'saliency')
@@ -401,3 +401,149 @@ def test_onnx_without_translation(tmp_path, monkeypatch):
     model, target = as_model(tmp_path/'net.onnx', activation='softmax'), Target(1, sample.labels == 1)
     assert np.allclose(attribute(model, sample, target, 'occlusion').map, attribute(as_model(net, activation='softmax'), sample, target, 'occlusion').map, atol=1e-5)
     with pytest.raises(Refused, match='has no gradients; .*such as occlusion'): attribute(model, sample, target, 'saliency')
+
+
+# ---- classes that overlap ----
+
+def rings(d):
+    "Three nested discs as a stack of masks, and the image of them."
+    shape = {2: (24, 20), 3: (12, 16, 8)}[d]
+    centre = np.array(shape).reshape(-1, *[1]*d)//2
+    away = np.sqrt(np.square(np.indices(shape) - centre).sum(0))
+    masks = np.stack([away < r for r in (2.5, 4, 6)])
+    return Sample(masks.sum(0)[None]/3., masks, spacing=1., classes=('core', 'disc', 'whole'))
+
+
+def three(d, **kw):
+    "A network with a channel for each of the three, and no background."
+    net = unet(d)
+    torch.manual_seed(SEED)
+    net.last[-1] = (nn.Conv2d if d == 2 else nn.Conv3d)(8, 3, 1)
+    nn.init.zeros_(net.last[-1].bias)
+    return as_model(net, activation='sigmoid', classes=('core', 'disc', 'whole'), **kw)
+
+
+@pytest.mark.parametrize('d', [2, 3])
+@pytest.mark.parametrize('name', METHODS)
+def test_overlapping_classes(name, d):
+    "Every method explains a channel of its own: what the other channels weigh changes nothing."
+    sample, model = rings(d), three(d)
+    with torch.no_grad(): model.module.last[-1].weight.abs_().mul_(20)  # features speak for all of the classes
+    ask = dict(method=name, progress=False, **quick(name))
+    a = attribute(model, sample, Target('disc', 'labels'), **ask)
+    assert a.target.k == 2 and a.target.channel == 1 and a.prediction.shape == sample.labels.shape and a.prediction.dtype == bool
+    with torch.no_grad(): model.module.last[-1].weight[[0, 2]] *= -3
+    b = attribute(model, sample, Target(2, 'labels'), **ask)
+    assert np.array_equal(a.map, b.map) and a.score == b.score
+
+
+def test_overlapping_gradient_is_that_of_the_channel():
+    sample, model = rings(2), three(2)
+    for k, name in enumerate(sample.classes):
+        x = torch.as_tensor(sample.image[None]).requires_grad_()
+        model.module.eval()(x)[0, k][torch.as_tensor(sample.labels[k])].mean().backward()
+        map = attribute(model, sample, Target(name, 'labels'), 'saliency').map
+        assert np.abs(map - x.grad[0].numpy()).max() < 1e-6*np.abs(map).max()
+
+
+def test_overlapping_regions_scores_and_units():
+    sample, model = rings(2), three(2)
+    x = torch.as_tensor(sample.image[None])
+    found = model.masks(sample)[0]
+    inside = Target('whole').freeze(model, sample)
+    assert np.array_equal(inside.mask, found[2])
+    odds = Target('whole', log_odds=True).freeze(model, sample)
+    assert odds.score(model, x).item() == inside.score(model, x).item() and odds.unit == 'log-odds'
+    soft = attribute(model, sample, Target('whole', 'labels', reduce='dice'), 'occlusion', size=6)
+    p = torch.as_tensor(model.predict(sample))[0, 2]
+    mask = torch.as_tensor(sample.labels[2])
+    assert abs(soft.score - (2*p[mask].sum()/(p.sum() + mask.sum())).item()) < 1e-6
+    rim = Target('core', 'boundary').freeze(model, sample, sample.labels).mask
+    assert (rim & sample.labels[0]).any() and (rim & ~sample.labels[0]).any()
+    for cls, match in (('edema', r"no class 'edema'; it knows core \(1\), disc \(2\), whole \(3\)"), (0, 'no class 0'), (4, 'no class 4')):
+        with pytest.raises(ValueError, match=match): attribute(model, sample, cls)
+    exclusive = Target(1, sample.labels[0]).freeze(as_model(unet(2), activation='softmax'), sample)
+    with pytest.raises(ValueError, match='exclude each other'): attribute(model, sample, exclusive)
+
+
+def test_overlapping_masks_without_logits():
+    "Probabilities of classes that overlap: refused, unless asked for log-odds, which undo their sigmoid."
+    net, sample = three(2).module.eval(), rings(2)
+    sure = as_model(nn.Sequential(net, nn.Sigmoid()), activation='masks', classes=sample.classes)
+    with pytest.raises(Refused, match='probabilities, not logits.*log_odds=True'): attribute(sure, sample, Target('disc', 'labels'), 'saliency')
+    odds = attribute(sure, sample, Target('disc', 'labels', log_odds=True), 'saliency')
+    plain = attribute(as_model(net, activation='sigmoid', classes=sample.classes), sample, Target('disc', 'labels'), 'saliency')
+    assert np.abs(odds.map - plain.map).max() < 1e-3*np.abs(plain.map).max() and abs(odds.score - plain.score) < 1e-4
+
+
+def test_overlapping_models_in_pieces():
+    "Slice by slice, in windows, one channel, and regions of a label-map model."
+    ball, plain = rings(3), three(2)
+    slices = plain.slicewise()
+    map = attribute(slices, ball, Target('disc', 'labels'), 'hires_cam').map
+    assert map.shape == (1, *ball.shape) and map.any()
+    sample = rings(2)
+    windows = three(2, window=16)
+    assert attribute(windows, sample, Target('whole', 'labels'), 'saliency').map.any()
+    whole = attribute(plain.channel('whole'), sample.replace(labels=None, classes=None), Target('whole', sample.labels[2]), 'saliency')
+    assert not whole.target.overlapping and np.abs(whole.map - attribute(plain, sample, Target('whole', 'labels'), 'saliency').map).max() < 1e-6
+    torch.manual_seed(SEED)
+    labels = as_model(nn.Conv2d(1, 4, 3, padding=1), activation='softmax', classes=('background', 'a', 'b', 'c'))
+    unions = labels.regions(ab=(1, 2), all=(1, 2, 3))
+    a = attribute(unions, sample, Target('all', sample.labels[2]), 'saliency')
+    assert a.target.overlapping and a.target.k == 2 and a.map.any()
+
+
+def test_overlapping_maps_are_graded():
+    from misas.attribution.curves import deletion
+    from misas.attribution.localisation import localisation
+    from misas.attribution.sanity import randomisation_check
+    from misas.attribution.stability import stability
+    from misas.transforms.voxels import Flip
+    sample, model = rings(2), three(2)
+    with torch.no_grad(): model.module.last[-1].weight.abs_().mul_(20)
+    a = attribute(model, sample, Target('whole', 'labels'), 'saliency')
+    assert infidelity(a, n=20, progress=False).value < 1
+    assert deletion(a, baseline='zero', steps=4, n_random=2, progress=False).value > 0
+    assert np.isclose(localisation(a).frame['share'].sum(), 1) and np.isfinite(randomisation_check(a, steps=1, places=1).value)
+    found = model.masks(sample)[0, 2]
+    mirrored = stability(a, Flip())
+    again = model.masks(sample.replace(image=sample.image[:, ::-1], labels=None))[0, 2][::-1]
+    dice = 2*(found & again).sum()/(found.sum() + again.sum())
+    assert np.isclose(mirrored.frame.dice[mirrored.frame.value != 0], dice).any()
+    assert np.array_equal(attribute(model, sample, Target('core', 'labels'), 'feature_ablation', features='labels').map[0] != 0, np.ones(sample.shape, bool))
+
+
+@pytest.mark.parametrize('what, match', [('network', 'in place'), ('preprocess', 'preprocess leaves torch'), ('cut', 'differentiable way')])
+@pytest.mark.parametrize('name', ['saliency', 'integrated_gradients', 'hires_cam', 'layer_conductance', 'guided_backprop'])
+def test_reasons_have_types(name, what, match):
+    "Whatever takes the gradient, no gradient is a refusal with its reason; and nothing is left behind."
+    def overwrites(net, x):
+        x = net.r(net.a(x)).sigmoid()
+        y = x*x
+        x += 1
+        return net.b(y + x)
+
+    def cut(net, x):
+        with torch.no_grad(): return net.b(net.r(net.a(x)))
+
+    def plain(net, x): return net.b(net.r(net.a(x)))
+    net = built(dict(network=overwrites, cut=cut).get(what, plain))
+    preprocess = (lambda x: torch.from_numpy(x.numpy()*1.)) if what == 'preprocess' else None
+    sample, before = SAMPLES[2], trace(net)
+    model = as_model(net, activation='softmax', preprocess=preprocess)
+    layers = dict(layer='r') if 'cam' in name or name.startswith('layer') else {}
+    needs_image = METHODS[name].needs == 'gradient'
+    if what == 'cut' and not needs_image: match = 'no influence'
+    if what == 'preprocess' and not needs_image: assert attribute(model, sample, Target(1, sample.labels == 1), name, **layers, **quick(name)).map.any()
+    else:
+        with pytest.raises(Refused, match=match): attribute(model, sample, Target(1, sample.labels == 1), name, **layers, **quick(name))
+    assert trace(net) == before
+
+
+def test_dice_of_nothing_is_undefined():
+    from misas.attribution.stability import stability
+    from misas.transforms.voxels import Flip
+    sample = SAMPLES[2]
+    never = as_model(lambda x: torch.stack([x[:, 0]*0, x[:, 0] - 100], 1), activation='softmax')
+    assert stability(attribute(never, sample, Target(1, sample.labels == 1), 'saliency'), Flip()).frame.dice.isna().all()

@@ -80,3 +80,32 @@ def test_windows_keep_the_volume_off_the_device(device):
     forward, model.model.forward = model.model.forward, lambda x: (seen.append(x), forward(x))[1]
     assert model.predict(torch.rand(1, 1, 20, 20, 20)).shape == (1, 4, 20, 20, 20)
     assert len(seen) > 8 and all(o.device.type == device and o.shape[2:] == (8, 8, 8) for o in seen) and model.device.type == 'cpu'
+
+
+@device
+@pytest.mark.parametrize('dims', [2, 3])
+def test_classes_that_overlap(device, dims):
+    "Whole, in windows, slice by slice, turned: the same masks, and one channel of them, as on the CPU."
+    s = short_axis((37, 30), spacing=3.) if dims == 2 else short_axis_stack((20, 22, 7), spacing=(5., 5., 9.))
+    conv = nn.Conv2d if dims == 2 else nn.Conv3d
+    torch.manual_seed(0)
+    module = nn.Sequential(conv(1, 8, 3, padding=1), nn.ReLU(), conv(8, 3, 1))
+    options = dict(activation='sigmoid', classes=('WT', 'TC', 'ET'), preprocess=lambda x: x/500 - 1, threshold=dict(ET=.4))
+    here, there = (TorchModel(module, device=d, **options) for d in ('cpu', device))
+    ways = [lambda m: m, lambda m: m.sliding(16, .5), lambda m: m.keep('ET', 'WT')]
+    if dims == 3: ways += [lambda m: m.oriented('LIA', 6.)]
+    for way in ways:
+        a, b = way(here), way(there)
+        assert np.abs(a.predict(s) - b.predict(s)).max() < 1e-3
+        assert (a.masks(s) != b.masks(s)).mean() < 1e-3 and a.masks(s).shape[1] == len(a.classes)
+    x = torch.tensor(s.image[None], device=device, requires_grad=True)
+    g, = torch.autograd.grad(there.channel('ET').logits(x)[:, 1].mean(), x)
+    assert g.device.type == device and g.abs().sum() > 0
+
+
+@device
+def test_outputs_of_another_size(device):
+    coarse = nn.Sequential(nn.AvgPool2d(4), nn.Conv2d(1, 3, 3, padding=1))
+    s = short_axis((64, 80), spacing=3.)
+    here, there = (TorchModel(coarse, device=d, activation='softmax', resize_output=True).predict(s) for d in ('cpu', device))
+    assert np.abs(here - there).max() < 1e-3 and there.shape == (1, 3, 64, 80)

@@ -56,7 +56,7 @@ def test_arrows_point_down(module):
 
 
 def test_heavy_libraries_load_when_first_used():
-    code = "import sys, misas.all; print([m for m in ('fastai', 'monai', 'torchio', 'captum', 'zennit', 'onnxruntime', 'onnx', 'nilearn', 'nbdev', 'joblib', 'distributed', 'pyarrow') if m in sys.modules])"
+    code = "import sys, misas.all; print([m for m in ('fastai', 'monai', 'torchio', 'captum', 'zennit', 'onnxruntime', 'onnx', 'nilearn', 'nbdev', 'joblib', 'loky', 'distributed', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == '[]'
 
 

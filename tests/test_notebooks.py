@@ -13,5 +13,5 @@ def test_notebook(path):
     old = nbrun.read(path)
     text = '\n'.join(nbrun.source(c) for c in old['cells'] if c['cell_type'] == 'code')
     if any(o in text for o in PUBLIC) and not os.environ.get('MISAS_DATA'): pytest.skip('needs public data: set MISAS_DATA')
-    difference = nbrun.output_drift(old, nbrun.run(path))
+    difference = nbrun.output_drift(old, nbrun.run_apart(path))
     assert difference is None, f'{path.name}: {difference}\nrun python tests/nbrun.py {path.relative_to(nbrun.ROOT)} and look at the change'

@@ -538,6 +538,67 @@ def test_kept_classes(seed, names):
     for i, c in enumerate(names, 1): assert np.array_equal(kept.label(x) == i, full.label(x) == full.classes.index(c))
 
 
+@some(40)
+@given(st.integers(0, 10**6), st.lists(st.sets(st.integers(1, 3), min_size=1), min_size=1, max_size=3))
+def test_regions_of_a_model_are_unions_of_its_labels(seed, values):
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 4, 5, 6)).astype(np.float32)*4)
+    full, x = as_model(lambda x: logits + 0*torch.as_tensor(x)[:, :1]), np.zeros((1, 1, 5, 6))
+    regions = full.regions(**{f'r{i}': tuple(v) for i, v in enumerate(values)})
+    labels, p = full.label(x), full.predict(x)
+    assert np.array_equal(regions.masks(x), np.stack([np.isin(labels, tuple(v)) for v in values], 1))
+    assert np.allclose(regions.predict(x), np.stack([p[:, tuple(v)].sum(1) for v in values], 1), atol=1e-6)
+    assert np.allclose(regions.logits(torch.zeros(1, 1, 5, 6)).sigmoid().numpy(), regions.predict(x), atol=1e-5)
+    for i, name in enumerate(regions.classes):
+        one = regions.channel(name)
+        assert np.array_equal(one.label(x), regions.masks(x)[:, i]) and one.classes == ('background', name)
+        assert np.allclose(one.logits(torch.zeros(1, 1, 5, 6)).softmax(1).numpy(), one.predict(x), atol=1e-5)
+
+
+@some(40)
+@given(pictures(), st.lists(st.floats(.1, .9), min_size=3, max_size=3), st.data())
+def test_classes_that_overlap_lie_on_the_grid_of_the_sample(s, levels, data):
+    "Masks are where probabilities are above their thresholds, whatever the size that the network wants."
+    numbers_ = st.integers(1, 13)
+    kw = data.draw(st.sampled_from([{}, dict(multiple_of=data.draw(numbers_)), dict(size=data.draw(numbers_)), dict(batch_size=2)]))
+    def three(x): return np.concatenate([x[:, :1] - t for t in (.2, .5, .8)], 1)*9
+    model = as_model(three, activation='sigmoid', classes=('a', 'b', 'c'), threshold=levels, **kw)
+    p, masks = model.predict(s), model.masks(s)
+    assert p.shape == masks.shape == (1, 3, *s.shape) and masks.dtype == bool and model.overlapping
+    assert np.array_equal(masks, p > np.float32(levels).reshape(3, *[1]*s.ndim)) and np.array_equal(model.segment(s), masks)
+    names = data.draw(st.lists(st.sampled_from('abc'), min_size=1, unique=True))
+    assert np.array_equal(model.keep(*names).masks(s), masks[:, ['abc'.index(n) for n in names]])
+    assert np.array_equal(model.channel(names[0]).label(s), masks[:, 'abc'.index(names[0])])
+    if 'size' not in kw: assert np.allclose(p, 1/(1 + np.exp(-three(s.image[None]))), atol=1e-5)
+
+
+@pytest.mark.parametrize('value', [-30., 0., 30.])
+def test_nested_masks_turn_with_the_image(value):
+    "A pixel-wise network with logits of -5 and 5, and labels that overlap: Dice of each class is what turning twice the same image gives."
+    r = np.hypot(*np.indices((64, 64)) - 31.5)
+    nested = np.stack([r < radius for radius in (28, 20, 10)])
+    s = Sample(nested.sum(0), nested, classes=('WT', 'TC', 'ET'), spacing=1.)
+    def clipped(x): return np.concatenate([np.where(x > t, 5., -5.) for t in (.5, 1.5, 2.5)], 1)
+    model = as_model(clipped, activation='sigmoid', classes=s.classes)
+    frame = sensitivity(model, s, Rotation(), [value], progress=False).frame.query('value == @value')
+    assert frame['class'].tolist() == list(s.classes) and (frame.score > .98).all()
+    if value == 0: assert (frame.score == 1).all()
+    with pytest.raises(ValueError, match='softmax.*sigmoid'): sensitivity(as_model(clipped), s, Rotation(), [value], progress=False)
+    with pytest.raises(ValueError, match='regions'): sensitivity(as_model(clipped, activation='softmax'), s, Rotation(), [value], progress=False)
+
+
+@pytest.mark.parametrize('make', [
+    lambda m: m, lambda m: m.keep('c', 'a'), lambda m: m.channel('b'), lambda m: m.sliding(8), lambda m: m.sliding(8).channel('a')])
+def test_models_of_masks_survive_being_sent(make):
+    import cloudpickle
+    def three(x): return np.concatenate([x, 1 - x, x*x], 1)
+    model, x = make(as_model(three, activation='masks', classes=('a', 'b', 'c'), threshold=[.2, .3, .4])), np.random.default_rng(0).random((1, 1, 12, 10))
+    early = cloudpickle.loads(cloudpickle.dumps(model))
+    found = model.segment(x)
+    late = cloudpickle.loads(cloudpickle.dumps(model))
+    assert model.settings() == early.settings() == late.settings() and model.settings()['fingerprint']
+    for same in (early, late): assert np.array_equal(same.segment(x), found) and same.classes == model.classes
+
+
 def test_float_label_maps_are_label_maps_also_when_the_first_is_binary():
     m, a, b = as_model(lambda x: x[:, 0].round()), np.zeros((1, 1, 2, 2)), np.full((1, 1, 2, 2), 2.)
     a[0, 0, 0] = 1

@@ -26,12 +26,16 @@ from PIL import Image
 
 from misas.data.fingerprint import fingerprint
 from misas.data.phantom import ThresholdModel, disc, short_axis_stack
+from misas.data.sample import Sample
 from misas.demo import demo_learner, demo_sample
 from misas.models.adapt import as_model
 from misas.models.function import FunctionModel
 from misas.models.zoo import cardiac_net
-from misas.study.archive import COLUMNS
+from misas.study.archive import COLUMNS, Archive
+from misas.study.compare import compare
+from misas.study.diagnose import diagnose
 from misas.study.study import Study
+from misas.study.work import Work
 from misas.transforms.base import from_function
 from misas.transforms.intensity import Blur, Brightness, Contrast, Gamma, Noise
 from misas.transforms.spatial import Rotation, Scale, Shear, Translation
@@ -236,7 +240,7 @@ class Deadly(ThresholdModel):
 
 
 def test_a_case_that_kills_every_worker(tmp_path, cluster, client):
-    "joblib would wait for ever; the case is named, and the others are done."
+    "It is named, and the others are done."
     cases = [s.replace(image=s.image*9) if i == 3 else s for i, s in enumerate(discs(10))]
     study = few(tmp_path/'s', models={'deadly': as_model(Deadly(.5), classes=CLASSES), 'fine': threshold()})
     old, cluster.scheduler.allowed_failures = cluster.scheduler.allowed_failures, 0
@@ -601,6 +605,179 @@ def test_a_generator_is_not_kept(tmp_path, n_jobs):
     gc.collect()
     print(f'\nn_jobs={n_jobs}: at most {most[0]} of 300 samples were there at a time')
     assert study.frame['sample'].nunique() == 300 and most[0] <= (3 if n_jobs == 1 else 4 + 4) and alive[0] == 0
+
+
+# --- what a study asks of the disk
+
+def counted(monkeypatch, *names):
+    "Counts of calls of functions of `os`, by name."
+    calls = dict.fromkeys(names, 0)
+    def count(name):
+        f = getattr(os, name)
+        def g(*args, **kw):
+            calls[name] += 1
+            return f(*args, **kw)
+        monkeypatch.setattr(os, name, g)
+    for name in names: count(name)
+    return calls
+
+
+@pytest.mark.parametrize('n', [5, 25])
+def test_a_finished_study_is_not_looked_through(tmp_path, monkeypatch, n):
+    "To see that nothing has changed, folders are asked, not files: as many for 25 cases as for 5."
+    study = few(tmp_path/'s').run(discs(n), **QUIET)
+    for folder in (tmp_path/'s'/'units').rglob('*'):
+        if folder.is_dir(): os.utime(folder, (1e9, 1e9))  # it has been at rest for long
+    for folder in (tmp_path/'s'/'units', tmp_path/'s'/'units'/'a'): os.utime(folder, (1e9, 1e9))
+    before = study.frame
+    calls = counted(monkeypatch, 'stat', 'listdir', 'scandir')
+    assert study.frame.equals(before) and study.frame.equals(before)
+    print(f'\n{n} cases: {calls} for two looks at {len(before)} scores')
+    assert calls['stat'] <= 2*(4 + 2) and calls['listdir'] == calls['scandir'] == 0  # units, a model, two transforms, study.json
+
+
+def test_units_of_another_process_are_seen(tmp_path):
+    "At once, also when they come so fast that the clock of the folder does not move; and so is one that goes."
+    study = few(tmp_path/'s', transforms=[Brightness([.5, 1])]).run(discs(2), **QUIET)
+    reader, place = Study(study.folder), next(iter(units(study.folder).values()))
+    good = place.read_bytes()
+    assert reader.frame['sample'].nunique() == 2
+    for i in range(30):
+        name, clock = f'other {i}', place.parent.stat().st_mtime_ns
+        rows = [('a', name, 'brightness', v, '', 'disc', 'dice', .5) for v in (.5, 1.)]
+        Archive(study.folder).write('a', 'brightness', name, rows)
+        if i % 2: os.utime(place.parent, ns=(clock, clock))
+        assert reader.frame['sample'].nunique() == 3 + i
+    place.unlink()
+    assert reader.frame['sample'].nunique() == 31
+    place.write_bytes(good)
+    assert reader.frame['sample'].nunique() == 32
+
+
+@pytest.mark.parametrize('n_jobs', [1, 2])
+def test_a_case_is_asked_once_what_is_missing(tmp_path, monkeypatch, n_jobs):
+    asked, ask = [], Work.missing
+    monkeypatch.setattr(Work, 'missing', lambda self, case, *args: [asked.append(case), ask(self, case, *args)][1])
+    few(tmp_path/'s').run(discs(6), n_jobs=n_jobs, **QUIET)
+    assert sorted(asked) == [f'case {i}' for i in range(6)]
+    few(tmp_path/'s').run(discs(6), **QUIET)
+    assert len(asked) == 12
+
+
+# --- folders of an earlier version
+
+def as_format_1(folder):
+    "Change study.json into what misas 1.0.0a1 wrote."
+    file = folder/'study.json'
+    settings = json.loads(file.read_text())
+    assert settings['misas study'] == 2
+    settings['misas study'] = 1
+    for name, metric in settings['metrics'].items():
+        if isinstance(metric, dict):
+            settings['metrics'][name] = dict(function=metric['function'], lower_is_better=metric['better'] == 'lower')
+    for t in settings['transforms'].values():
+        scale = t.pop('scale')
+        t['words'] = scale if isinstance(scale, dict) else None
+    file.write_text(json.dumps(settings))
+    return file
+
+
+def missed(prediction, truth): return float((truth & ~prediction).sum())
+missed.lower_is_better = True
+
+
+def test_folder_of_an_earlier_version(tmp_path):
+    "It is read, and gone on with; then it is a folder of today."
+    kw = dict(transforms=[Brightness([.5, 1]), Flip()], metrics=('dice', missed))
+    study = few(tmp_path/'s', **kw).run(discs(3), **QUIET)
+    told, before = str(study.summary(metric='missed', drop=5)), study.frame
+    file = as_format_1(study.folder)
+    old = Study(study.folder)
+    assert old.frame.equals(before) and str(old.summary(metric='missed', drop=5)) == told and old.metrics['missed'].better == 'lower'
+    assert json.loads(file.read_text())['misas study'] == 1                    # reading changes nothing
+    more = few(study.folder, **kw).run(discs(4), **QUIET)
+    assert more.frame['sample'].nunique() == 4 and json.loads(file.read_text())['misas study'] == 2
+    refused(lambda: few(study.folder, **{**kw, 'metrics': ('dice', fine)}), 'metrics', kind=ValueError)
+
+
+# --- metrics of one's own
+
+def test_own_metric_is_explored(tmp_path):
+    "A study keeps the function, and hands it on; read again without it, the scores are there, and pictures say what they need."
+    from misas.metrics.metric import Metric
+    from misas.widgets.explore import explore
+    own = Metric('missed', missed, better='lower', unit='voxels')
+    cases = list(discs(4))
+    study = few(tmp_path/'s', metrics=[own, 'dice']).run(cases, **QUIET)
+    shown = explore(study, progress=False)
+    j = list(shown.metrics).index('missed')
+    assert shown.metrics['missed'] is own and np.isfinite(shown.table[:, 0, j]).all() and shown.table[:, 0, j].max() > 0
+    read = Study(study.folder)
+    assert read.metrics['missed'].unit == 'voxels' and read.rank(own).equals(study.rank('missed'))
+    refused(lambda: explore(read), 'model', kind=ValueError)
+
+
+# --- classes that overlap
+
+REGIONS, LEVELS = ('ET', 'TC', 'WT'), (.7, .5, .3)  # discs that lie in each other; each is where the image is brighter than its level
+
+
+class Nested(torch.nn.Module):
+    "A mask for each region, from logits of +-5."
+    def __init__(self, levels=LEVELS):
+        super().__init__()
+        self.register_buffer('levels', torch.tensor(levels)[:, None, None])
+    def forward(self, x): return torch.where(x > self.levels, 5., -5.)
+
+
+def nested(levels=LEVELS, **kw): return as_model(Nested(levels), activation='sigmoid', classes=REGIONS, **kw)
+
+
+def rings(n):
+    "Images of three nested discs, the smallest somewhat off the middle."
+    rows, columns = np.indices((40, 44)) - np.array([19.5, 21.5])[:, None, None]
+    for i in range(n):
+        far = np.hypot(rows - 1, columns)
+        masks = np.stack([far < radius + .2*i for radius in (4, 8, 12)])
+        image = .2 + .2*masks.sum(0) + np.random.default_rng(i).normal(scale=.01, size=far.shape)
+        yield Sample(image[None], masks, classes=REGIONS, spacing=1., name=f'case {i}')
+
+
+@pytest.mark.parametrize('n_jobs', [1, 2])
+def test_overlapping_classes(tmp_path, n_jobs):
+    "A study of two models, one of which sees WT too small, has three classes, no background, and the right numbers."
+    samples = list(rings(12))
+    models = {'right': nested(), 'small': nested((.7, .5, .5))}
+    kinds = [Flip(), Brightness([.5, 1, 1.2])]
+    study = Study(tmp_path/'s', models, kinds, metrics=('dice', 'volume_difference')).run(samples, n_jobs=n_jobs, **QUIET)
+    assert study.failures.empty and list(dict.fromkeys(study.frame['class'])) == list(REGIONS)
+    scores = study.frame.set_index(['model', 'sample', 'transform', 'value', 'class', 'metric']).score
+    assert (scores['right'].xs('flip', level='transform').xs('dice', level='metric') == 1).all()
+    assert scores['right'].xs(.5, level='value').xs('dice', level='metric').unstack()['ET'].eq(0).all()   # .8/2 is below .7
+    for s in samples:  # what is taken for WT is TC
+        truth, seen = s.labels[2].sum(), s.labels[1].sum()
+        assert np.isclose(scores['small', s.name, 'flip', 0., 'WT', 'dice'], 2*seen/(truth + seen))
+        assert np.isclose(scores['small', s.name, 'flip', 0., 'WT', 'volume_difference'], (int(seen) - int(truth))/100)
+    found = compare(study, ('right', 'small'), metric='dice', cluster=None, n=200).frame
+    unchanged = found[found['transform'] == 'unchanged'].set_index('class')
+    assert unchanged.better.to_dict() == {'ET': '', 'TC': '', 'WT': 'right'} and (unchanged.difference[['ET', 'TC']] == 0).all()
+    assert str(Study(study.folder).summary()) == str(study.summary()) and 'WT: 1.00 unchanged' in str(study.summary(model='right'))
+
+
+def test_overlapping_classes_are_diagnosed():
+    "A model that was trained on grey values to 255, and one that looks at the upper half only."
+    samples, quick = list(rings(8)), dict(borne=[Rotation([-20, 0, 20]), Flip()], **QUIET)
+    bright = diagnose(nested([255*(o - .2)/.6 for o in LEVELS], name='bytes'), samples, **quick)
+    assert bright.verdict == 'fits after a change: intensity range 0 to 255' and bright.classes['class'].tolist() == list(REGIONS)
+    assert (bright.tolerance.unchanged > .9).all() and set(bright.tolerance['class']) == set(REGIONS)
+    class Upper(Nested):
+        def forward(self, x):
+            y = super().forward(x)
+            return torch.where(torch.arange(x.shape[2])[:, None] < x.shape[2]//2, y, torch.full_like(y, -5.))
+    off = [s.replace(image=np.roll(s.image, 10, 1), labels=np.roll(s.labels, 10, 1)) for s in samples]  # in the lower half
+    upper = diagnose(as_model(Upper(), activation='sigmoid', classes=REGIONS, name='upper'), off, **quick)
+    assert upper.verdict.startswith('fits after a change: dihedral') or upper.verdict.startswith('fits after a change: flip')
+    assert upper.best.helps and upper.best.gain > .3 and (upper.frame.cuts[upper.frame['transform'] == 'dihedral'] == False).all()  # noqa: E712
 
 
 # --- models that are sent to other processes

@@ -160,7 +160,7 @@ def summary(self: Attribution) -> Summary:
 def plot(
     self: Attribution,
     **kw: object,  # see `plot_attribution`
-) -> Figure:
+) -> 'Figure':
     "Picture of the map over the image, the target outlined."
     words = dict(target=self.target.mask, title=self.method, about=self.target.text, unit=self.unit)
     return plot_attribution(self.sample, self.map, **{**words, **kw})
@@ -188,10 +188,10 @@ class Incomplete(ValueError):
 
 def checked(raw: Raw, method: str, question: Question) -> np.ndarray:  # float32 (C', *S)
     "The map of a method. ValueError for one that must not be believed."
-    map, shape, n = raw.numpy(), question.shape, question.sample.n_channels
+    map, shape, channels = raw.numpy(), question.shape, question.sample.n_channels
     which = f'{method} of {question.model.name} for the {question.target.text}'
-    if map.shape[1:] != shape or len(map) not in (1, n):
-        raise ValueError(f'{which}: the map has shape {map.shape}, expected one or {n} channels of {shape}')
+    if map.shape[1:] != shape or len(map) not in (1, channels):
+        raise ValueError(f'{which}: the map has shape {map.shape}, expected one or {channels} channels of {shape}')
     if not np.isfinite(map).all():
         raise ValueError(f'{which}: the map holds NaN or infinite values, so it must not be believed')
     if not map.any(): raise ValueError(

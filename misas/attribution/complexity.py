@@ -80,7 +80,7 @@ def plot(
     self: Complexity,
     ax: Axes | None = None,  # to draw on; None: a new figure
     label: str | None = None,  # of the curve
-) -> Figure:
+) -> 'Figure':
     "The share of the map that its largest voxels hold."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(3.8, 3))[1]

@@ -86,7 +86,7 @@ def __repr__(self: Curve): return self.summary().text
 def plot(
     self: Curve,
     axs: Sequence[Axes] | None = None,  # two, to draw on; None: a new figure
-) -> Figure:
+) -> 'Figure':
     "Score and soft Dice, in the order of the map and in random orders."
     import matplotlib.pyplot as plt
     if axs is None: axs = plt.subplots(1, 2, figsize=(8, 3))[1]

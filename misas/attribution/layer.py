@@ -50,8 +50,8 @@ def along(q: Question, layer, baseline, at: list) -> Iterator:  # of Features
     mixed = q.anatomy.forwards > 1  # calls of several images would be mixed up
     if mixed or together > 1 and q.coupled: together = 1
     for i, j in q.steps(q.portions(len(at), together), 'steps'):
-        t = q.x.new_tensor(at[i:j]).view(-1, *[1]*(q.x.ndim - 1))
-        found = features(q, layer, x=base + t*(q.x - base))
+        parts = q.x.new_tensor(at[i:j]).view(-1, *[1]*(q.x.ndim - 1))
+        found = features(q, layer, x=base + parts*(q.x - base))
         if together == 1: yield found
         else: yield from _each_alone(found)
 

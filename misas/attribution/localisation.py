@@ -43,7 +43,7 @@ class Zones:
 
     def shares(
         self, map,  # (*S) or (C', *S)
-    ) -> pd.DataFrame:  # where, voxels (share of the image), share (of |map|), density (share/voxels), net (signed share)
+    ) -> pd.DataFrame:  # where, voxels (share of the image), share (of |map|), density (their quotient), net (signed)
         "How a map is spread over the zones; shares of a map without values are NaN."
         import pandas as pd
         map = np.asarray(map, float).reshape(-1, *self.index.shape)
@@ -93,7 +93,7 @@ class Localisation:
 
     def plot(
         self, ax: Axes | None = None,  # to draw on; None: a new figure
-    ) -> Figure:
+    ) -> 'Figure':
         "Share of the map and of the image, from the inside to the outside."
         import matplotlib.pyplot as plt
         if ax is None: ax = plt.subplots(figsize=(6, 3))[1]

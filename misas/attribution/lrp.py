@@ -104,7 +104,7 @@ def no_rule(
     if 'BatchNorm' in kind: return _no_rule_for_norm(node, module, times)
     if kind == 'AccumulateGrad' or type(module).__name__ in PASS_ON: return None
     if kind == 'Add': return 'features are subtracted' if ways > 2 or getattr(node, '_saved_alpha', 1) != 1 else None
-    if any(kind.startswith(route) for route in ROUTES): return None
+    if kind.startswith(ROUTES): return None
     by = f' ({type(module).__name__})' if module is not None and kind not in UNRULY else ''
     return f'there is no rule for {UNRULY.get(kind, kind)}{by}'
 
@@ -149,14 +149,14 @@ class _Sharing(TorchFunctionMode):
 @contextmanager
 def put_back(module: torch.nn.Module) -> Iterator:
     "Weights and buffers of a network are afterwards as they were before: the tensors themselves."
-    held = [(m, dict(m._parameters), vars(m).get('eps')) for m in module.modules()]
+    held = [(part, dict(part._parameters), vars(part).get('eps')) for part in module.modules()]
     tensors = [(tensor, tensor.data) for tensor in [*module.parameters(), *module.buffers()]]
     try: yield
     finally:
-        for m, parameters, eps in held:
-            m._parameters.clear()
-            m._parameters.update(parameters)
-            if eps is not None: m.eps = eps
+        for part, parameters, eps in held:
+            part._parameters.clear()
+            part._parameters.update(parameters)
+            if eps is not None: part.eps = eps
         for tensor, data in tensors: tensor.data = data
 
 
@@ -288,12 +288,13 @@ def lrp(
     epsilon=1e-6,  # keeps quotients finite
 ) -> Raw:  # delta: what biases got, its sign turned; gap: without biases, by epsilon and gamma: nothing may be lost
     "Relevance of the voxels for the score."
-    z = _zennit()
+    rules = _zennit()
     if rule not in RULES: raise ValueError(f'rule must be one of {", ".join(RULES)}, got {rule!r}')
     if not (gamma >= 0 and epsilon > 0):
         raise ValueError(f'gamma must not be negative and epsilon must be positive, got {gamma!r} and {epsilon!r}')
-    made = {'epsilon': z.Epsilon(epsilon), 'gamma': z.Gamma(gamma, epsilon), 'alpha_beta': z.AlphaBeta(2, 1, epsilon)}
-    map, end, start = _relevance(q, made[rule], z.Epsilon(epsilon), False, epsilon)
+    plain, alpha_beta = rules.Epsilon(epsilon), rules.AlphaBeta(2, 1, epsilon)
+    made = {'epsilon': plain, 'gamma': rules.Gamma(gamma, epsilon), 'alpha_beta': alpha_beta}
+    map, end, start = _relevance(q, made[rule], rules.Epsilon(epsilon), False, epsilon)
     free = rule == 'alpha_beta' or _has_biases(q.module)
     return Raw(map, end - start, None if free else abs(end - start)/max(abs(start), 1e-12))
 
@@ -305,8 +306,8 @@ def _has_biases(module):
 
 def excitation_backprop(q: Question) -> Raw:  # delta: what is lost in units that are active by their bias alone
     "Probability of the voxels: what excites the target, without what inhibits it."
-    z = _zennit()
-    map, end, start = _relevance(q, z.ZPlus(1e-9, zero_params='bias'), z.Pass(), True, 1e-9)
+    rules = _zennit()
+    map, end, start = _relevance(q, rules.ZPlus(1e-9, zero_params='bias'), rules.Pass(), True, 1e-9)
     lost = 1 - end/(start or 1)
     if abs(end - start) > .05*abs(start): raise Refused(
         f'{lost:.0%} of the probability is lost in units that nothing excites but their bias; '

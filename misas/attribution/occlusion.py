@@ -55,10 +55,14 @@ def windows(
     if any(step > wide for step, wide in zip(stride, size)): raise ValueError(
         f'stride of {stride} voxels is larger than the window of {size} voxels, '
         'so that voxels between windows would be left out')
-    starts = [range(0, max(0, n - wide) + step, step) for n, wide, step in zip(q.shape, size, stride)]
-    channels = [slice(c, c + 1) for c in range(q.sample.n_channels)] if per_channel else [slice(None)]
-    places = [[slice(i, min(i + wide, n)) for i, wide, n in zip(at, size, q.shape)] for at in product(*starts)]
-    return [(channel, *place) for channel in channels for place in places]
+    axes = [_cuts(*one) for one in zip(q.shape, size, stride)]
+    channels = [slice(i, i + 1) for i in range(q.sample.n_channels)] if per_channel else [slice(None)]
+    return list(product(channels, *axes))
+
+
+def _cuts(n, wide, step):
+    "Slices of a window along an axis of n voxels."
+    return [slice(i, min(i + wide, n)) for i in range(0, max(0, n - wide) + step, step)]
 
 
 def occlusion(
@@ -113,16 +117,16 @@ def rise(
 ) -> Raw:
     "Mean score of images that show a voxel, less that of those which hide it (after Petsiuk et al. 2018, eq. 6)."
     if not (np.isscalar(p) and 0 < p < 1): raise ValueError(f'p must be between 0 and 1, got {p!r}')
-    n = check_count('n_samples', n_samples, 2)
-    masks = RandomMasks(n, q.shape, patch_size(q.sample, size), p, q.rng())
+    count = check_count('n_samples', n_samples, 2)
+    masks = RandomMasks(count, q.shape, patch_size(q.sample, size), p, q.rng())
     cover, first = q.baseline(baseline), None
     total, shown, both = 0., torch.zeros_like(q.x[0, :1]), torch.zeros_like(q.x[0, :1])
     with torch.no_grad():
-        for i, j in q.steps(q.portions(n, q.batch), 'masks'):
+        for i, j in q.steps(q.portions(count, q.batch), 'masks'):
             mask = masks(i, j, q.x)
             scores = q.score(mask*q.x + (1 - mask)*cover, apart=True).to(mask)
             if first is None: first = scores[0]
             scores = (scores - first).view(-1, *(1,)*(q.ndim + 1))  # a constant does not matter, but costs digits
             total, shown, both = total + scores.sum(), shown + mask.sum(0), both + (scores*mask).sum(0)
     tiny = torch.finfo(q.x.dtype).eps
-    return Raw(both/shown.clamp_min(tiny) - (total - both)/(n - shown).clamp_min(tiny))
+    return Raw(both/shown.clamp_min(tiny) - (total - both)/(count - shown).clamp_min(tiny))

@@ -38,9 +38,9 @@ def _supervoxels(sample, size):
     over = tuple(range(1, sample.ndim + 1))
     low, high = (np.percentile(sample.image, percent, axis=over, keepdims=True) for percent in (1, 99))
     image = np.clip((sample.image - low)/np.where(high > low, high - low, 1), 0, 1)
-    n = max(2, round(np.prod(sample.shape)/np.prod(patch_size(sample, size))))
+    about = max(2, round(np.prod(sample.shape)/np.prod(patch_size(sample, size))))
     image = np.moveaxis(image, 0, -1).astype(float)
-    return slic(image, n, compactness=.1, spacing=sample.spacing, channel_axis=-1, convert2lab=False)
+    return slic(image, about, compactness=.1, spacing=sample.spacing, channel_axis=-1, convert2lab=False)
 
 
 def _structures(sample, size):
@@ -50,7 +50,7 @@ def _structures(sample, size):
     if is_stack(labels): labels = np.unique(labels.reshape(len(labels), -1), axis=1, return_inverse=True)[1]
     return labels.reshape(sample.shape)
 
-# %% ../../nbs/api/attribution/perturbation.ipynb #bb7250df
+# %% ../../nbs/api/attribution/perturbation.ipynb #94fe8c52
 def _own_features(features, sample):
     "An array of the user's, checked."
     ids, fits = to_numpy(features), {sample.shape, (1, *sample.shape), sample.image.shape}
@@ -146,12 +146,12 @@ def _all_asked(n, budget):
 
 def _exact(game):
     "Shapley values from the values of all coalitions."
-    n, every = game.n, subsets(game.n)
+    players, every = game.n, subsets(game.n)
     inner = every[1:-1]
     values = np.concatenate([[game.empty], game.scores(len(inner), lambda i, j: inner[i:j]), [game.full]])
-    chance = np.array([factorial(size)*factorial(n - size - 1)/factorial(n) for size in range(n)])
-    found = np.empty(n)
-    for i in range(n):
+    chance = [factorial(size)*factorial(players - size - 1)/factorial(players) for size in range(players)]
+    chance, found = np.array(chance), np.empty(players)
+    for i in range(players):
         without = np.flatnonzero(~every[:, i])
         found[i] = chance[every[without].sum(1)] @ (values[without + 2**i] - values[without])
     return found
@@ -168,25 +168,26 @@ def _orders(rng, n_features, n):
 
 def _sampled(game, orders):
     "Mean of what each feature adds, when features are shown in these orders."
-    steps, n = game.n - 1, len(orders)
+    steps, count = game.n - 1, len(orders)
     place = np.argsort(orders, 1)  # when each feature is shown
     def shown(i, j):
         order, step = np.divmod(np.arange(i, j), steps)
         return place[order] <= step[:, None]
-    values = np.empty((n, game.n + 1))
-    values[:, 0], values[:, 1:-1], values[:, -1] = game.empty, game.scores(n*steps, shown).reshape(n, steps), game.full
+    values = np.empty((count, game.n + 1))
+    values[:, 0], values[:, -1] = game.empty, game.full
+    values[:, 1:-1] = game.scores(count*steps, shown).reshape(count, steps)
     return np.take_along_axis(np.diff(values), place, 1).mean(0)
 
-# %% ../../nbs/api/attribution/perturbation.ipynb #e51bb251
+# %% ../../nbs/api/attribution/perturbation.ipynb #c7ce703e
 def shapley_sampling(
     q: Question,
     *, baseline='blur', features='blocks', size=None, per_channel=False,  # see `Game`
     n_samples=10,  # orders in which features are shown
 ) -> Raw:
     "Shapley values of features (Castro et al. 2009); exact where there are few of them."
-    game, n = Game(q, baseline, features, size, per_channel), check_count('n_samples', n_samples)
-    few = _all_asked(game.n, n*(game.n - 1))
-    return game.raw(_exact(game) if few else _sampled(game, _orders(q.rng(), game.n, n)))
+    game, orders = Game(q, baseline, features, size, per_channel), check_count('n_samples', n_samples)
+    if _all_asked(game.n, orders*(game.n - 1)): return game.raw(_exact(game))
+    return game.raw(_sampled(game, _orders(q.rng(), game.n, orders)))
 
 # %% ../../nbs/api/attribution/perturbation.ipynb #d6b764a4
 def n_coalitions(n_features, n=None) -> int:
@@ -259,7 +260,7 @@ def _featured(count):  # f(number of features, options) -> images
 def _n_windows(q, options): return len(windows(q, options['size'], options['stride'], options['per_channel'])) + 1, 0
 def _n_masks(q, options): return options['n_samples'], 0
 def _n_ablated(n, options): return n + 1
-def _n_drawn(n, options): return n_coalitions(n, options['n_samples']) + 2
+def _n_drawn(n, options): return n_coalitions(n, options['n_samples']) + 1
 
 
 def _n_orders(n, options):
@@ -268,9 +269,9 @@ def _n_orders(n, options):
 
 
 def _n_fit(n, options):
-    return 2**n if _all_asked(n, n_coalitions(n, options['n_samples'])) else _n_drawn(n, options)
+    return 2**n if _all_asked(n, n_coalitions(n, options['n_samples'])) else _n_drawn(n, options) + 1
 
-# %% ../../nbs/api/attribution/perturbation.ipynb #977c950e
+# %% ../../nbs/api/attribution/perturbation.ipynb #96601229
 def _covering(name, run, words, origin, cost, **options):
     options = {'baseline': 'blur', **options}
     more = dict(needs='scores', options=options, library='misas', unit='{score}')

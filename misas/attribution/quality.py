@@ -101,7 +101,7 @@ def __repr__(self: Infidelity): return self.summary().text
 def plot(
     self: Infidelity,
     ax: Axes | None = None,  # to draw on; None: a new figure
-) -> Figure:
+) -> 'Figure':
     "What the scaled map promised against what happened, a point a change."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(3.6, 3.4))[1]
@@ -165,7 +165,8 @@ def infidelity(
     "How well does the map foretell what happens to the score when parts of the image change? n forward passes."
     if by not in ('baseline', 'noise'): raise ValueError(f"by must be 'baseline' or 'noise', got {by!r}")
     usual = dict(share=.02, scale=1.) if by == 'baseline' else dict(share=1., scale=.2)
-    n, share = check_count('n', n, 2), check_share('share', usual['share'] if share is None else share)
+    check_count('n', n, 2)
+    share = check_share('share', usual['share'] if share is None else share)
     scale = _check_positive('scale', usual['scale'] if scale is None else scale)
     if by == 'noise' and not attribution.slope: raise ValueError(
         f"by='noise' needs a map of slopes; {attribution.method} gives parts of the score, "
@@ -211,7 +212,7 @@ class MaxSensitivity:
 
     def plot(
         self, ax: Axes | None = None,  # to draw on; None: a new figure
-    ) -> Figure:
+    ) -> 'Figure':
         "The change of the map for each noisy image; the largest one counts."
         import matplotlib.pyplot as plt
         if ax is None: ax = plt.subplots(figsize=(3.6, 2.6))[1]
@@ -229,11 +230,10 @@ def max_sensitivity(
     seed: int = 0,
 ) -> MaxSensitivity:
     "By how much can noise that nobody sees change the map, relative to its norm?"
-    n, radius = check_count('n', n), _check_positive('radius', radius)
     sample, rng, map = attribution.sample, np.random.default_rng(seed), np.asarray(attribution.map, float)
-    size, norm, each = radius*contrast(sample.image), np.linalg.norm(map), []
+    size, norm, each = _check_positive('radius', radius)*contrast(sample.image), np.linalg.norm(map), []
     if not norm > 0: raise ValueError('the map is empty: there is nothing that could change')
-    for _ in range(n):
+    for _ in range(check_count('n', n)):
         noisy = sample.replace(image=sample.image + rng.uniform(-size, size, sample.image.shape))
         each.append(np.linalg.norm(map_again(attribution, sample=noisy) - map)/norm)
     return MaxSensitivity(np.array(each), float(radius))

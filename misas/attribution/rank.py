@@ -25,7 +25,7 @@ from ..inside.target import Frozen, Target
 from ..models.adapt import as_model
 from ..models.base import Model
 from ..statistics import bootstrap
-from ..view.words import Summary
+from ..view.words import DASH, Summary, between_text, score_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,13 +149,13 @@ def _grade_sample(graded, index, question, chosen, measures, changed, common, ba
     "Grade all methods on one sample."
     asked = Asked(question.model, question.sample, question.target)
     blocks = Blocks(asked, **changed, internal_batch=common['internal_batch'], progress=common['progress'])
-    for name, (f, options) in chosen.items():
-        try: attribution = _map_of(asked, name, f, options, common)
+    for name, (own, options) in chosen.items():
+        try: attribution = _map_of(asked, name, own, options, common)
         except ValueError as e:  # Refused is one
             graded.refused.append((asked.sample.name, name, str(e)))
             continue
         finally: bar.update()
-        if f is None: graded.cost.append((name, *attribution.passes))
+        if own is None: graded.cost.append((name, *attribution.passes))
         _grade(graded, index, name, attribution, blocks, measures)
 
 # %% ../../nbs/api/attribution/rank.ipynb #8fbf3070
@@ -212,8 +212,8 @@ def _better(measure): return 'less is better' if measure.better == 'lower' else 
 
 def _cell(value, low, high):
     "A value with its interval, as text."
-    if np.isnan(value): return '–'
-    return f'{value:.3f}' if np.isnan(low) else f'{value:.3f} ({low:.3f} to {high:.3f})'
+    told = score_text(value, digits=3, undefined=DASH)
+    return told if np.isnan(value) or np.isnan(low) else f'{told} ({between_text(low, high, digits=3)})'
 
 
 @patch(as_prop=True)
@@ -231,8 +231,8 @@ def wide(self: Ranking) -> pd.DataFrame:
 @patch
 def summary(self: Ranking) -> Summary:
     "The methods in their order, who refused, and the table behind it."
-    n, order = len(self.samples), ', '.join(self.order)
-    text = f'{len(self.order)} methods on {n} sample{"s"[:n > 1]}, the best first by mean place: {order}'
+    order, on = ', '.join(self.order), f'{len(self.samples)} sample{"s"[:len(self.samples) > 1]}'
+    text = f'{len(self.order)} methods on {on}, the best first by mean place: {order}'
     gone = [f'{method}: {reason}' for method, reason in self._gone().items()]
     return Summary('\n'.join([text, *gone]), self.table)
 
@@ -287,7 +287,7 @@ def _costs(ax, cost):
 
 
 @patch
-def plot(self: Ranking) -> Figure:
+def plot(self: Ranking) -> 'Figure':
     "A panel a measure, the best method on top, controls below: medians, their intervals, single samples; and the cost."
     import matplotlib.pyplot as plt
     names, measures = [*self.order, *CONTROLS], list(self.measures)

@@ -52,8 +52,9 @@ def rank_correlation(
 
 def correlation(a, b) -> float:  # NaN where one is the same everywhere
     "Pearson's correlation of two arrays."
-    a, b = (np.asarray(o, float).ravel() for o in (a, b))
-    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) > 0 and np.ptp(b) > 0 else np.nan
+    both = [np.asarray(numbers, float).ravel() for numbers in (a, b)]
+    varies = all(np.ptp(numbers) > 0 for numbers in both)
+    return float(np.corrcoef(*both)[0, 1]) if varies else np.nan
 
 # %% ../../nbs/api/attribution/sanity.ipynb #a8ff6bb0
 def distance_groups(attribution) -> np.ndarray:  # shape of the map
@@ -224,7 +225,7 @@ def plot(
     self: Randomisation,
     n: int = 4,  # how many of the maps
     **kw: object,  # see `misas.view.maps.side_by_side`
-) -> Figure:
+) -> 'Figure':
     "The map, and what it becomes; with the rank correlation, that of absolute values in brackets."
     last, total = len(self.maps) - 1, self.layers[-1][0]
     picked = sorted({round(k) for k in np.linspace(0, last, min(n, last + 1))})

@@ -34,8 +34,8 @@ def bring_back(
     "Each voxel of the unchanged image gets what the map has where that voxel went; nearest neighbour."
     maps, known, at = np.asarray(maps), np.ones(sample.shape, bool), []
     shape = maps.shape[1:]
-    for axis, n in enumerate(shape):
-        along = np.arange(1, n + 1).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    for axis, length in enumerate(shape):
+        along = np.arange(1, length + 1).reshape([-1 if i == axis else 1 for i in range(len(shape))])
         index = np.ascontiguousarray(np.broadcast_to(along, shape))
         where, visible = transform.back(index, sample, value)
         known &= where > 0
@@ -82,7 +82,7 @@ def plot(
     self: Stability,
     n: int = 5,  # how many values
     **kw: object,  # see `misas.view.maps.side_by_side`
-) -> Figure:
+) -> 'Figure':
     "Maps of some of the transformed images, brought back."
     there = [i for i, m in enumerate(self.maps) if m is not None]
     picked = sorted({there[round(k)] for k in np.linspace(0, len(there) - 1, min(n, len(there)))})

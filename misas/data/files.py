@@ -10,11 +10,12 @@ import os
 import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 from zlib import crc32
 
 # %% auto #0
-__all__ = ['whole', 'write_json', 'read_json', 'as_file_name']
+__all__ = ['whole', 'write_json', 'read_json', 'whole_files', 'as_file_name']
 
 # %% ../../nbs/api/data/files.ipynb #694d45d1
 @contextmanager
@@ -47,6 +48,21 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding='utf-8'))
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f'{path}: is damaged ({e}); restore it, or use another folder') from None
+
+# %% ../../nbs/api/data/files.ipynb #779bdf41
+@contextmanager
+def whole_files(
+    folder,  # is made if need be; what else is in it stays
+):  # yields the hidden folder to write to
+    "Write several files of a folder completely or not at all. OSError where there is no place for the folder."
+    folder = Path(folder)
+    parent = folder.absolute().parent
+    if folder.exists() and not folder.is_dir(): raise FileExistsError(f'{folder}: is a file, the results need a folder')
+    if not parent.is_dir(): raise FileNotFoundError(f'{folder}: there is no folder {parent.name} to make it in')
+    with TemporaryDirectory(prefix='.misas_', dir=parent) as part:
+        yield Path(part)
+        folder.mkdir(exist_ok=True)
+        for file in sorted(Path(part).iterdir()): os.replace(file, folder/file.name)
 
 # %% ../../nbs/api/data/files.ipynb #e110f887
 def as_file_name(name) -> str:

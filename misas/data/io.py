@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .sample import Sample, as_labels, to_numpy
+from .files import as_file_name
+from .labels import as_labels, foreground, to_numpy
+from .sample import Sample
 
 # %% auto #0
 __all__ = ['READABLE', 'load', 'as_sample', 'save']
@@ -31,8 +33,11 @@ def _reason(e, path):
     "The telling part of an exception's message."
     if path.is_file():
         with open(path, 'rb') as f:
-            if f.read(19) == b'version https://git': return 'it is a Git LFS pointer, not the file itself; run git lfs pull'
-    text = re.sub(r'(?s).*(?:ERROR: |\(0x\w+\): )', '', str(e)).replace(str(path), path.name).strip() or type(e).__name__  # less ITK's prefix
+            if f.read(19) == b'version https://git':
+                return 'it is a Git LFS pointer, not the file itself; run git lfs pull'
+    text = (
+        re.sub(r'(?s).*(?:ERROR: |\(0x\w+\): )', '', str(e)).replace(str(path), path.name).strip() or type(e).__name__
+    )  # less ITK's prefix
     first = text.splitlines()[0]
     return (' '.join(text.split()) if first.endswith(':') else first).rstrip('.')
 
@@ -71,47 +76,61 @@ def _windowed(part, window=None):
     if image.dtype.kind not in 'buif': raise ValueError(f'{who}: values of type {image.dtype} are not plain numbers')
     if isinstance(window, str) and window == 'file':
         window = part.get('window')
-        if window is None: raise ValueError(f'{who}: it has no window, or not the same for all slices; pass window=(centre, width)')
+        if window is None:
+            raise ValueError(f'{who}: it has no window, or not the same for all slices; pass window=(centre, width)')
     if window is not None:
-        if np.shape(window) != (2,) or not window[1] > 0: raise ValueError(f"window must be 'file' or (centre, width), got {window!r}")
+        if np.shape(window) != (2,) or not window[1] > 0:
+            raise ValueError(f"window must be 'file' or (centre, width), got {window!r}")
         image = np.clip(image, window[0] - window[1]/2, window[0] + window[1]/2)
     return float(image.max()) + float(image.min()) - image if part.get('negative') else image
 
 # %% ../../nbs/api/data/io.ipynb #17cd94a4
-def _make(parts, labels=None, label_map=None, window=None, **kw):
+def _make(parts, labels=None, label_map=None, window=None, regions=None, **kw):
     "A Sample of one image, or of several as channels. What is given goes before what the file says."
-    first, file, images = parts[0], parts[0].get('file'), [_windowed(o, window) for o in parts]
-    for o in parts[1:]: _same_grid(first, o)
-    affine, spacing = first.get('affine'), kw.get('spacing')
-    if affine is not None and spacing is not None and np.size(spacing) in (1, 3):  # the header's directions, but not its voxel size
-        affine = np.array(affine, float)
-        affine[:3, :3] *= np.asarray(spacing, float)/np.linalg.norm(affine[:3, :3], axis=0)
-    grid = dict(first, affine=None) if 'affine' in kw else first
+    first, file = parts[0], parts[0].get('file')
+    for other in parts[1:]: _same_grid(first, other)
     labels = first.get('labels') if labels is None else labels
-    if labels is None and label_map is not None: raise ValueError('label_map renames the values of labels, but there are no labels')
-    if labels is not None: labels = _label_array(labels, grid, label_map)
+    grid = dict(first, affine=None) if 'affine' in kw else first
+    if labels is not None: labels, names = _labels_and_names(labels, grid, label_map)
+    elif label_map is not None: raise ValueError('label_map renames the values of labels, but there are no labels')
+    elif regions is not None: raise ValueError('regions are made of labels, but there are no labels')
+    if labels is not None and names: kw.setdefault('classes', names)
     if _is_path(kw.get('valid')): kw['valid'] = _label_array(kw['valid'], grid)
+    images = [_windowed(part, window) for part in parts]
+    affine = _resized_affine(first.get('affine'), kw.get('spacing'))
     kw = {'name': first.get('name', ''), 'spacing': first.get('spacing'), 'affine': affine, **kw}
-    try: return Sample(images[0] if len(images) == 1 else np.concatenate(images), labels, **kw)
+    try:
+        sample = Sample(images[0] if len(images) == 1 else np.concatenate(images), labels, **kw)
+        return sample.regions(**regions) if regions else sample
     except ValueError as e: raise ValueError(f'{file}: {e}' if file else str(e)) from e
+
+
+def _resized_affine(affine, spacing):
+    "The header's directions, but not its voxel size, where a spacing is given."
+    if affine is None or spacing is None or np.size(spacing) not in (1, 3): return affine
+    affine = np.array(affine, float)
+    affine[:3, :3] *= np.asarray(spacing, float)/np.linalg.norm(affine[:3, :3], axis=0)
+    return affine
 
 # %% ../../nbs/api/data/io.ipynb #0ba773cc
 def _is_path(x): return isinstance(x, (str, os.PathLike))
 
 
 def load(
-    path,  # a file, a folder of DICOM slices, or a list of files that become channels
-    labels=None,  # label map on the same grid: a file, array, tensor or image
+    path: str | os.PathLike | list,  # a file, a folder of DICOM slices, or a list of files that become channels
+    labels: object = None,  # label map on the same grid (file, array, tensor, image), or masks: files, dict name -> mask
     *,
-    label_map=None,  # {value in the label map: value wanted}, e.g. {255: 1}; 0 stays 0
-    window=None,  # clip the values to (centre, width), or to the window of a DICOM with 'file'
-    frame=None,  # which frame of a DICOM file that has several, counted from 0
+    label_map: dict | None = None,  # {value in the label map: value wanted}, e.g. {255: 1}; 0 stays 0
+    regions: dict | None = None,  # name -> label values: masks of regions, see `Sample.regions`
+    window: tuple | str | None = None,  # clip the values to (centre, width), or to the window of a DICOM with 'file'
+    frame: int | None = None,  # which frame of a DICOM file that has several, counted from 0
     **kw,  # fields of Sample (spacing, classes, name, affine, valid), in place of what the file says
 ) -> Sample:
     "An image from its file. Raises FileNotFoundError or ValueError with a sentence that names the file."
     paths = list(path) if isinstance(path, (list, tuple)) else [path]
-    if not paths or not all(map(_is_path, paths)): raise TypeError('path must be a file, a folder or a list of files; see also as_sample')
-    return _make([_read(p, frame) for p in paths], labels, label_map, window, **kw)
+    if not paths or not all(map(_is_path, paths)):
+        raise TypeError('path must be a file, a folder or a list of files; see also as_sample')
+    return _make([_read(p, frame) for p in paths], labels, label_map, window, regions, **kw)
 
 # %% ../../nbs/api/data/io.ipynb #229c7acb
 _FLIP = np.diag([-1., -1, 1, 1])  # LPS <-> RAS
@@ -121,7 +140,11 @@ def _from_nibabel(img):
     a, zooms = np.asanyarray(img.dataobj), np.round(np.array(img.header.get_zooms(), float), 6)
     if a.ndim == 5 and a.shape[3] == 1: a = a[..., 0, :]  # how ITK stores vectors
     if not 2 <= a.ndim <= 4: raise ValueError(f'its shape {a.shape} is not (X, Y), (X, Y, Z) or (X, Y, Z, channels)')
-    known = (zooms != 1).any() or not hasattr(img, 'get_sform') or img.get_sform(coded=True)[1] or img.get_qform(coded=True)[1]
+    known = (
+        (zooms != 1).any()
+        or not hasattr(img, 'get_sform')
+        or img.get_sform(coded=True)[1]
+        or img.get_qform(coded=True)[1])
     if a.ndim == 2: return dict(image=a.T[None], spacing=zooms[1::-1] if known else None)
     return dict(image=np.moveaxis(a, -1, 0) if a.ndim == 4 else a[None], affine=img.affine if known else None)
 
@@ -152,12 +175,13 @@ def _from_pil(im, labels=False):
 
 def _opaque(a):
     "Colours without their last channel, alpha, which must not hide anything."
-    if a[-1].min() < np.iinfo(a.dtype).max: raise ValueError('it is partly transparent; save it without an alpha channel')
+    if a[-1].min() < np.iinfo(a.dtype).max:
+        raise ValueError('it is partly transparent; save it without an alpha channel')
     return a[:-1]
 
 # %% ../../nbs/api/data/io.ipynb #c3980ceb
 def _pixel_format(path):
-    "Of a PNG or TIFF from its header: bits of a number, numbers of a pixel, and their kind 'u', 'i' or 'f'. All else is 8-bit."
+    "Of a PNG or TIFF from its header: bits of a number, numbers of a pixel, their kind 'u', 'i' or 'f'; else 8-bit."
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
     with open(path, 'rb') as f:
         head = f.read(26)
@@ -199,26 +223,38 @@ def _from_dicom(ds, frame=None):
     "One frame of a DICOM dataset in measured values, (C, H, W)."
     from pydicom.pixels import apply_color_lut, apply_modality_lut
     n, i = int(ds.get('NumberOfFrames') or 1), frame or 0
-    if n > 1 and frame is None or not 0 <= i < n: raise ValueError(f'it holds {n} frame{"s"[:n > 1]}; pass frame= from 0 to {n - 1}')
+    if n > 1 and frame is None or not 0 <= i < n:
+        raise ValueError(f'it holds {n} frame{"s"[: n > 1]}; pass frame= from 0 to {n - 1}')
     if 'Rows' not in ds: raise ValueError('it is a DICOM file without a picture')
     a, kind = ds.pixel_array, ds.PhotometricInterpretation
     if n > 1: a = a[i]
     if kind == 'PALETTE COLOR': a = apply_color_lut(a, ds)
     elif 'ModalityLUTSequence' in ds: a = apply_modality_lut(a, ds)
-    slope, intercept, *window = (_tag(ds, k, i) for k in ('RescaleSlope', 'RescaleIntercept', 'WindowCenter', 'WindowWidth'))
+    slope, intercept, *window = (
+        _tag(ds, k, i) for k in ('RescaleSlope', 'RescaleIntercept', 'WindowCenter', 'WindowWidth'))
     a = a*float(slope or 1) + float(intercept or 0)
-    return dict(image=a[None] if a.ndim == 2 else np.moveaxis(a, -1, 0), spacing=_tag(ds, 'PixelSpacing', i),
-                window=None if None in window else tuple(float(np.ravel(o)[0]) for o in window), negative=kind == 'MONOCHROME1')
+    return dict(
+        image=a[None] if a.ndim == 2 else np.moveaxis(a, -1, 0),
+        spacing=_tag(ds, 'PixelSpacing', i),
+        window=None if None in window else tuple(float(np.ravel(o)[0]) for o in window),
+        negative=kind == 'MONOCHROME1')
 
 # %% ../../nbs/api/data/io.ipynb #643d07e0
 def _check_slices(slices):
     "Raise ValueError unless all slices belong to one series and have one grid."
     first, series = slices[0], {}
-    for o in slices: series.setdefault(o['ds'].get('SeriesInstanceUID'), []).append(o['ds'].get('SeriesDescription') or o['file'])
+    for o in slices:
+        series.setdefault(o['ds'].get('SeriesInstanceUID'), []).append(o['ds'].get('SeriesDescription') or o['file'])
     named = ', '.join(f'{v[0]} ({len(v)} files)' for v in series.values())
     if len(series) > 1: raise ValueError(f'it holds {len(series)} series, {named}; put each into a folder of its own')
     for o in slices:
-        for k in ('ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing', 'Rows', 'Columns', 'SamplesPerPixel'):
+        for k in (
+            'ImagePositionPatient',
+            'ImageOrientationPatient',
+            'PixelSpacing',
+            'Rows',
+            'Columns',
+            'SamplesPerPixel'):
             if not o['ds'].get(k): raise ValueError(f"{o['file']} has no {k}, so its place is not known")
             a, b = (np.array(p['ds'].get(k), float).tolist() for p in (first, o))
             if k != 'ImagePositionPatient' and not np.allclose(a, b, atol=1e-3): raise ValueError(
@@ -230,17 +266,21 @@ def _sort_slices(slices):
     at = np.array([o['ds'].ImagePositionPatient for o in slices], float)
     depth = at @ np.cross(*np.reshape(slices[0]['ds'].ImageOrientationPatient, (2, 3)).astype(float))
     order, places = np.argsort(depth), len(np.unique(depth.round(2)))
-    if places < len(slices): raise ValueError(
-        f'its {len(slices)} files lie at {places} position{"s"[:places > 1]}, as the phases of a cine do; keep one file for each position')
+    if places < len(slices):
+        raise ValueError(
+            f'its {len(slices)} files lie at {places} position{"s"[: places > 1]}, as the phases of a cine do; keep '
+            'one file for each position')
     steps = np.diff(at[order], axis=0)
     typical, mm = np.median(steps, axis=0), np.linalg.norm(steps, axis=1)
-    if np.linalg.norm(steps - typical, axis=1).max() > .05*np.linalg.norm(typical): raise ValueError(
-        f'its slices are not evenly spaced, their distances are {mm.min():.4g} to {mm.max():.4g} mm; is a file missing?')
+    if np.linalg.norm(steps - typical, axis=1).max() > 0.05 * np.linalg.norm(typical):
+        raise ValueError(
+            f'its slices are not evenly spaced, their distances are {mm.min():.4g} to {mm.max():.4g} mm; is a file '
+            'missing?')
     return [slices[i] for i in order], steps.mean(0)
 
 # %% ../../nbs/api/data/io.ipynb #ba8fb0c1
 def _read_folder(folder):
-    "A folder of DICOM slices as a volume (C, X, Y, Z): X along the rows of a slice, Y along its columns, Z along the normal."
+    "A folder of DICOM slices as a volume (C, X, Y, Z): X along the rows of a slice, Y its columns, Z its normal."
     import pydicom
     slices = []
     for p in sorted(folder.iterdir()):
@@ -248,7 +288,8 @@ def _read_folder(folder):
         with _naming(p):
             ds = pydicom.dcmread(p)
             kind = pydicom.uid.UID(ds.file_meta.get('MediaStorageSOPClassUID', '')).name
-            if 'Rows' in ds or 'Image Storage' in kind: slices.append(dict(_from_dicom(ds), file=p.name, ds=ds))  # else a report, an index ...
+            if 'Rows' in ds or 'Image Storage' in kind:
+                slices.append(dict(_from_dicom(ds), file=p.name, ds=ds))  # else a report, an index ...
     if not slices: raise ValueError('it holds no DICOM images')
     if len(slices) == 1: raise ValueError(f"it holds a single DICOM image; load {slices[0]['file']} itself")
     _check_slices(slices)
@@ -257,7 +298,11 @@ def _read_folder(folder):
     along = np.reshape(ds.ImageOrientationPatient, (2, 3)).astype(float)*np.array(ds.PixelSpacing, float)[::-1, None]
     lps[:3] = np.c_[along.T, step, np.array(ds.ImagePositionPatient, float)]
     window = slices[0]['window'] if len({o['window'] for o in slices}) == 1 else None
-    return dict(image=np.stack([o['image'] for o in slices], -1).swapaxes(1, 2), affine=_FLIP @ lps, window=window, negative=slices[0]['negative'])
+    return dict(
+        image=np.stack([o['image'] for o in slices], -1).swapaxes(1, 2),
+        affine=_FLIP @ lps,
+        window=window,
+        negative=slices[0]['negative'])
 
 # %% ../../nbs/api/data/io.ipynb #7eebb117
 def _same_grid(a, b):
@@ -273,18 +318,40 @@ def _same_grid(a, b):
         f'{fb} lies elsewhere than {fa}, by up to {off:.3g} mm; resample it, or pass affine= if a header is wrong')
 
 
+def _labels_and_names(labels, image, label_map=None):
+    "Labels as an array, and the names of their masks where those came with them. (Images of torchio are dicts, too.)"
+    if type(labels) is dict: return _stack_of(labels.values(), image, label_map), tuple(map(str, labels))
+    several = isinstance(labels, (list, tuple)) and len(labels) > 0 and all(map(_is_path, labels))
+    return (_stack_of(labels, image, label_map) if several else _label_array(labels, image, label_map)), None
+
+
+def _stack_of(masks, image, label_map=None):
+    "Masks of classes that may overlap, one from each file or array."
+    arrays = [(mask, _label_array(mask, image, label_map)) for mask in masks]
+    for mask, array in arrays:
+        values = [v for v in np.unique(array).tolist() if v]
+        if len(values) > 1:
+            what = Path(mask).name if _is_path(mask) else 'a mask'
+            raise ValueError(
+                f'{what} holds the values {values[0]} and {values[1]}, and a mask has one; a label map is passed by '
+                'itself')
+    return np.stack([array > 0 for _, array in arrays])
+
+
 def _label_array(x, image, label_map=None):
     "A label map from whatever it is in, checked against the grid of the image."
     part = _parts(x, labels=True)[0]
     a, what = part['image'], part.get('file') or 'labels'
     _same_grid(image, part)
     if not part.get('bare'):
-        if (a != a[:1]).any(): raise ValueError(f'{what} has {len(a)} channels that differ; labels are one whole number a voxel')
+        if (a != a[:1]).any():
+            raise ValueError(f'{what} has {len(a)} channels that differ; labels are one whole number a voxel')
         a = a[0]
+    if part.get('bare') and a.dtype == bool: return a  # Sample decides whether it is a label map or masks
     a = as_labels(a, what)
     if not label_map: return a
-    if strange := [v for v in np.unique(a).tolist() if v and v not in label_map]: raise ValueError(
-        f'{what} holds {", ".join(map(str, strange[:10]))}, which label_map does not list')
+    strange = [str(v) for v in np.unique(a).tolist() if v and v not in label_map]
+    if strange: raise ValueError(f'{what} holds {", ".join(strange[:10])}, which label_map does not list')
     return np.select([a == old for old in label_map], list(label_map.values()), 0)
 
 # %% ../../nbs/api/data/io.ipynb #70b6c58f
@@ -296,9 +363,13 @@ def _parts(x, labels=False):
     if 'nibabel' in kind: return [_from_nibabel(x)]
     if 'SimpleITK' in kind: return [_from_sitk(x)]
     if 'torchio' in kind: return _from_torchio(x, labels)
-    if 'fastai' in kind and x.ndim > 3: raise ValueError('a fastai tensor with four axes is a batch; pass one image of it, e.g. x[0]')
-    if kind & {'numpy', 'torch'}: return [dict(image=to_numpy(x), bare=True)]  # which of its axes are space, Sample decides
-    raise TypeError(f'{type(x).__name__} is no image or labels; pass a path, array, tensor, PIL, nibabel or SimpleITK image, or torchio Subject')
+    if 'fastai' in kind and x.ndim > 3:
+        raise ValueError('a fastai tensor with four axes is a batch; pass one image of it, e.g. x[0]')
+    if kind & {'numpy', 'torch'}:
+        return [dict(image=to_numpy(x), bare=True)]  # which of its axes are space, Sample decides
+    raise TypeError(
+        f'{type(x).__name__} is no image or labels; pass a path, array, tensor, PIL, nibabel or SimpleITK image, or '
+        'torchio Subject')
 
 
 def _from_torchio(x, labels=False):
@@ -308,25 +379,31 @@ def _from_torchio(x, labels=False):
     maps = [k for k, o in images.items() if isinstance(o, LabelMap)]
     chosen = maps[:1] if labels else [k for k in images if k not in maps]
     mask = images[maps[0]] if maps and not labels else None
-    return [dict(image=to_numpy(images[k].data), affine=images[k].affine, file=k, labels=mask) for k in chosen or images]
+    return [
+        dict(image=to_numpy(images[k].data), affine=images[k].affine, file=k, labels=mask) for k in chosen or images]
 
 # %% ../../nbs/api/data/io.ipynb #bf254fde
 def as_sample(
-    x,  # path or list of paths, array, tensor, PIL image (also fastai's), nibabel or SimpleITK image, torchio Subject, Sample
-    labels=None,  # label map, as any of these
-    **kw,  # fields of Sample, label_map= and window=; for files also frame=
+    x: object,  # path(s), array, tensor, image of PIL, fastai, nibabel or SimpleITK, torchio Subject, Sample
+    labels: object = None,  # label map, as any of these; masks of classes that may overlap as a dict or a list of files
+    **kw,  # fields of Sample, label_map=, regions= and window=; for files also frame=
 ) -> Sample:
     "Whatever `x` is as a `Sample`; of a `Sample` a copy with the given fields replaced."
     if isinstance(x, Sample):
-        if labels is not None: kw['labels'] = _label_array(labels, vars(x), kw.pop('label_map', None))
-        return x.replace(**kw) if kw else x
+        regions = kw.pop('regions', None)
+        if labels is not None:
+            kw['labels'], names = _labels_and_names(labels, vars(x), kw.pop('label_map', None))
+            if names: kw.setdefault('classes', names)
+        sample = x.replace(**kw) if kw else x
+        return sample.regions(**regions) if regions else sample
     if _is_path(x) or isinstance(x, (list, tuple)): return load(x, labels, **kw)
     return _make(_parts(x), labels, **kw)
 
 # %% ../../nbs/api/data/io.ipynb #9c82c03e
 def _write_nifti(path, a, affine):  # a: (C, X, Y) or (C, X, Y, Z); affine None: its place is marked as not known
     import nibabel
-    if a.ndim == 3 and len(a) > 1: raise ValueError(f'NIfTI has no 2D images with {len(a)} channels; save it as .nrrd or .tif')
+    if a.ndim == 3 and len(a) > 1:
+        raise ValueError(f'NIfTI has no 2D images with {len(a)} channels; save it as .nrrd or .tif')
     img = nibabel.Nifti1Image(a[0] if len(a) == 1 else np.moveaxis(a, 0, -1), affine)
     if affine is not None: img.header.set_xyzt_units('mm')
     nibabel.save(img, path)
@@ -353,22 +430,37 @@ def _for_picture(suffix, a):
     return a.astype(np.uint8 if a.max() < 256 else np.uint16)
 
 # %% ../../nbs/api/data/io.ipynb #e1f99705
+def _masks_of(sample):
+    "(what is added to the name of a file, array (C, *S)) for labels and valid voxels; a file for each mask of a stack."
+    labels = sample.labels
+    if sample.overlapping:
+        for name, mask in zip(foreground(sample.classes, len(labels), True), labels):
+            yield f'labels_{as_file_name(name)}', mask[None]
+    elif labels is not None: yield 'labels', labels[None]
+    if sample.valid is not None: yield 'valid', sample.valid[None]
+
+
 def save(
     sample: Sample,
-    path,  # .nii .nii.gz .nrrd .mha .tif .png; an existing file is replaced
-) -> list:  # the paths written: image, and labels and valid if there are any
+    path: str | os.PathLike,  # .nii .nii.gz .nrrd .mha .tif .png; an existing file is replaced
+) -> list:  # the paths written: image, and labels (of classes that may overlap a file each) and valid if there are any
     "Write a sample, complete or not at all. Raises ValueError or FileNotFoundError naming the file."
     path = Path(path)
     suffix, folder, flat = _suffix(path), path.parent, sample.ndim == 2
-    write = _write_nifti if suffix in _NIFTI else _write_itk if suffix in ('.nrrd', '.mha', '.png', '.tif', '.tiff') else None
+    write = (
+        _write_nifti
+        if suffix in _NIFTI
+        else _write_itk
+        if suffix in ('.nrrd', '.mha', '.png', '.tif', '.tiff')
+        else None)
     if not folder.is_dir(): raise FileNotFoundError(f'{path.name}: cannot be saved, there is no folder {folder.name}')
     if not write: raise ValueError(f'{path.name}: cannot be saved, use .nii .nii.gz .nrrd .mha .tif or .png')
     affine = None if flat else sample.affine
-    if affine is None and sample.spacing_known: affine = np.diag([*sample.spacing[::-1], 1, 1] if flat else [*sample.spacing, 1.])
+    if affine is None and sample.spacing_known:
+        affine = np.diag([*sample.spacing[::-1], 1, 1] if flat else [*sample.spacing, 1.])
     arrays = {path.name: sample.image}
-    for k in ('labels', 'valid'):
-        a = getattr(sample, k)
-        if a is not None: arrays[f'{path.name[:-len(suffix)]}_{k}{suffix}'] = a[None].astype(np.uint8 if a.dtype == bool else a.dtype)
+    for what, a in _masks_of(sample):
+        arrays[f'{path.name[:-len(suffix)]}_{what}{suffix}'] = a.astype(np.uint8 if a.dtype == bool else a.dtype)
     with _naming(path, 'saved'), tempfile.TemporaryDirectory(prefix='.misas_', dir=folder) as tmp:
         for name, a in arrays.items(): write(Path(tmp)/name, a.swapaxes(1, 2) if flat else a, affine)
         for name in arrays: os.replace(Path(tmp)/name, folder/name)

@@ -134,7 +134,7 @@ def pick_layer(
     q: Question,
     layer: str = 'auto',  # from `model.layers(sample)`; 'auto': the last after an activation at the coarsest resolution
 ) -> tuple:  # its name, the module
-    "The layer to listen to. ValueError if there is none of that name; Refused if it gives no maps, or works more than once."
+    "The layer to listen to. ValueError if there is none of that name; Refused if it gives no maps or works twice."
     instead = 'use a method that needs no layer, such as occlusion'
     if q.module is None: raise Refused(f'{q.model.name} is a function, which has no layers; {instead}')
     seen = q.anatomy

@@ -17,10 +17,11 @@ __all__ = ['asks_itself', 'with_logits', 'unreached']
 
 # %% ../../nbs/api/inside/network.ipynb #2f5c4481
 def asks_itself(model: Model) -> bool:
-    "Does a prediction run the very module that is `model.network`, once, and nothing around it, so that it may be `watched`?"
+    "Does a prediction run `model.network` itself, once, with nothing around it, so that it may be `watched`?"
     own = model.module
     if own is None or model.innermost is not model or own is not model.network: return False
-    fast = nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer  # these predict otherwise than `watched` lets them
+    # these predict otherwise than `watched` lets them
+    fast = nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer
     return not any(isinstance(m, fast) for m in own.modules())
 
 # %% ../../nbs/api/inside/network.ipynb #fcf5ede6
@@ -33,9 +34,10 @@ def with_logits(
     asked = model.copy()
     asked.said, asked.seen = Output(kind, model.n_classes, overlapping), None
     def logs(x):
-        p = asked.read(asked.raw(x), x.ndim - 2, False)
-        least = torch.finfo(p.dtype).tiny**.25  # some 1e-10, so that no gradient becomes infinite
-        return p.clamp(least).log() - (1 - p).clamp(least).log() if overlapping else p.clamp(least).log()
+        known = asked.read(asked.raw(x), x.ndim - 2, False)
+        least = torch.finfo(known.dtype).tiny**.25  # some 1e-10, so that no gradient becomes infinite
+        log = known.clamp(least).log()
+        return log - (1 - known).clamp(least).log() if overlapping else log
     new = model.replaced(logs, 'sigmoid' if overlapping else 'softmax', model.classes)
     new.said = Output(new.activation, model.n_classes, overlapping)
     return new

@@ -22,7 +22,7 @@ from .network import asks_itself, differentiable, with_logits
 from .target import Frozen, Target
 from ..models.adapt import as_model
 from ..models.anatomy import Anatomy, watched
-from ..models.ask import as_batch
+from ..models.prepare import as_batch
 from ..models.hold import out_of_place, untouched
 from ..models.output import NoGradient, NoLogits, no_gradient
 
@@ -204,6 +204,14 @@ def score(
     return scores
 
 
+@patch(as_prop=True)
+def value(self: Question) -> float:
+    "The score of the unchanged image; asked once."
+    if self._value is None:
+        with untouched(self.module), torch.no_grad(): self.score()
+    return self._value
+
+
 @patch
 def _backward(self: Question, gradients): self.passes.backwards += len(gradients)
 
@@ -262,14 +270,6 @@ def scores(
     return scores
 
 # %% ../../nbs/api/inside/question.ipynb #f2853c14
-@patch(as_prop=True)
-def value(self: Question) -> float:
-    "The score of the unchanged image; asked once."
-    if self._value is None:
-        with untouched(self.module), torch.no_grad(): self.score()
-    return self._value
-
-
 @patch(as_prop=True)
 def coupled(self: Question) -> bool:
     "Do images that share a pass change each other's answers, or is only one taken at a time? Asked once, not counted."

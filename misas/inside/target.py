@@ -84,7 +84,7 @@ def _region(target, k, sample, prediction):
     if not isinstance(name, str): return _given_region(name, sample)
     if name == 'labels' and sample.labels is None:
         raise ValueError(f"region='labels' needs labels, and sample {sample.name!r} has none")
-    mask = mask_of(sample.labels if name == 'labels' else prediction, k)
+    mask = np.array(mask_of(sample.labels if name == 'labels' else prediction, k))  # of a stack it would be a view
     around = name == 'boundary' and mask.any()
     return near_outline(mask, sample.spacing, target.band) if around else mask, name
 
@@ -111,9 +111,9 @@ class Frozen:
 
     @property
     def text(self) -> str:
-        n, what = int(self.mask.sum()), REDUCE[self.reduce]
+        size, what = int(self.mask.sum()), REDUCE[self.reduce]
         if self.log_odds: what = what.replace('logits', 'log-odds').replace('logit', 'log-odds')
-        return f'{what} of {self.name} over {n} voxel{"s"[:n != 1]} ({self.region})'
+        return f'{what} of {self.name} over {size} voxel{"s"[:size != 1]} ({self.region})'
 
     def found(self, prediction: np.ndarray) -> np.ndarray:
         "Where a prediction has the class, bool (*S)."

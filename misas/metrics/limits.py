@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .metric import Metric
-from .voxels import metric_unit
+from .metric import Metric, as_metric
 
 # %% auto #0
 __all__ = ['SLACK', 'LIMITS', 'fails', 'holds', 'reach', 'Limits', 'limits', 'check_drop']
@@ -80,14 +79,13 @@ def limits(
 
 # %% ../../nbs/api/metrics/limits.ipynb #152d5527
 def check_drop(
-    drop,  # a positive number, or None
-    metric='',  # a Metric, or its name
+    drop: float | None,  # a positive number, or None
+    metric: Metric | str,  # or the name of one that is built in
 ) -> float:
     "`drop`; None means 0.1 where the metric is a ratio. Raises ValueError for anything else."
-    known = isinstance(metric, Metric)
-    unit, name = (metric.unit, metric.name) if known else (metric_unit(metric), metric)
-    if drop is None and unit:
-        raise ValueError(f'drop must be given for {name}: how many {unit} worse than unchanged still holds?')
+    metric = as_metric(metric)
+    if drop is None and metric.unit: raise ValueError(
+        f'drop must be given for {metric.name}: how many {metric.unit} worse than unchanged still holds?')
     if drop is None: return .1
     if not isinstance(drop, Real) or isinstance(drop, bool) or not drop > 0:
         raise ValueError(f'drop must be a positive number, got {drop!r}')

@@ -111,7 +111,7 @@ def score(
     spacing: float | tuple | None = None,  # mm: one number, or one for each axis; metrics in mm and mL need it
     valid: np.ndarray | None = None,  # (*S) bool: the voxels that count
     classes: tuple | None = None,  # names by label value, or of the masks
-) -> pandas.DataFrame:  # columns class, metric, score
+) -> 'pandas.DataFrame':  # columns class, metric, score
     "Scores of every foreground class; NaN means undefined, infinite the distance to something that is absent."
     import pandas as pd
     metrics, truth = as_metrics(metrics), _either(labels, 'labels', n_classes)

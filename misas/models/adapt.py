@@ -14,27 +14,28 @@ from .base import Model
 from .fastai import FastaiModel
 from .function import FunctionModel
 from .onnx import OnnxModel
+from .output import Missing
 from .torch import TorchModel
 
 # %% auto #0
-__all__ = ['as_model']
+__all__ = ['ENDINGS', 'as_model']
 
 # %% ../../nbs/api/models/adapt.ipynb #c7d6fbc4
+ENDINGS = '.pkl', '.pt', '.pth', '.ts'
+
+
 def _load(path, trusted):
     "The object in a model file."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
     suffix = path.suffix.lower()
-    if suffix not in ('.pkl', '.pt', '.pth', '.ts'):
-        raise ValueError(f'{path}: a model file ends in .onnx, .pkl, .pt, .pth or .ts')
+    if suffix not in ENDINGS: raise ValueError(f'{path}: a model file ends in .onnx, .pkl, .pt, .pth or .ts')
     if not trusted:
-        raise ValueError(f'{path}: loading this kind of file runs the code in it; pass trusted=True if you know where it comes from')
+        raise Missing(f'{path}: loading this kind of file runs the code in it; '
+                      'pass trusted=True if you know where it comes from', 'trusted', True)
     try: return _learner(path) if suffix == '.pkl' else torch.jit.load(str(path), map_location='cpu')
     except ImportError: raise
-    except Exception as e:
-        what = 'a Learner export' if suffix == '.pkl' else \
-            'TorchScript (a file of weights alone is not a model: build the network, load them, and pass that)'
-        raise ValueError(f'{path}: cannot be read as {what}: {(str(e).strip() or type(e).__name__).splitlines()[0][:120]}') from e
+    except Exception as e: raise ValueError(f'{path}: cannot be read as {_expected(suffix)}: {_line(e)}') from e
 
 
 def _learner(path):
@@ -42,6 +43,14 @@ def _learner(path):
     return load_learner(path)
 
 
+def _expected(suffix):
+    if suffix == '.pkl': return 'a Learner export'
+    return 'TorchScript (a file of weights alone is not a model: build the network, load them, and pass that)'
+
+
+def _line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:120]
+
+# %% ../../nbs/api/models/adapt.ipynb #bc8a07c8
 def _adapt(obj, device, trusted, kw):
     "The adapter for `obj`."
     if isinstance(obj, (str, Path)):
@@ -60,29 +69,32 @@ def _adapt(obj, device, trusted, kw):
 def as_model(
     obj: object,  # a Learner, nn.Module, function, Model, or path to .onnx, TorchScript or a Learner export
     *,
-    classes: tuple | list | dict | None = None,  # names by label value, background first, or of classes that may overlap, without; None: the Learner's vocab, else not named
-    preprocess: Callable | None = None,  # f(image) -> image, or (image, undo); the image is a float32 tensor (C, *S)
-    activation: str = 'auto',  # what the output is: 'softmax' or 'sigmoid' for logits, 'none' or 'masks' for probabilities, 'labels' for label maps
+    classes: tuple | list | dict | None = None,  # names by label value, background first; None: those of a Learner
+    preprocess: Callable | None = None,  # f(image) -> image, or (image, undo); image: float32 tensor (C, *S)
+    activation: str = 'auto',  # 'softmax' or 'sigmoid': logits, 'none' or 'masks': probabilities, 'labels': label maps
     multiple_of: int | tuple | None = None,  # pad every axis to a multiple of this
     size: int | tuple | None = None,  # resize to this spatial shape
     device: str | torch.device | None = None,  # where to run; None: where it is. What has to move is copied, not moved
     batch_size: int | None = None,  # images (or windows) in one forward pass
-    window: int | tuple | None = None,  # voxels, one number or one an axis: ask the network window by window (needs MONAI); None: about the whole image
+    window: int | tuple | None = None,  # voxels: ask the network window by window (needs MONAI); None: the whole image
     overlap: float = .25,  # of neighbouring windows, as a fraction of them
-    threshold: float | list | dict | None = None,  # probability above which a voxel belongs to a class: a number, one a class, or class -> number; None: .5
-    output: int | str | Callable | None = None,  # which of several outputs: an index, a name, or a function of all; None: the only one that can be meant
+    threshold: float | list | dict | None = None,  # probability: a number, one a class, or class -> number; None: .5
+    output: int | str | Callable | None = None,  # which of several outputs: index, name, or a function of all of them
     resize_output: bool = False,  # resize logits or probabilities of another size to the network's input, linearly
     name: str | None = None,  # in tables and errors
     trusted: bool = False,  # may code in a .pkl or TorchScript file be run?
 ) -> Model:
-    "A `Model` of anything that segments. Predictions lie on the grid of the image that was asked about."
-    kw = dict(classes=classes, preprocess=preprocess, activation=activation, multiple_of=multiple_of, size=size, batch_size=batch_size,
-              threshold=threshold, output=output, resize_output=resize_output)
-    if name is not None: kw['name'] = name
+    """A `Model` of anything that segments. Predictions lie on the grid of the image that was asked about.
+    With several channels, 'sigmoid' and 'masks' mean classes that may overlap; `classes` has no background then."""
     if isinstance(obj, Model):
-        if any(v is not None and v is not False and not (isinstance(v, str) and v == 'auto') for v in [*kw.values(), device, window]):
+        given = classes, preprocess, multiple_of, size, device, batch_size, window, threshold, output, name
+        if any(v is not None for v in given) or activation != 'auto' or resize_output:
             raise ValueError('obj is a Model already; pass the options when you make it')
         return obj
     if window is None and overlap != .25: raise ValueError('overlap is that of windows: pass window= too')
+    kw = dict(
+        classes=classes, preprocess=preprocess, activation=activation, multiple_of=multiple_of, size=size,
+        batch_size=batch_size, threshold=threshold, output=output, resize_output=resize_output)
+    if name is not None: kw['name'] = name
     model = _adapt(obj, device, trusted, kw)
     return model if window is None else model.sliding(window, overlap)

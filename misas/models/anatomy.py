@@ -7,29 +7,45 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
+from fastcore.basics import patch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .hold import hookable, untouched
 
+if TYPE_CHECKING: import pandas as pd
+
 # %% auto #0
-__all__ = ['ACTIVATION_OPS', 'NORM_OPS', 'QUIET_OPS', 'OTHER_OPS', 'GATES', 'ACTIVATION_KINDS', 'Call', 'of_the_image', 'Anatomy',
+__all__ = ['ACTIVATION_OPS', 'NORM_OPS', 'QUIET_OPS', 'OTHER_OPS', 'GATES', 'ACTIVATION_KINDS', 'of_the_image', 'Call', 'Anatomy',
            'watched', 'differentiable', 'anatomy']
 
 # %% ../../nbs/api/models/anatomy.ipynb #d92c3da3
-ACTIVATION_OPS = {'relu', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu', 'mish', 'sigmoid', 'tanh', 'softplus', 'hardtanh',
-                  'hardswish', 'hardsigmoid', 'threshold', 'prelu', '_prelu_kernel', 'rrelu_with_noise', 'clamp_min', 'clamp', '_softmax'}
+ACTIVATION_OPS = {
+    'relu', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu', 'mish', 'sigmoid', 'tanh', 'softplus', 'hardtanh',
+    'hardswish', 'hardsigmoid', 'threshold', 'prelu', '_prelu_kernel', 'rrelu_with_noise', 'clamp_min', 'clamp',
+    '_softmax'}
 NORM_OPS = {'native_group_norm': 'GroupNorm', 'native_layer_norm': 'LayerNorm'}
-QUIET_OPS = {'detach', 'view', '_unsafe_view', 'alias', 'slice', 'select', 'clone', 'empty',
-             'empty_like', '_to_copy', 'expand', 'reshape', 'native_dropout'}
+QUIET_OPS = {
+    'detach', 'view', '_unsafe_view', 'alias', 'slice', 'select', 'clone', 'empty', 'empty_like', '_to_copy', 'expand',
+    'reshape', 'native_dropout'}
 OTHER_OPS = {'where', 'maximum', 'minimum', 'abs', 'topk', 'amax', 'log1p'}  # no activations, but not straight either
 GATES = 'sigmoid', '_softmax'  # these weigh features rather than switch them
 
 
+def of_the_image(
+    func,  # an operation of torch
+    args: tuple,  # what it was called with
+) -> bool:
+    "Is it a norm that uses statistics of the image? On a GPU it has other names, and the flag another place."
+    if 'batch_norm' not in func.__name__: return False
+    flags = {a.name: v for a, v in zip(func._schema.arguments, args)}
+    return bool(flags.get('training', 'with_update' in func.__name__))
+
+# %% ../../nbs/api/models/anatomy.ipynb #070a15d9
 @dataclass
 class Call:
     "One module at work."
@@ -40,13 +56,6 @@ class Call:
     after_activation: bool = False
     n: int = 0  # times called for one image
     ops: set = field(default_factory=set)  # activations that ran in it, outside its submodules
-
-
-def of_the_image(func, args) -> bool:
-    "Is an operation a norm that uses statistics of the image? On a GPU it has other names, and the flag another place."
-    if 'batch_norm' not in func.__name__: return False
-    flags = {a.name: v for a, v in zip(func._schema.arguments, args)}
-    return bool(flags.get('training', 'with_update' in func.__name__))
 
 
 def _place(t):
@@ -64,17 +73,24 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__.rstrip('_')
-        if not self.stack or name in QUIET_OPS: return out
+        if self.stack and name not in QUIET_OPS: self._note(func, name, args, out)
+        return out
+
+    def _note(self, func, name, args, out):
         if name == 'sigmoid': self.gated = out, args[0]  # kept, so that nothing else comes to lie there
-        if 'scaled_dot_product' in name: name, self.products = '_softmax', self.products + 1  # attention in one operation
-        if name == 'mul': name = self.product(*args[:2])
+        if name == 'mul': name = self._product(*args[:2])
+        if 'scaled_dot_product' in name:  # attention in one operation
+            name = '_softmax'
+            self.products += 1
         self.last = name
         if name in ACTIVATION_OPS | OTHER_OPS: self.stack[-1].ops.add(name)
         if name in NORM_OPS: self.norms.add(NORM_OPS[name])
-        if of_the_image(func, args): self.norms.add('InstanceNorm' if 'Batch' not in self.stack[-1].kind else 'BatchNorm without running statistics')
-        return out
+        if of_the_image(func, args): self.norms.add(self._kind_of_norm())
 
-    def product(self, a, b):
+    def _kind_of_norm(self):
+        return 'BatchNorm without running statistics' if 'Batch' in self.stack[-1].kind else 'InstanceNorm'
+
+    def _product(self, a, b):
         "What a multiplication is: SiLU written as x sigmoid(x), one of two features with each other, or with a weight."
         where = [_place(o) for o in (a, b) if isinstance(o, torch.Tensor) and o.ndim]
         if len(where) == 2 and {*where} == {_place(o) for o in self.gated}: return 'silu'
@@ -96,86 +112,127 @@ class Anatomy:
     ndim: int = 2  # spatial axes of what the network gets
 
     @property
-    def leaves(self): return [c for c in self.calls if not any(True for _ in c.module.children())]
+    def leaves(self) -> list:
+        "Calls of modules without submodules."
+        return [c for c in self.calls if _is_leaf(c.module)]
+
     @property
-    def activations(self): "Kinds of activation modules."; return {c.kind for c in self.leaves if c.kind in ACTIVATION_KINDS}
+    def activations(self) -> set:
+        "Kinds of activation modules."
+        return {c.kind for c in self.leaves if c.kind in ACTIVATION_KINDS}
+
     @property
-    def reused(self):
+    def reused(self) -> list:
         "Names of activation modules that work more than once in one pass."
         return [c.name for c in self.leaves if c.kind in ACTIVATION_KINDS and c.n > self.forwards]
+
     @property
-    def functional(self):
+    def functional(self) -> set:
         "Activations computed outside activation modules."
         return {o for c in self.calls for o in c.ops if c.kind not in ACTIVATION_KINDS}
 
-    def layer(self, name) -> nn.Module:
+    def layer(self, name: str) -> nn.Module:
         "The module of that name. ValueError if there is none."
         found = next((c.module for c in self.calls if c.name == name), None)
-        if found is None:
-            some = [c.name for c in self.calls if c.after_activation and c.name][-6:]
-            some = ', '.join(map(repr, some))
-            raise ValueError(f'layer: the network has no layer {name!r}; it has for example {some}; model.layers(sample) lists all')
-        return found
+        if found is not None: return found
+        some = [c.name for c in self.calls if c.after_activation and c.name][-6:]
+        raise ValueError(f'layer: the network has no layer {name!r}; it has for example '
+                         f'{", ".join(map(repr, some))}; model.layers(sample) lists all')
 
-    def gives_maps(self, c) -> bool:
-        "Does a layer give feature maps (N, K, *S)? They have the size of a convolution or pooling; (N, *S, K) has another."
-        kinds = 'Conv', 'Pool', 'Upsample', 'BatchNorm', 'InstanceNorm', 'GroupNorm'
-        made = {k.shape[2:] for k in self.leaves if any(o in k.kind for o in kinds)}
-        return len(c.shape) == self.ndim + 2 and (not made or c.shape[2:] in made)
 
-    def pick_layer(self) -> str:
-        "The last layer after an activation at the coarsest resolution, of those that work once in a pass. ValueError if there is none."
-        maps = [c for c in self.calls if c.name and self.gives_maps(c) and c.shape[1] > 1 and np.prod(c.shape[2:]) > 1]
-        fit = [c for c in maps if c.after_activation and c.n == self.forwards]
-        if not fit: raise ValueError('layer: the network has no layer that ends in an activation; name one of model.layers(sample)')
-        coarsest = min(np.prod(c.shape[2:]) for c in fit)
-        return [c for c in fit if np.prod(c.shape[2:]) == coarsest][-1].name
+def _is_leaf(module): return not any(True for _ in module.children())
 
-    def table(self) -> pd.DataFrame:  # layer, kind, channels, size, calls, after_activation, default
-        "Its layers in the order in which they work; `default` is the one that `pick_layer` takes."
-        try: default = self.pick_layer()
-        except ValueError: default = None
-        rows = [self._row(c, default) for c in self.calls if c.name]
-        return pd.DataFrame(rows, columns=['layer', 'kind', 'channels', 'size', 'calls', 'after_activation', 'default'])
+# %% ../../nbs/api/models/anatomy.ipynb #8973939e
+@patch
+def gives_maps(self: Anatomy, call: Call) -> bool:
+    "Does a layer give feature maps (N, K, *S)? Their size is one of a convolution or pooling; (N, *S, K) has another."
+    kinds = 'Conv', 'Pool', 'Upsample', 'BatchNorm', 'InstanceNorm', 'GroupNorm'
+    made = {c.shape[2:] for c in self.leaves if any(kind in c.kind for kind in kinds)}
+    return len(call.shape) == self.ndim + 2 and (not made or call.shape[2:] in made)
 
-    @staticmethod
-    def _row(c, default):
-        channels = c.shape[1] if len(c.shape) > 1 else None
-        return c.name, c.kind, channels, ' x '.join(map(str, c.shape[2:])), c.n, c.after_activation, c.name == default
+
+def _voxels(call): return int(np.prod(call.shape[2:]))
+
+
+@patch
+def _fit(self: Anatomy, call):
+    "Is it worth listening to: several maps of several voxels, after an activation, once in a pass?"
+    if not call.name or not self.gives_maps(call) or call.shape[1] == 1 or _voxels(call) == 1: return False
+    return call.after_activation and call.n == self.forwards
+
+
+@patch
+def pick_layer(self: Anatomy) -> str:
+    "The last layer after an activation at the coarsest resolution. ValueError if there is none."
+    fit = [c for c in self.calls if self._fit(c)]
+    if not fit: raise ValueError(
+        'layer: the network has no layer that ends in an activation; name one of model.layers(sample)')
+    coarsest = min(map(_voxels, fit))
+    return [c for c in fit if _voxels(c) == coarsest][-1].name
+
+
+@patch
+def table(self: Anatomy) -> pd.DataFrame:  # layer, kind, channels, size, calls, after_activation, default
+    "Its layers in the order in which they work; `default` is the one that `pick_layer` takes."
+    import pandas as pd
+    try: default = self.pick_layer()
+    except ValueError: default = None
+    rows = [_row(c, default) for c in self.calls if c.name]
+    return pd.DataFrame(rows, columns=['layer', 'kind', 'channels', 'size', 'calls', 'after_activation', 'default'])
+
+
+def _row(c, default):
+    channels = c.shape[1] if len(c.shape) > 1 else None
+    return c.name, c.kind, channels, ' x '.join(map(str, c.shape[2:])), c.n, c.after_activation, c.name == default
 
 # %% ../../nbs/api/models/anatomy.ipynb #e083f103
+class _Diary:
+    "Which modules of a network work, and how; its methods are hooks."
+    def __init__(self, module):
+        self.module, self.names = module, {m: n for n, m in module.named_modules()}
+        self.calls, self.times = {}, 0  # of modules, of the network itself
+        self.ndim = 2  # spatial axes of what the network itself gets: two, if a volume is asked slice by slice
+        self.watch = _Watch({_place(t) for t in (*module.parameters(), *module.buffers())})
+
+    def enter(self, m, args):
+        if m is self.module and args and isinstance(args[0], torch.Tensor): self.ndim = args[0].ndim - 2
+        self.watch.stack.append(self.calls.get(m) or Call(self.names[m], m, type(m).__name__))
+
+    def leave(self, m, args, out):
+        call = self.watch.stack.pop()
+        self.calls.pop(m, None)
+        self.calls[m] = call  # at the end: the order in which they end
+        while isinstance(out, (list, tuple)) and out: out = out[0]
+        call.shape = tuple(out.shape) if isinstance(out, torch.Tensor) else ()
+        call.after_activation, call.n = self.watch.last in ACTIVATION_OPS - {*GATES}, call.n + 1
+        self.times += m is self.module and not self.watch.stack  # a network may call itself
+
+    def found(self):
+        if not self.times: return None
+        return Anatomy(list(self.calls.values()), self.watch.norms, self.watch.products, self.times, False, self.ndim)
+
+
 @contextmanager
 def watched(
-    module,  # the network, or None
+    module: nn.Module | None,  # the network
 ):  # yields a function: the `Anatomy` of what happened so far, or None where the network was not at work
-    "Inside, it is noted what a network does. Its answers stay the same, but for torch's fast way through attention, which is not taken."
+    """Inside, it is noted what a network does. Its answers stay the same,
+    but for torch's fast way through attention, which is not taken."""
     if not hookable(module):
         yield lambda: None
         return
-    names, calls, times = {m: n for n, m in module.named_modules()}, {}, []
-    watch = _Watch({_place(t) for t in (*module.parameters(), *module.buffers())})
-    axes = []  # spatial ones of what the network itself gets: two, if it is asked about a volume slice by slice
-    def enter(m, args):
-        if m is module: axes[:] = [t.ndim - 2 for t in args[:1] if isinstance(t, torch.Tensor)] or axes
-        watch.stack.append(calls.get(m) or Call(names[m], m, type(m).__name__))
-    def leave(m, args, out):
-        call = watch.stack.pop()
-        calls.pop(m, None)
-        calls[m] = call  # at the end: the order in which they end
-        while isinstance(out, (list, tuple)) and out: out = out[0]
-        call.shape = tuple(out.shape) if isinstance(out, torch.Tensor) else ()
-        call.after_activation, call.n = watch.last in ACTIVATION_OPS - {*GATES}, call.n + 1
-        if m is module and not watch.stack: times.append(1)  # a network may call itself
-    hooks = [h for m in names for h in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
+    diary = _Diary(module)
+    hooks = [hook for m in diary.names for hook in (
+        m.register_forward_pre_hook(diary.enter), m.register_forward_hook(diary.leave))]
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # attention in one operation, in which nothing can be seen
     try:
-        with watch: yield lambda: Anatomy(list(calls.values()), watch.norms, watch.products, len(times), False, *axes) if times else None
+        with diary.watch: yield diary.found
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for h in hooks: h.remove()
+        for hook in hooks: hook.remove()
 
-# %% ../../nbs/api/models/anatomy.ipynb #b524389a
+# %% ../../nbs/api/models/anatomy.ipynb #52e66d76
 def differentiable(
     model,  # an innermost Model
 ):  # -> Model: a copy that can be changed without touching the original

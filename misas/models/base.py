@@ -5,633 +5,71 @@
 # %% ../../nbs/api/models/base.ipynb #ab2c1118
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-import pandas as pd
-import torch
-from fastcore.basics import patch
-from torch import nn
-
-from ..data.fingerprint import fingerprint
-from ..data.labels import as_classes, class_names, foreground, region_values
 from ..data.sample import Sample
-from .anatomy import anatomy, differentiable
-from .ask import as_batch, ask, checked, made_ready, naming, resized, volumes
-from .output import (ACTIVATIONS, EITHER, NoGradient, Output, above, best_class, check_threshold, choose_output, is_label_map,
-                                 said_of, say, see, thresholds, with_class_axis)
-from .hold import untouched
-from .turns import by_slices, check_axis, check_order, laid_down
-from .windows import by_windows, check_window
+from .answers import Answers
+from .choices import Channel, Kept, Regions, Wrapping
+from .output import EITHER
+from .turns import Oriented, Slicewise
+from .windows import Sliding
 
 # %% auto #0
-__all__ = ['Model', 'Wrapped', 'Choice', 'KeptModel', 'ChannelModel', 'RegionsModel', 'SlidingModel', 'SlicewiseModel',
-           'OrientedModel', 'check_overlap']
-
-# %% ../../nbs/api/models/base.ipynb #f2da6101
-def _check_options(activation, batch_size, size, multiple_of, preprocess):
-    "Raise ValueError for options of a model that make no sense."
-    if activation not in ACTIVATIONS:
-        raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, got {activation!r}')
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f'batch_size must be a whole number of at least 1, got {batch_size!r}')
-    if size is not None and multiple_of is not None:
-        raise ValueError('size and multiple_of exclude each other: a fixed size needs no padding')
-    if preprocess is not None and not callable(preprocess):
-        raise ValueError(f'preprocess must be a function of an image, got {type(preprocess).__name__}')
-
-
-def _check_output(output, resize_output):
-    "Raise ValueError for a choice of output that is none."
-    if isinstance(output, bool) or not (output is None or isinstance(output, (int, str)) or callable(output)):
-        raise ValueError(f'output must be an index, a name, or a function of what the network returns, got {output!r}')
-    if not isinstance(resize_output, bool): raise ValueError(f'resize_output must be True or False, got {resize_output!r}')
+__all__ = ['Model', 'Wrapped', 'KeptModel', 'ChannelModel', 'RegionsModel', 'SlidingModel', 'SlicewiseModel', 'OrientedModel',
+           'check_overlap']
 
 # %% ../../nbs/api/models/base.ipynb #f53a3597
-class Model:
+class Model(Answers):
     "Anything that segments images. Subclasses give `forward`."
-    device, dtype = torch.device('cpu'), torch.float32
-    module: nn.Module | None = None  # the network, if there is one
-
-    def __init__(
-        self, *,
-        classes: tuple | None = None,  # names by label value, background first; without background where classes may overlap
-        preprocess: Callable | None = None,  # f(image) -> image, or (image, undo); the image is a float32 tensor (C, *S)
-        activation: str = 'auto',  # what the output is: see `ACTIVATIONS`
-        multiple_of: int | tuple | None = None,  # pad every axis to a multiple of this
-        size: int | tuple | None = None,  # resize to this spatial shape
-        batch_size: int | None = None,  # images in one forward pass; None: 1 on a CPU, 8 pictures or 1 volume elsewhere
-        threshold: float | list | dict | None = None,  # probability above which a voxel belongs to a class; None: .5
-        output: int | str | Callable | None = None,  # which of several outputs; see `choose_output`
-        resize_output: bool = False,  # resize an output of another size, linearly
-        name: str = 'model',  # in tables and errors
-    ):
-        _check_options(activation, batch_size, size, multiple_of, preprocess)
-        _check_output(output, resize_output)
-        check_threshold(threshold)
-        self.classes = None if classes is None else as_classes(classes)
-        self.activation, self.threshold, self.output, self.resize_output = activation, threshold, output, resize_output
-        self.preprocess, self.multiple_of, self.size = preprocess, multiple_of, size
-        self.batch_size, self.name = batch_size, name
-        self.said, self.seen = say(activation, self.classes), None
-
-    def forward(self, x):
-        "What the network returns for a prepared batch, a float32 tensor (N, C, *S); gradients flow where the model has any."
-        raise NotImplementedError
-
-    def hint(self, image): "What to add to the error when the network fails on `image`."; return ''
-    def plain(self, out): "An output as a plain tensor."; return out
-    def for_logits(self, gradient): "The model that is asked for logits, with or without a gradient: another one only where it has a translation."; return self
-    def made_of(self): "What else its answers depend on; subclasses say it."; return ()
-
-    @property
-    def known(self) -> Output: "What is known of the output: what was seen, else what was said."; return self.seen or self.said
-    @property
-    def n_classes(self) -> int | None: "Background counts, where there is one. None: not known before the first prediction."; return self.known.n_classes
-    @property
-    def overlapping(self) -> bool | None: "May classes overlap? None: not known before the first prediction."; return self.known.overlapping
-    @property
-    def foreground(self) -> tuple:
-        "Names of the classes that have scores: all but the background. ValueError before it is known how many there are."
-        if self.n_classes is None: raise ValueError(f'{self.name} has not seen an image yet, and no classes= were given')
-        return foreground(self.classes, self.n_classes, self.overlapping)
-
-# %% ../../nbs/api/models/base.ipynb #45a76e3f
-@patch
-def prepare(self: Model, image: torch.Tensor) -> tuple:
-    "What the network gets for one image (C, *S), and the functions that bring its answer back."
-    return made_ready(image, self.preprocess, self.size, self.multiple_of, self.name)
-
-
-@patch
-def raw(
-    self: Model, x: torch.Tensor,  # prepared (N, C, *S)
-    what: str = 'an input',  # or 'a window', for errors
-) -> torch.Tensor:  # (N, K, *S) or (N, *S)
-    "The network's output on the grid of its input: the one that was chosen, checked, and resized if that was asked for."
-    with naming(self, x[0]): out = self.forward(x)
-    with said_of(self.name): out = choose_output(out, self.output, tuple(x.shape[2:]))
-    out = checked(self.plain(out), x, self.name, what, self.resize_output)
-    with said_of(self.name): return resized(out, tuple(x.shape[2:]), self.known.kind)
-
-
-@patch
-def read(
-    self: Model, raw: torch.Tensor,  # (N, K, *S) or (N, *S)
-    ndim: int,  # number of spatial axes
-    logits: bool,  # or probabilities
-) -> torch.Tensor:  # (N, K, *S)
-    "What a raw output says about each class; the first one shows what the output is."
-    with said_of(self.name):
-        if self.seen is None: self.seen = self._look(raw, ndim)
-        return with_class_axis(raw, self.seen, ndim, logits)
-
-
-@patch
-def _look(self: Model, raw, ndim):
-    "What the first output is. ValueError where it does not fit what was said."
-    seen = see(raw, ndim, self.said, self.classes)
-    if self.threshold is None: return seen
-    if not seen.overlapping and seen.n_classes > 2: raise ValueError(
-        f'threshold is for classes that may overlap, or for one class and background; its output has {seen.n_classes} classes of which each voxel has one')
-    thresholds(self.threshold, foreground(self.classes, seen.n_classes, seen.overlapping))  # they must fit
-    return seen
-
-# %% ../../nbs/api/models/base.ipynb #491859d5
-@patch
-def predict(self: Model, x) -> np.ndarray:
-    "Probabilities (N, K, *S): background first, or without background where classes may overlap."
-    with torch.no_grad(): return ask(self, x, False).numpy()
-
-
-@patch
-def decide(
-    self: Model, p: np.ndarray,  # (N, K, *S) probabilities of this model
-) -> np.ndarray:  # (N, *S) label maps, or (N, K, *S) bool where classes may overlap
-    "The decision that follows from probabilities."
-    if not self.overlapping and self.threshold is None: return best_class(p)
-    t = thresholds(self.threshold, self.foreground)
-    return above(p, t) if self.overlapping else above(p[:, 1:], t)[:, 0].astype(np.uint8)
-
-
-@patch
-def segment(self: Model, x) -> np.ndarray:
-    "The decision: label maps (N, *S), or where classes may overlap masks (N, K, *S) bool."
-    return self.decide(self.predict(x))
-
-
-@patch
-def label(self: Model, x) -> np.ndarray:
-    "Label maps (N, *S). ValueError where classes may overlap."
-    found = None if self.overlapping else self.segment(x)
-    if not self.overlapping: return found  # now it is known
-    raise ValueError(f'classes of {self.name} may overlap, so no voxel has one label; '
-                     f'use masks(x), or channel({self.foreground[-1]!r}) for one of them')
-
-
-@patch
-def masks(self: Model, x) -> np.ndarray:
-    "Masks (N, K, *S) bool, one a class; of classes that exclude each other background first."
-    found = self.segment(x)
-    if self.overlapping: return found
-    return np.stack([found == k for k in range(self.n_classes)], 1)
-
-
-@patch
-def logits(self: Model, x) -> torch.Tensor:
-    "Logits (N, K, *S) that can be differentiated with respect to `x`, if that is a tensor. NoLogits if there are none, NoGradient if no gradient comes back."
-    gradient = isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled()
-    out = ask(self.for_logits(gradient), x, True)
-    if gradient and not out.requires_grad:
-        raise NoGradient(f'{self.name}: its output does not depend on the image in a differentiable way', 'output')
-    return out
-
-# %% ../../nbs/api/models/base.ipynb #780de975
-@patch
-def _options(self: Model):
-    "What was said when it was made, but for its preprocessing."
-    return self.classes, self.size, self.multiple_of, self.activation, self.threshold, self.output, self.resize_output
-
-
-@patch
-def __fingerprint__(self: Model): return self.preprocess, *self._options(), *self.made_of()
-
-
-@patch
-def settings(self: Model) -> dict:
-    "What it is, for a file: kind, classes, and a `fingerprint` of weights, preprocessing and options."
-    classes = None if self.classes is None else list(self.classes)
-    return dict(kind=type(self).__name__, classes=classes, **self._said_of_output(), fingerprint=fingerprint(self))
-
-
-@patch
-def _said_of_output(self: Model):
-    "Options about the output, as far as they were given."
-    output = getattr(self.output, '__name__', 'a function') if callable(self.output) else self.output
-    threshold = self.threshold if self.threshold is None or isinstance(self.threshold, dict) else np.asarray(self.threshold).tolist()
-    said = dict(activation=self.activation, threshold=threshold, output=output, resize_output=self.resize_output)
-    return {k: v for k, v in said.items() if v not in (None, False, 'auto')}
-
-
-@patch
-def portion(
-    self: Model, ndim: int,  # number of spatial axes
-) -> int:
-    "Images in one forward pass."
-    return self.batch_size or (1 if self.device.type == 'cpu' or ndim == 3 else 8)
-
-
-@patch
-def __repr__(self: Model):
-    known = 'classes not known yet'
-    if self.n_classes:
-        names = self.foreground if self.overlapping else class_names(self.classes, self.n_classes)
-        known = f'{self.n_classes} classes{" that may overlap"*bool(self.overlapping)}: {", ".join(names)}'
-    return f'{type(self).__name__}({self.name!r}, {known}; output: {ACTIVATIONS[self.known.kind]})'
-
-# %% ../../nbs/api/models/base.ipynb #55577a08
-class Wrapped(Model):
-    "A model made of another one, `self.model`. Subclasses give `around`, and what they do differently."
-    batch_size = None
-
-    def __init__(self, model: Model): self.model, self.name = model, model.name
-    def around(self, model: Model) -> Model: "The same, made of `model`."; raise NotImplementedError
-    def made_of(self): "What else its answers depend on; subclasses say it."; return ()
-    def decide(self, p): return self.model.decide(p)
-    def __fingerprint__(self): return self.classes, self.model, *self.made_of()
-    def _said_of_output(self): return self.model._said_of_output()
-
-    @property
-    def classes(self): return self.model.classes
-    @property
-    def known(self): return self.model.known
-    @property
-    def activation(self): return self.model.activation
-    @property
-    def device(self): return self.model.device
-    @property
-    def dtype(self): return self.model.dtype
-
-# %% ../../nbs/api/models/base.ipynb #63385a5d
-@patch(as_prop=True)
-def innermost(self: Model) -> Model: "The model that has a network of its own."; return self
-@patch(as_prop=True)
-def innermost(self: Wrapped) -> Model: return self.model.innermost
-
-
-@patch
-def rebuilt(
-    self: Model,
-    f: Callable,  # innermost Model -> Model
-    kept: bool = True,  # keep choices of classes (`keep`, `channel`, `regions`)?
-) -> Model:
-    "The same chain of wrappers around a changed innermost model."
-    return f(self)
-@patch
-def rebuilt(self: Wrapped, f, kept=True): return self.around(self.model.rebuilt(f, kept))
-
-
-@patch
-def on(
-    self: Model, sample: Sample,
-) -> Model:
-    "This model for bare arrays and tensors that lie in space as `sample` does; another one only where a model looks at the affine."
-    return self
-@patch
-def on(self: Wrapped, sample): return self.around(self.model.on(sample))
-
-
-@patch
-def copy(self: Model) -> Model:
-    "A copy that can be changed without touching this one; the network is the same."
-    new = object.__new__(type(self))  # copy.copy would make a Learner's data anew, and draw random numbers
-    new.__dict__.update(self.__dict__)
-    return new
-
-
-@patch
-def replaced(
-    self: Model,
-    forward: Callable,  # prepared batch (N, C, *S) -> output (N, K, *S)
-    activation: str = 'softmax',  # what that output is
-    classes: tuple | None = None,
-) -> Model:
-    "A copy with another network; preprocessing and the way back are the same. For innermost models."
-    new = self.copy()
-    new.forward, new.activation, new.classes = forward, activation, classes
-    new.threshold, new.output, new.resize_output = None, None, False
-    new.said, new.seen = say(activation, classes), None
-    return new
-
-# %% ../../nbs/api/models/base.ipynb #af0c0ca9
-@patch(as_prop=True)
-def network(self: Model) -> nn.Module | None:
-    "The network inside the model; None for functions."
-    return differentiable(self.innermost).module
-
-
-@patch
-def layers(
-    self: Model,
-    sample: Sample,  # an image, to see sizes and order
-) -> pd.DataFrame:  # layer, kind, channels, size, calls, after_activation, default
-    "The layers of the network in the order in which they work. ValueError for functions."
-    module = self.network
-    if module is None: raise ValueError(f'{self.name} is a function: it has no layers')
-    with untouched(module): self.segment(sample)  # the first prediction tells what the output is
-    found = anatomy(self.on(sample).rebuilt(differentiable), as_batch(sample).to(self.device))
-    return found.table()
-
-# %% ../../nbs/api/models/base.ipynb #4b72f728
-class Choice(Wrapped):
-    "A model of which other classes are asked for. Windows, slices and orientation come below the choice, so that it is made of whole answers."
-    @property
-    def batch_size(self): return self.model.batch_size
-    def portion(self, ndim): return self.model.portion(ndim)
-    def decide(self, p): return p > .5 if self.overlapping else best_class(p)
-    def rebuilt(self, f, kept=True): return super().rebuilt(f, kept) if kept else self.model.rebuilt(f, kept)
-    def sliding(self, *a, **kw): return self.around(self.model.sliding(*a, **kw))
-    def slicewise(self, *a, **kw): return self.around(self.model.slicewise(*a, **kw))
-    def oriented(self, *a, **kw): return self.around(self.model.oriented(*a, **kw))
-
-
-def _need_names(model):
-    if model.classes is None: raise ValueError(f'{model.name} has no class names to choose from: pass classes= to as_model')
-
-# %% ../../nbs/api/models/base.ipynb #ae115688
-class KeptModel(Choice):
-    "A model of which only some classes are kept; the others become background, unless classes may overlap."
-    def __init__(
-        self, model: Model,
-        names: tuple,  # of classes, in their new order
-    ):
-        _need_names(model)
-        has = model.classes if model.overlapping in (True, None) else model.classes[1:]
-        unknown = [n for i, n in enumerate(names) if n not in has or n in names[:i]]
-        if unknown or not names: raise ValueError(
-            f'{model.name} has no class {", ".join(map(str, unknown)) or "to keep"}, or it is named twice; it knows {", ".join(has)}')
-        super().__init__(model)
-        self.names = tuple(names)
-
-    def around(self, model): return KeptModel(model, self.names)
-    def __repr__(self): return f'{self.model!r}, of which kept: {", ".join(self.names)}'
-
-    @property
-    def classes(self): return self.names if self.model.overlapping else (self.model.classes[0], *self.names)
-    @property
-    def known(self): return Output(self.model.known.kind, len(self.classes), self.model.overlapping)
-    @property
-    def index(self): "Channels that are kept."; return [self.model.classes.index(n) for n in self.names]
-    @property
-    def rest(self): "Channels that become background."; return [i for i in range(len(self.model.classes)) if i not in self.index]
-
-    def predict(self, x):
-        p = self.model.predict(x)
-        if self.model.overlapping: return p[:, self.index]
-        return np.concatenate([p[:, self.rest].sum(1, keepdims=True), p[:, self.index]], 1)
-
-    def segment(self, x):
-        found = self.model.segment(x)
-        if self.model.overlapping: return found[:, self.index]
-        table = np.zeros(len(self.model.classes), np.uint8)
-        table[self.index] = range(1, len(self.classes))
-        return table[found]
-
-    def logits(self, x):
-        z = self.model.logits(x)
-        if self.model.overlapping: return z[:, self.index]
-        return torch.cat([z[:, self.rest].logsumexp(1, keepdim=True), z[:, self.index]], 1)
-
-# %% ../../nbs/api/models/base.ipynb #927cbbb7
-class ChannelModel(Choice):
-    "One of several classes that may overlap, against all that it is not."
-    def __init__(
-        self, model: Model,
-        name: str,  # of the class
-    ):
-        if model.classes is None and model.n_classes is None: _need_names(model)
-        if name not in (model.classes or model.foreground):
-            raise ValueError(f'{model.name} has no class {name!r}; it knows {", ".join(model.classes or model.foreground)}')
-        super().__init__(model)
-        self.channel_name = name
-
-    def around(self, model): return ChannelModel(model, self.channel_name)
-    def __repr__(self): return f'{self.model!r}, of which asked: {self.channel_name}'
-    @property
-    def classes(self): return 'background', self.channel_name
-    @property
-    def known(self): return Output(self.model.known.kind, 2, False)
-
-    @property
-    def index(self):
-        "Its channel. ValueError if it turns out to be the background."
-        names = self.model.foreground
-        if self.channel_name not in names:
-            raise ValueError(f'{self.channel_name!r} is the background of {self.model.name}; its classes are {", ".join(names)}')
-        return names.index(self.channel_name) + (not self.model.overlapping)
-
-    def predict(self, x):
-        p = self.model.predict(x)[:, self.index]
-        return np.stack([1 - p, p], 1)
-
-    def segment(self, x): return self.model.masks(x)[:, self.index].astype(np.uint8)
-
-    def logits(self, x):
-        z = self.model.logits(x)
-        rest = [k for k in range(z.shape[1]) if k != self.index]
-        others = torch.zeros_like(z[:, 0]) if self.model.overlapping else z[:, rest].logsumexp(1)
-        return torch.stack([others, z[:, self.index]], 1)
-
-# %% ../../nbs/api/models/base.ipynb #e8c45eaa
-class RegionsModel(Choice):
-    "Unions of the labels of a model, as classes that may overlap."
-    def __init__(
-        self, model: Model,  # with label maps
-        regions: dict,  # name -> label value, name of a class, or several
-    ):
-        if model.overlapping: raise ValueError(
-            f'classes of {model.name} may overlap already: keep(...) picks some of them; regions are made of label maps')
-        if not regions: raise ValueError('regions must name at least one, e.g. regions(ET=4, TC=(1, 4))')
-        super().__init__(model)
-        self.regions_of = {k: tuple(region_values(k, v, model.classes)) for k, v in regions.items()}
-        if model.n_classes is not None: self._check(model.n_classes)
-
-    def around(self, model): return RegionsModel(model, self.regions_of)
-    def made_of(self): return (self.regions_of,)
-    def __repr__(self): return f'{self.model!r}, of which the regions {", ".join(self.regions_of)}'
-    @property
-    def classes(self): return tuple(self.regions_of)
-    @property
-    def known(self): return Output(self.model.known.kind, len(self.regions_of), True)
-
-    def _check(self, n):
-        "Raise ValueError for labels that the model does not have."
-        for name, values in self.regions_of.items():
-            if max(values) >= n: raise ValueError(
-                f'region {name} has the label {max(values)}, but {self.model.name} knows the labels 0 to {n - 1}')
-
-    def _seen(self):
-        "Channels of each region and all others, once the model has answered. ValueError if it turns out that no regions can be made."
-        if self.model.overlapping: raise ValueError(f'classes of {self.model.name} may overlap: no regions can be made of them')
-        n = self.model.n_classes
-        self._check(n)
-        return [(list(values), [k for k in range(n) if k not in values]) for values in self.regions_of.values()]
-
-    def predict(self, x):
-        p = self.model.predict(x)
-        return np.stack([p[:, inside].sum(1) for inside, _ in self._seen()], 1).clip(0, 1)
-
-    def segment(self, x):
-        found = self.model.segment(x)
-        return np.stack([np.isin(found, inside) for inside, _ in self._seen()], 1)
-
-    def logits(self, x):
-        z = self.model.logits(x)
-        return torch.stack([z[:, inside].logsumexp(1) - z[:, rest].logsumexp(1) for inside, rest in self._seen()], 1)
-
-# %% ../../nbs/api/models/base.ipynb #b52a2441
-class SlidingModel(Wrapped):
-    "A model that is asked about an image window by window."
-    def __init__(
-        self, model: Model,  # with a network of its own
-        window: int | tuple,  # voxels after preprocessing: one number, or one an axis. A smaller image is padded with its border
+    def keep(
+        self, *names: str,  # classes, in their new order
+    ) -> Model:
+        "This model reduced to some of its classes; the others become background, unless classes may overlap."
+        return KeptModel(self, names)
+
+    def channel(
+        self, name: str,  # of a class
+    ) -> Model:  # two classes: background and that one
+        "One class against all that it is not."
+        return KeptModel(self, (name,)) if self.overlapping is False else ChannelModel(self, name)
+
+    def regions(
+        self, **regions: int | str | tuple,  # name=a label value or several, or names of classes
+    ) -> Model:  # of classes that may overlap
+        "Unions of this model's labels as classes that may overlap."
+        return RegionsModel(self, regions)
+
+    def sliding(
+        self,
+        window: int | tuple,  # voxels: one number, or one an axis
         overlap: float = .25,  # of neighbouring windows, as a fraction of them
-        *, mode: str = 'gaussian',  # weight of a window's voxels: 'gaussian' falls towards its border, 'constant' is flat
-        device: str = 'cpu',  # where windows are cut and stitched; the network stays where it is
-    ):
-        if not isinstance(model, Model) or model.innermost is not model: raise TypeError(
-            f'model must be a Model with a network of its own, got {type(model).__name__}; model.sliding() takes any Model')
-        check_window(window, overlap, mode, model.size, model.multiple_of, model.name)
-        super().__init__(model)
-        self.window, self.overlap, self.mode, self._device = window, overlap, mode, torch.device(device)
-        if model.known.kind == 'labels': raise self._no_blend()
+        **kw: object,  # see `Sliding`
+    ) -> Model:
+        "This model, asked window by window."
+        return SlidingModel(self, window, overlap, **kw)
 
-    def around(self, model): return SlidingModel(model, self.window, self.overlap, mode=self.mode, device=self._device)
-    def made_of(self): return self.window, self.overlap, self.mode
-    def __repr__(self): return f'{self.model!r}, in windows of {self.window} voxels'
-    @property
-    def device(self): return self._device
+    def slicewise(
+        self, axis: int = -1,  # the axis to cut across
+    ) -> Model:
+        "This model of pictures, asked about volumes slice by slice."
+        return SlicewiseModel(self, axis)
 
-    def prepare(self, image): return self.model.prepare(image)
-    def read(self, raw, ndim, logits): return self.model.read(raw, ndim, logits)
-    def for_logits(self, gradient): return self.around(self.model.for_logits(gradient))
+    def oriented(
+        self,
+        order: str = 'RAS',  # directions in which voxel indices grow
+        spacing: float | tuple | None = None,  # mm to which volumes are resampled; None: as they are
+    ) -> Model:
+        "This model of volumes, asked about volumes that may lie in any direction."
+        return OrientedModel(self, order, spacing)
 
-    def raw(self, x, what='an input'):
-        return by_windows(self._window, x, self.window, self.overlap, self.mode, self.model.portion(x.ndim - 2), self.device, self.model.device)
+# %% ../../nbs/api/models/base.ipynb #5ef27560
+class Wrapped(Wrapping, Model): "A model made of another one."
+class KeptModel(Kept, Wrapped): "A model of which only some classes are kept."
+class ChannelModel(Channel, Wrapped): "One class of a model against all that it is not."
+class RegionsModel(Regions, Wrapped): "Unions of a model's labels, as classes that may overlap."
+class SlidingModel(Sliding, Wrapped): "A model that is asked window by window."
+class SlicewiseModel(Slicewise, Wrapped): "A model of pictures that is asked slice by slice."
+class OrientedModel(Oriented, Wrapped): "A model that gets volumes as they lie in its own order of axes."
 
-    def _window(self, x):
-        "The network's output (N, K, *window) for some windows; a copy, as it is scaled in place."
-        out, kind = self.model.raw(x.clone(), 'a window'), self.model.known.kind
-        if kind != 'masks' and is_label_map(out, x.ndim - 2): raise self._no_blend()
-        if not out.is_floating_point(): out = out.float()
-        return (out if out.ndim == x.ndim else out[:, None]).clone()
-
-    def _no_blend(self): return ValueError(
-        f'{self.model.name} returns label maps, which cannot be averaged where windows overlap: probabilities or logits are needed')
-
-# %% ../../nbs/api/models/base.ipynb #c9d56fa4
-class SlicewiseModel(Wrapped):
-    "A model of pictures that is asked about volumes, slice by slice."
-    def __init__(
-        self, model: Model,  # for pictures (C, H, W)
-        axis: int = -1,  # the axis to cut across
-        affine: np.ndarray | None = None,  # (4, 4) of bare arrays; Samples have their own
-    ):
-        check_axis(axis)
-        super().__init__(model)
-        self.axis, self.affine = axis % 3, affine
-
-    def around(self, model): return SlicewiseModel(model, self.axis, self.affine)
-    def made_of(self): return (self.axis,)
-    def on(self, sample): return SlicewiseModel(self.model.on(sample), self.axis, sample.affine)
-    def __repr__(self): return f'{self.model!r}, slice by slice across axis {self.axis}'
-
-    def _each(self, x, f):
-        "`f`, which takes pictures, for the slices of every volume."
-        found = [by_slices(f, v, affine, self.axis, self.model.portion(2)) for v, affine in volumes(x, self.affine, self.name)]
-        return torch.stack(found)
-
-    def predict(self, x): return self._each(x, self.model.predict).contiguous().numpy()
-    def segment(self, x): return self._each(x, self.model.segment).contiguous().numpy()
-    def logits(self, x): return self._each(x, self.model.logits)
-
-# %% ../../nbs/api/models/base.ipynb #fb41395b
-class OrientedModel(Wrapped):
-    "A model that gets its volumes with axes in its own order, and voxels of its own size."
-    def __init__(
-        self, model: Model,  # for volumes (C, X, Y, Z)
-        order: str = 'RAS',  # directions in which voxel indices grow: one of L and R, one of P and A, one of I and S
-        spacing: float | tuple | None = None,  # mm, one number or one an axis of that order; None: as it is
-        affine: np.ndarray | None = None,  # (4, 4) of bare arrays; Samples have their own
-    ):
-        check_order(order, spacing)
-        super().__init__(model)
-        self.order, self.spacing, self.affine = order, spacing, affine
-
-    def around(self, model): return OrientedModel(model, self.order, self.spacing, self.affine)
-    def made_of(self): return self.order, self.spacing
-    def on(self, sample): return OrientedModel(self.model.on(sample), self.order, self.spacing, sample.affine)
-    def __repr__(self): return f'{self.model!r}, of volumes in {self.order} order' + (f' at {self.spacing} mm' if self.spacing else '')
-
-    def _laid_down(self, x):
-        "Each volume as the network wants it, whether it was resampled, and the way back."
-        for volume, affine in volumes(x, self.affine, self.name):
-            if affine is None: raise ValueError(
-                f'{self.name} must know how a volume lies: pass a Sample with an affine, or ask model.on(sample) about an array')
-            ready, resampled, back = laid_down(volume, affine, self.order, self.spacing)
-            yield ready[None], resampled, back
-
-    def predict(self, x):
-        return np.stack([back(torch.as_tensor(self.model.predict(ready)[0])).numpy() for ready, _, back in self._laid_down(x)])
-
-    def segment(self, x):
-        "Labels are not resampled: the decision is made from resampled probabilities."
-        found = []
-        for ready, resampled, back in self._laid_down(x):
-            if resampled: found.append(self.model.decide(back(torch.as_tensor(self.model.predict(ready)[0])).numpy()[None])[0])
-            else: found.append(back(torch.as_tensor(self.model.segment(ready)[0])).numpy())
-        return np.stack(found)
-
-    def logits(self, x):
-        found = [back(self.model.logits(ready)[0]) for ready, _, back in self._laid_down(x)]
-        return torch.stack(found) if len(found) > 1 else found[0][None]
-
-# %% ../../nbs/api/models/base.ipynb #95473295
-@patch
-def keep(
-    self: Model, *names: str,  # classes, in their new order
-) -> Model:
-    "This model reduced to some of its classes; the others become background, unless classes may overlap."
-    return KeptModel(self, names)
-
-
-@patch
-def channel(
-    self: Model, name: str,  # of the class
-) -> Model:  # two classes: background and that one
-    "One class against all that it is not."
-    return KeptModel(self, (name,)) if self.overlapping is False else ChannelModel(self, name)
-
-
-@patch
-def regions(
-    self: Model, **regions: int | str | tuple,  # name=a label value or several, or names of classes
-) -> Model:  # of classes that may overlap
-    "Unions of this model's labels as classes that may overlap."
-    return RegionsModel(self, regions)
-
-
-@patch
-def sliding(
-    self: Model,
-    window: int | tuple,  # voxels: one number, or one an axis
-    overlap: float = .25,  # of neighbouring windows, as a fraction of them
-    **kw,  # see `SlidingModel`
-) -> Model:
-    "This model, asked window by window."
-    return SlidingModel(self, window, overlap, **kw)
-@patch
-def sliding(self: Wrapped, window, overlap=.25, **kw): return self.around(self.model.sliding(window, overlap, **kw))
-
-
-@patch
-def slicewise(
-    self: Model, axis: int = -1,  # the axis to cut across
-) -> Model:
-    "This model of pictures, asked about volumes slice by slice."
-    return SlicewiseModel(self, axis)
-
-
-@patch
-def oriented(
-    self: Model,
-    order: str = 'RAS',  # directions in which voxel indices grow
-    spacing: float | tuple | None = None,  # mm to which volumes are resampled; None: as they are
-) -> Model:
-    "This model of volumes, asked about volumes that may lie in any direction."
-    return OrientedModel(self, order, spacing)
-
-# %% ../../nbs/api/models/base.ipynb #605a126e
+# %% ../../nbs/api/models/base.ipynb #faa326d4
 def check_overlap(
     model: Model,
     sample: Sample,  # with or without labels
@@ -639,14 +77,17 @@ def check_overlap(
     "ValueError if the classes of one may overlap and those of the other may not; it says how to make them agree."
     stack = sample.overlapping
     if sample.labels is None or model.overlapping is None or stack == model.overlapping: return
-    of_sample = f'labels of sample {sample.name!r}'
-    names = ', '.join(f'{c}=...' for c in sample.classes or ('a', 'b'))
+    labels = f'labels of sample {sample.name!r}'
     if not stack: raise ValueError(
-        f'classes of {model.name} may overlap, but the {of_sample} are one label map; make masks of them with '
-        f'sample.regions({", ".join(f"{c}=..." for c in model.foreground)}), or pick one class with model.channel(...)')
-    unsaid = model.activation == 'auto' and model.known.kind in ('auto', 'softmax')
-    if unsaid: raise ValueError(
-        f'the {of_sample} have classes that overlap, and the output of {model.name} could be either: {EITHER} '
-        f'(then model.regions({names}) makes masks of its labels)')
-    raise ValueError(f'the {of_sample} have classes that overlap, but {model.name} gives each voxel one class; '
-                     f'make masks of its labels with model.regions({names})')
+        f'classes of {model.name} may overlap, but the {labels} are one label map; make masks of them with '
+        f'sample.regions({_blanks(model.classes)}), or pick one class with model.channel(...)')
+    if model.activation == 'auto' and model.known.kind in ('auto', 'softmax'): raise ValueError(
+        f'the {labels} have classes that overlap, and the output of {model.name} could be either: {EITHER} '
+        f'(then model.regions({_blanks(sample.classes)}) makes masks of its labels)')
+    raise ValueError(f'the {labels} have classes that overlap, but {model.name} gives each voxel one class; '
+                     f'make masks of its labels with model.regions({_blanks(sample.classes)})')
+
+
+def _blanks(names):
+    "Regions of these names, to be filled in."
+    return ', '.join(f'{name}=...' for name in names or ('a', 'b'))

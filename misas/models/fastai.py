@@ -5,19 +5,25 @@
 # %% ../../nbs/api/models/fastai.ipynb #ff6b43be
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from .hold import same_luck
 from .torch import TorchModel
 
 # %% auto #0
-__all__ = ['FastaiModel', 'pipeline']
+__all__ = ['line_of', 'way_back', 'FastaiModel', 'pipeline']
 
 # %% ../../nbs/api/models/fastai.ipynb #f09c911e
-def _line(ramp, n):
-    "Intercept and slope of a ramp of old coordinates (0 to n - 1) along one axis of the new image."
+def line_of(
+    ramp: np.ndarray,  # old coordinates (0 to n - 1) along one axis of the new image
+    n: int,
+) -> tuple:  # intercept, slope
+    "Where along one axis each pixel came from. ValueError where that is no straight line."
     i = np.arange(len(ramp))
     rise = np.gradient(ramp) if len(ramp) > 1 else np.zeros(1)
     inside = (ramp > .01*n) & (ramp < .99*n - 1) & (rise > .7*rise.max())  # the rest is padded, mirrored or smoothed
@@ -27,71 +33,101 @@ def _line(ramp, n):
     return float(start), float(slope)
 
 
-def _undo(lines, shape):
-    "How to bring (K, *S') back to `shape`, given intercept and slope of each axis."
-    if all(abs(s - 1) < 1e-4 and abs(a - round(a)) < 1e-2 for a, s in lines): lines = [(round(a), 1.) for a, _ in lines]
+def _whole(lines):
+    "Lines of a crop or padding by whole pixels, made exact; others as they are."
+    plain = all(abs(slope - 1) < 1e-4 and abs(start - round(start)) < 1e-2 for start, slope in lines)
+    return [(round(start), 1.) for start, _ in lines] if plain else lines
+
+
+def way_back(
+    lines: list,  # (intercept, slope) of both axes
+    shape: tuple,  # of the image
+):  # -> undo(y, empty)
+    "How to bring (K, *S') back to `shape`."
+    lines = _whole(lines)
     def undo(y, empty):
-        at = [(torch.arange(n, device=y.device) - a)/s for n, (a, s) in zip(shape, lines)]
-        ok = [(o >= -.501) & (o <= m - .499) for o, m in zip(at, y.shape[1:])]
-        grid = torch.stack(torch.meshgrid(*[2*o/max(m - 1, 1) - 1 for o, m in zip(at, y.shape[1:])], indexing='ij')[::-1], -1)
-        out = F.grid_sample(y[None], grid[None].to(y.dtype), padding_mode='border', align_corners=True)[0]
-        return torch.where(ok[0][:, None] & ok[1][None], out, empty.view(-1, 1, 1).to(out))
+        size = y.shape[1:]
+        at = [(torch.arange(n, device=y.device) - start)/slope for n, (start, slope) in zip(shape, lines)]
+        seen = [(o >= -.501) & (o <= m - .499) for o, m in zip(at, size)]
+        scaled = [2*o/max(m - 1, 1) - 1 for o, m in zip(at, size)]  # -1 to 1, as grid_sample counts
+        grid = torch.stack(torch.meshgrid(*scaled, indexing='ij')[::-1], -1)[None].to(y.dtype)
+        out = F.grid_sample(y[None], grid, padding_mode='border', align_corners=True)[0]
+        return torch.where(seen[0][:, None] & seen[1][None], out, empty.view(-1, 1, 1).to(out))
     return undo
 
 # %% ../../nbs/api/models/fastai.ipynb #6c4d85df
+def _vocabulary(learn):
+    "Class names of a Learner with a MaskBlock, or None."
+    codes = [f.codes for f in learn.dls.valid.after_item.fs if getattr(f, 'codes', None) is not None]
+    return tuple(map(str, codes[0])) if codes else None
+
+
+def _image_type(learn):
+    "The type of a Learner's images, or None."
+    lists = getattr(learn.dls.valid_ds, 'tls', None)
+    kinds = np.atleast_1d(np.array(lists[0].types[-1], dtype=object)) if lists else []
+    return next((kind for kind in kinds if isinstance(kind, type)), None)
+
+
 class FastaiModel(TorchModel):
     "A model made of a fastai Learner."
     def __init__(
         self, learn,  # a Learner, with its data or loaded from an export
-        *, preprocess=None,  # f(image) -> image, before the Learner's own transforms
-        **kw,  # see `Model` and `TorchModel`
+        *, preprocess: Callable | None = None,  # f(image) -> image, before the Learner's own transforms
+        **kw,  # see `Answers` and `TorchModel`
     ):
-        codes = next((f.codes for f in learn.dls.valid.after_item.fs if getattr(f, 'codes', None) is not None), None)  # of a MaskBlock
-        if kw.get('classes') is None and codes is not None: kw['classes'] = tuple(map(str, codes))
+        if kw.get('classes') is None: kw['classes'] = _vocabulary(learn)
         super().__init__(learn.model, **{**kw, 'name': kw.get('name', 'Learner')})
         self.learn, self.first, self.preprocess = learn, preprocess, self._pipeline
-        tls = getattr(learn.dls.valid_ds, 'tls', None)
-        kinds = np.atleast_1d(np.array(tls[0].types[-1], dtype=object)) if tls else []
-        self.item = next((t for t in kinds if isinstance(t, type)), None)
+        self.item = _image_type(learn)
         self._dl, self._geometry = None, {}
+
+    def _pipeline(self, image):
+        with same_luck(): return pipeline(self, image)
 
     def __getstate__(self):
         "For another process: the network and the transforms, without data, optimizer and history."
         from types import SimpleNamespace
-        return {**self.__dict__, '_dl': None, 'learn': SimpleNamespace(model=self.learn.model, dls=self.learn.dls.new_empty())}
+        light = SimpleNamespace(model=self.learn.model, dls=self.learn.dls.new_empty())
+        return {**self.__dict__, '_dl': None, 'learn': light}
 
     def __fingerprint__(self):
         valid = self.learn.dls.valid
         return self.first, *self._options(), self.module, str(valid.after_item), str(valid.after_batch)
 
-    def _pipeline(self, image):
-        with same_luck(): return pipeline(self, image)
-
-    def _loader(self, item):
-        "The Learner's validation loader, ready to transform items; the Learner's own one stays as it is."
-        if self._dl is None:
-            self._dl = self.learn.dls.test_dl([item], num_workers=0)
-            self._dl.before_iter()
-        return self._dl
-
-    def _items(self, image):
-        "One item for the whole image if it is like an 8-bit picture, else one for each channel."
-        from PIL import Image
-        mode = getattr(self.item, '_open_args', {}).get('mode')
-        if mode is None: return [(self.item or _tensor_image())(image)]
-        want = {'L': 1, 'RGB': 3}.get(mode, len(image))
-        if len(image) not in (1, want):
-            raise ValueError(f"this Learner's images are {mode} ({want} channel{'s'[:want > 1]}), the sample has {len(image)} channels")
-        a = image.expand(want, *image.shape[1:]).numpy()
-        if a.min() >= 0 and a.max() <= 255 and (a == np.rint(a)).all():
-            a = a.astype(np.uint8)
-            return [self.item.create(Image.fromarray(a[0] if want == 1 else np.moveaxis(a, 0, -1)))]
-        return [self.item.create(Image.fromarray(c)) for c in a]
-
-# %% ../../nbs/api/models/fastai.ipynb #14c82739
+# %% ../../nbs/api/models/fastai.ipynb #4a19b48c
 def _tensor_image():
     from fastai.vision.core import TensorImage
     return TensorImage
+
+
+def _takes_tensors(model): return getattr(model.item, '_open_args', None) is None
+def _mode(model): return getattr(model.item, '_open_args', {}).get('mode')
+def _n_wanted(model, image): return {'L': 1, 'RGB': 3}.get(_mode(model), len(image))
+
+
+@patch
+def _loader(self: FastaiModel, item):
+    "The Learner's validation loader, ready to transform items; the Learner's own one stays as it is."
+    if self._dl is None:
+        self._dl = self.learn.dls.test_dl([item], num_workers=0)
+        self._dl.before_iter()
+    return self._dl
+
+
+@patch
+def _items(self: FastaiModel, image):
+    "One item for the whole image if it is like an 8-bit picture, else one for each channel."
+    from PIL import Image
+    if _mode(self) is None: return [(self.item or _tensor_image())(image)]
+    wanted, has = _n_wanted(self, image), len(image)
+    if has not in (1, wanted): raise ValueError(
+        f"this Learner's images are {_mode(self)} ({wanted} channel{'s'[:wanted > 1]}), the sample has {has} channels")
+    array = image.expand(wanted, *image.shape[1:]).numpy()
+    is_picture = array.min() >= 0 and array.max() <= 255 and (array == np.rint(array)).all()
+    if not is_picture: return [self.item.create(Image.fromarray(channel)) for channel in array]
+    array = array.astype(np.uint8)
+    return [self.item.create(Image.fromarray(array[0] if wanted == 1 else np.moveaxis(array, 0, -1)))]
 
 
 def _after_item(model, image):
@@ -102,44 +138,51 @@ def _after_item(model, image):
         raise ValueError("the Learner's item transforms do not end in a tensor; add ToTensor")
     return _tensor_image()(torch.cat([p.float() for p in parts]) if len(parts) > 1 else parts[0])
 
-
+# %% ../../nbs/api/models/fastai.ipynb #14c82739
 def _lines(model, shape):
-    "Intercept and slope of old coordinates along the axes of the network's image, for images of `shape`."
+    "Size of the network's image, and intercept and slope of old coordinates along its axes, for images of `shape`."
     if shape not in model._geometry:
-        ramps = torch.meshgrid(*(torch.arange(float(n)) + .25 for n in shape), indexing='ij')  # a quarter, so as not to look like 8 bits
-        moved = [_after_item(model, r[None])[0].float().numpy() - .25 for r in ramps]
-        model._geometry[shape] = moved[0].shape, [_line(moved[0].max(1), shape[0]), _line(moved[1].max(0), shape[1])]
+        axes = [torch.arange(float(n)) + .25 for n in shape]  # a quarter, so as not to look like 8 bits
+        ramps = torch.meshgrid(*axes, indexing='ij')
+        rows, cols = [_after_item(model, r[None])[0].float().numpy() - .25 for r in ramps]
+        model._geometry[shape] = rows.shape, [line_of(rows.max(1), shape[0]), line_of(cols.max(0), shape[1])]
     return model._geometry[shape]
-
-
-def pipeline(
-    model,  # a FastaiModel
-    image,  # (C, *S) tensor
-) -> tuple:  # what the network gets; undo(y, empty)
-    "The Learner's item and batch transforms for one image (C, *S), and the way back."
-    if model.first is not None: image = model.first(image)
-    if not isinstance(image, torch.Tensor):
-        raise ValueError("preprocess of a Learner must return a tensor (C, *S) of the same size; the Learner's own transforms follow")
-    shape = tuple(image.shape[1:])
-    device, tensors = image.device, getattr(model.item, '_open_args', None) is None
-    if tensors: x, back = _after_item(model, image), None
-    else:
-        size, lines = _lines(model, shape)
-        back = None if size == shape and all(abs(a) < 1e-2 and abs(s - 1) < 1e-4 for a, s in lines) else _undo(lines, shape)
-        x = _differentiable(model, image, size, lines) if image.requires_grad else _after_item(model, image.cpu())
-    batch = model._dl.after_batch((x[None].to(model._dl.device or device),))[0].as_subclass(torch.Tensor)[0].to(device)
-    before, after = tuple(x.shape[1:]), tuple(batch.shape[1:])
-    if tensors and before != shape:
-        raise ValueError("the Learner's item transforms change the size of tensors in a way that cannot be undone")
-    def undo(y, empty):
-        if before != after: y = F.interpolate(y[None], before, mode='bilinear', align_corners=False)[0]
-        return y if back is None else back(y, empty)
-    return batch, undo
 
 
 def _differentiable(model, image, size, lines):
     "Item transforms in torch: resize, crop and pad by linear interpolation."
-    to_net = [(-a/s, 1/s) for a, s in lines]
-    want = {'L': 1, 'RGB': 3}.get(model.item._open_args['mode'], len(image))
-    image = image.expand(want, *image.shape[1:])
-    return _tensor_image()(_undo(to_net, size)(image, torch.zeros(len(image), device=image.device)))
+    to_net = [(-start/slope, 1/slope) for start, slope in lines]
+    image = image.expand(_n_wanted(model, image), *image.shape[1:])
+    return _tensor_image()(way_back(to_net, size)(image, torch.zeros(len(image), device=image.device)))
+
+
+def _item_of(model, image):
+    "The image after the item transforms, and its way back or None."
+    shape = tuple(image.shape[1:])
+    if _takes_tensors(model): return _after_item(model, image), None
+    size, lines = _lines(model, shape)
+    x = _differentiable(model, image, size, lines) if image.requires_grad else _after_item(model, image.cpu())
+    same = size == shape and all(abs(start) < 1e-2 and abs(slope - 1) < 1e-4 for start, slope in lines)
+    return x, None if same else way_back(lines, shape)
+
+# %% ../../nbs/api/models/fastai.ipynb #a1eb6305
+def pipeline(
+    model: FastaiModel,
+    image: torch.Tensor,  # (C, *S)
+) -> tuple:  # what the network gets; undo(y, empty)
+    "The Learner's item and batch transforms for one image, and the way back. ValueError if there is none."
+    if model.first is not None: image = model.first(image)
+    if not isinstance(image, torch.Tensor): raise ValueError(
+        "preprocess of a Learner must return a tensor (C, *S) of the same size; the Learner's own transforms follow")
+    device, shape = image.device, tuple(image.shape[1:])
+    x, back = _item_of(model, image)
+    moved = x[None].to(model._dl.device or device)
+    batch = model._dl.after_batch((moved,))[0].as_subclass(torch.Tensor)[0].to(device)
+    before, after = tuple(x.shape[1:]), tuple(batch.shape[1:])
+    if _takes_tensors(model) and before != shape:
+        raise ValueError("the Learner's item transforms change the size of tensors in a way that cannot be undone")
+    def undo(y, empty):
+        same = before == after
+        out = y if same else F.interpolate(y[None], before, mode='bilinear', align_corners=False)[0]
+        return out if back is None else back(out, empty)
+    return batch, undo

@@ -22,13 +22,13 @@ def _line(e): return (str(e).strip() or type(e).__name__).splitlines()[0]
 
 
 def _as_tensors(out, ndim):
-    "What a function returned, with tensors for arrays; lists of whole outputs stay lists, other lists become one array."
+    "What a function returned, with tensors for arrays. Lists of whole outputs stay lists, others become one array."
     if isinstance(out, torch.Tensor): return out
     if isinstance(out, dict): return {k: _as_tensors(v, ndim) for k, v in out.items()}
     several = isinstance(out, (list, tuple)) and len(out) > 0 and all(_is_output(o, ndim) for o in out)
     if several: return [_as_tensors(o, ndim) for o in out]
-    a = np.asarray(out)
-    return torch.from_numpy(np.array(a)) if a.dtype.kind in 'biuf' else out
+    array = np.array(out)
+    return torch.from_numpy(array) if array.dtype.kind in 'biuf' else out
 
 
 def _is_output(o, ndim): return isinstance(o, (torch.Tensor, np.ndarray)) and o.ndim > ndim
@@ -60,7 +60,8 @@ class FunctionModel(Model):
             try: out, self._takes = self.f(x), 'tensors'
             except Exception as of_tensor:
                 if _line(of_tensor) == _line(of_array): raise of_array from None
-                raise ValueError(f'{_line(of_array)} (for a tensor instead of an array: {_line(of_tensor)})') from of_array
+                both = f'{_line(of_array)} (for a tensor instead of an array: {_line(of_tensor)})'
+                raise ValueError(both) from of_array
         return out
 
     def _with_gradient(self, x):
@@ -69,4 +70,5 @@ class FunctionModel(Model):
         except Exception as e:
             if self._takes is None: self._first(x.detach())
             if self._takes == 'tensors': raise
-            raise NoGradient(f'{self.name} is not differentiable: it must take and return torch tensors', 'output') from e
+            why = f'{self.name} is not differentiable: it must take and return torch tensors'
+            raise NoGradient(why, 'output') from e

@@ -37,7 +37,11 @@ def evaluating(module: nn.Module):
         for m, mode in modes: m.training = mode
 
 # %% ../../nbs/api/models/hold.ipynb #b946ebd5
-def hookable(module): return module is not None and not any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
+def hookable(
+    module: nn.Module | None,
+) -> bool:
+    "Can hooks be put on it? TorchScript takes none."
+    return module is not None and not any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
 
 
 def _picture_of(m):
@@ -46,44 +50,61 @@ def _picture_of(m):
 
 
 def _put_back(m, held):
+    "Give a module what it held."
     for k in [k for k in vars(m) if k not in held]: del m.__dict__[k]
-    for k, (v, content) in held.items():
+    for k, (value, content) in held.items():
         if content is not None:  # compared they cannot be: they hold tensors
-            v.clear()
-            (v.extend if isinstance(v, list) else v.update)(content)
-        m.__dict__[k] = v
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(content)
+        m.__dict__[k] = value
+
+# %% ../../nbs/api/models/hold.ipynb #ac10d96a
+def _remembered(module):
+    "All that could change in a network; returns a function that puts it back."
+    held = {m: _picture_of(m) for m in module.modules()} if hookable(module) else {}
+    modes = [(m, m.training) for m in module.modules()]
+    weights = [(w, w.requires_grad, w.grad) for w in module.parameters()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    def put_back():
+        for m, picture in held.items(): _put_back(m, picture)
+        for m, mode in modes: m.training = mode
+        for weight, needs, grad in weights:
+            weight.requires_grad_(needs)
+            weight.grad = grad
+        with torch.no_grad():
+            for buffer, values in buffers: buffer.copy_(values)
+    return put_back
+
+
+def _ready_to_be_watched(module):
+    "Evaluation mode, no gradients of weights, and compiled modules as they are written."
+    module.eval()
+    for weight in module.parameters(): weight.requires_grad_(False)
+    for m in module.modules() if hookable(module) else ():
+        if getattr(m, '_compiled_call_impl', None) is not None: m._compiled_call_impl = None
 
 
 @contextmanager
-def untouched(module):  # an nn.Module, or None
+def untouched(
+    module: nn.Module | None,
+):
     "Whatever happens inside, the network and the random generators are afterwards as they were."
-    devices = [d for d in range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with same_luck(), torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         if module is None:
             yield
             return
-        held = {m: _picture_of(m) for m in module.modules()} if hookable(module) else {}
-        modes = [(m, m.training) for m in module.modules()]
-        tensors = [(p, p.requires_grad, p.grad) for p in module.parameters()]
-        buffers = [(b, b.clone()) for b in module.buffers()]
+        put_back = _remembered(module)
         try:
-            module.eval()
-            for p, _, _ in tensors: p.requires_grad_(False)
-            for m in held:
-                if getattr(m, '_compiled_call_impl', None) is not None: m._compiled_call_impl = None
+            _ready_to_be_watched(module)
             yield
-        finally:
-            for m, o in held.items(): _put_back(m, o)
-            for m, mode in modes: m.training = mode
-            for p, needs, grad in tensors:
-                p.requires_grad_(needs)
-                p.grad = grad
-            with torch.no_grad():
-                for b, v in buffers: b.copy_(v)
+        finally: put_back()
 
 # %% ../../nbs/api/models/hold.ipynb #e77c6e3c
 @contextmanager
-def out_of_place(module):
+def out_of_place(
+    module: nn.Module,
+):
     "Inside, in-place activations work on copies, since hooks cannot follow a tensor that changes under them."
     changed = [m for m in module.modules() if getattr(m, 'inplace', None) is True]
     for m in changed: m.inplace = False
@@ -93,15 +114,20 @@ def out_of_place(module):
 
 # %% ../../nbs/api/models/hold.ipynb #36b7caeb
 def _bytes(t): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def _hooks(m): return {k: tuple(v) for k, v in vars(m).items() if 'hooks' in k and isinstance(v, dict)}
+def _of_module(m): return type(m), m.training, _hooks(m), sorted(vars(m)), getattr(m, 'inplace', None)
+
+
+def _of_weights(w):
+    grad = None if w.grad is None else _bytes(w.grad)
+    return id(w), w.requires_grad, grad, len(w._backward_hooks or {})
 
 
 def trace(
     module: nn.Module,
 ) -> dict:  # comparable with ==
     "Everything that a method could have left on a network: state, gradients, hooks, modes, attributes."
-    hooks = lambda m: {k: tuple(v) for k, v in vars(m).items() if 'hooks' in k and isinstance(v, dict)}
-    return dict(
-        state={k: _bytes(v) for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)},
-        modules=[(n, type(m), m.training, hooks(m), sorted(vars(m)), getattr(m, 'inplace', None)) for n, m in module.named_modules()],
-        tensors=[(n, id(p), p.requires_grad, None if p.grad is None else _bytes(p.grad), len(p._backward_hooks or {}))
-                 for n, p in module.named_parameters()])
+    state = {k: _bytes(v) for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)}
+    modules = [(name, *_of_module(m)) for name, m in module.named_modules()]
+    tensors = [(name, *_of_weights(w)) for name, w in module.named_parameters()]
+    return dict(state=state, modules=modules, tensors=tensors)

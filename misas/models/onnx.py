@@ -13,11 +13,22 @@ import torch
 from fastcore.basics import patch
 
 from .base import Model
-from .output import NoGradient, Output, choose_output
+from .output import NoGradient, Output
+from .several import choose_output
 from .torch import TorchModel, as_device
 
 # %% auto #0
-__all__ = ['REORDER', 'without_softmax', 'OnnxModel']
+__all__ = ['REORDER', 'SAME', 'need', 'without_softmax', 'OnnxModel']
+
+# %% ../../nbs/api/models/onnx.ipynb #1e2c042c
+def need(
+    module: str,
+    what: str,  # what it is for
+):  # -> the module
+    "Import an optional package, or say how to get it."
+    from importlib import import_module
+    try: return import_module(module)
+    except ImportError as e: raise ImportError(f'{what} needs {module}: pip install "misas[onnx]"') from e
 
 # %% ../../nbs/api/models/onnx.ipynb #8bc46666
 REORDER = {'Transpose', 'Identity', 'Reshape', 'Squeeze', 'Unsqueeze', 'Cast'}
@@ -39,7 +50,8 @@ def without_softmax(
     out = type(onnx_model)()
     out.CopyFrom(onnx_model)
     if output is not None:
-        for o in [o for o in out.graph.output if o.name != output]: out.graph.output.remove(o)
+        others = [o for o in out.graph.output if o.name != output]
+        for other in others: out.graph.output.remove(other)
     result = out.graph.output[0]
     node = _last_node(out.graph, result.name)
     if node is None or node.op_type not in ('Softmax', 'Sigmoid'): return out, None
@@ -50,22 +62,15 @@ def without_softmax(
     out.graph.node.remove(node)
     return out, kind
 
-# %% ../../nbs/api/models/onnx.ipynb #1e2c042c
-def _need(module, what):
-    "Import an optional package, or say how to get it."
-    from importlib import import_module
-    try: return import_module(module)
-    except ImportError as e: raise ImportError(f'{what} needs {module}: pip install "misas[onnx]"') from e
-
 # %% ../../nbs/api/models/onnx.ipynb #18aadb37
 class OnnxModel(Model):
     "A model made of an ONNX file."
     def __init__(
-        self, path: str | Path,  # file with one input (N, C, *S) and an output (N, K, *S) or (N, *S); of several see `choose_output`
+        self, path: str | Path,  # file with one input (N, C, *S); of several outputs see `choose_output`
         *, device: str | torch.device | None = None,  # 'cpu' or 'cuda'; None: cpu
-        **kw,  # see `Model`
+        **kw,  # see `Answers`
     ):
-        ort = _need('onnxruntime', 'predicting with an ONNX file')
+        ort = need('onnxruntime', 'predicting with an ONNX file')
         self.path = Path(path)
         if not self.path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
         self.device = as_device(device or 'cpu')
@@ -83,74 +88,99 @@ class OnnxModel(Model):
         super().__init__(**{'name': self.path.stem, **kw})
 
     def _open(self):
-        "Read the file. onnxruntime gets as many threads as torch has, so that `torch.set_num_threads` and OMP_NUM_THREADS hold for it too."
-        ort = _need('onnxruntime', 'predicting with an ONNX file')
-        options, providers = ort.SessionOptions(), ['CUDAExecutionProvider']*(self.device.type == 'cuda') + ['CPUExecutionProvider']
+        "Read the file. onnxruntime gets as many threads as torch has, so that what limits torch limits it too."
+        ort = need('onnxruntime', 'predicting with an ONNX file')
+        providers = ['CUDAExecutionProvider']*(self.device.type == 'cuda') + ['CPUExecutionProvider']
+        options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads = torch.get_num_threads()
         try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as e:
-            raise ValueError(f'{self.path}: cannot be read as an ONNX network ({str(e).strip().splitlines()[0][:120]})') from e
+            why = str(e).strip().splitlines()[0][:120]
+            raise ValueError(f'{self.path}: cannot be read as an ONNX network ({why})') from e
 
-    def __getstate__(self): return {**self.__dict__, 'session': None, 'input': None, '_torch': None}  # another process reads the file itself
+    def made_of(self): return (self.path.read_bytes(),)
+    def __getstate__(self): return {**self.__dict__, 'session': None, 'input': None, '_torch': None}
 
     def __setstate__(self, state):
+        "In another process, which reads the file itself."
         self.__dict__.update(state)
-        if not self.path.is_file(): raise FileNotFoundError(f'{self.path}: there is no such file; the network was read from it')
+        if not self.path.is_file():
+            raise FileNotFoundError(f'{self.path}: there is no such file; the network was read from it')
         self._open()
         [self.input] = self.session.get_inputs()
 
-    def made_of(self): return (self.path.read_bytes(),)
+# %% ../../nbs/api/models/onnx.ipynb #8e45ea45
+@patch
+def forward(self: OnnxModel, x):
+    if self._threads != torch.get_num_threads(): self._open()
+    found = self.session.run(None, {self.input.name: x.detach().cpu().numpy()})
+    out = {o.name: torch.from_numpy(a).to(x.device) for o, a in zip(self.session.get_outputs(), found)}
+    self._note(out, x)
+    by_name = self.output is not None and not callable(self.output)
+    return next(iter(out.values())) if len(out) == 1 and not by_name else out
 
-    def forward(self, x):
-        if self._threads != torch.get_num_threads(): self._open()
-        found = self.session.run(None, {self.input.name: x.detach().cpu().numpy()})
-        out = {o.name: torch.from_numpy(a).to(x.device) for o, a in zip(self.session.get_outputs(), found)}
-        self._note(out, x)
-        by_name = self.output is not None and not callable(self.output)
-        return next(iter(out.values())) if len(out) == 1 and not by_name else out
 
-    def _note(self, out, x):
-        "Remember the name of the output that is taken, for the translation into torch."
-        if len(out) == 1 or callable(self.output): return
-        try: chosen = choose_output(out, self.output, tuple(x.shape[2:]))
-        except ValueError: return  # said in a moment, where the output is chosen
-        self._taken = next(name for name, tensor in out.items() if tensor is chosen)
+@patch
+def _note(self: OnnxModel, out, x):
+    "Remember the name of the output that is taken, for the translation into torch."
+    if len(out) == 1 or callable(self.output): return
+    try: chosen = choose_output(out, self.output, tuple(x.shape[2:]))
+    except ValueError: return  # said in a moment, where the output is chosen
+    self._taken = next(name for name, tensor in out.items() if tensor is chosen)
 
-    def hint(self, image):
-        fixed = self.input.shape[1:]
-        if [n for n, m in zip(fixed, image.shape) if isinstance(n, int) and n != m]:
-            return f' (the file wants {" x ".join(map(str, fixed))}: channels first; size=({", ".join(map(str, fixed[1:]))}) resizes)'
-        return ''
+
+@patch
+def _misfits(self: OnnxModel, image):
+    return any(isinstance(n, int) and n != have for n, have in zip(self.input.shape[1:], image.shape))
+
+
+@patch
+def missing(self: OnnxModel, image):
+    size = tuple(self.input.shape[2:])
+    return ('size', size) if self._misfits(image) and all(isinstance(n, int) for n in size) else None
+
+
+@patch
+def hint(self: OnnxModel, image):
+    fixed = self.input.shape[1:]
+    if not self._misfits(image): return ''
+    size = ', '.join(map(str, fixed[1:]))
+    return f' (the file wants {" x ".join(map(str, fixed))}: channels first; size=({size}) resizes)'
 
 # %% ../../nbs/api/models/onnx.ipynb #e04182b3
+SAME = 'device', 'classes', 'preprocess', 'size', 'multiple_of', 'batch_size', 'threshold', 'resize_output', 'name'
+
+
 def _by_name(f, names, outputs): return f(dict(zip(names, outputs)))
 
 
 @patch
 def to_torch(self: OnnxModel) -> TorchModel:
     "The same network as a differentiable torch model that returns logits. ValueError if it cannot be translated."
-    if getattr(self, '_torch', None) is None:
-        onnx, convert = _need('onnx', 'gradients of an ONNX file'), _need('onnx2torch', 'gradients of an ONNX file').convert
-        graph, kind, output = self._without_softmax(onnx.load(str(self.path)))
-        try: net = convert(graph)
-        except NotImplementedError as e:
-            raise ValueError(f'{self.path}: onnx2torch cannot translate it, so it has no gradients ({e})') from e
-        warnings.filterwarnings('ignore', 'Using a non-tuple sequence', UserWarning, 'onnx2torch')  # in its own code, and harmless
-        same = {k: getattr(self, k) for k in ('device', 'classes', 'preprocess', 'size', 'multiple_of', 'batch_size', 'threshold', 'resize_output', 'name')}
-        self._torch = TorchModel(net, activation=kind or self.activation, output=output, **same)
-        if self.overlapping: self._torch.said = Output(kind or self.activation, self.n_classes, True)
+    if getattr(self, '_torch', None) is not None: return self._torch
+    what = 'gradients of an ONNX file'
+    onnx, convert = need('onnx', what), need('onnx2torch', what).convert
+    graph, kind, output = self._for_translation(onnx.load(str(self.path)))
+    try: net = convert(graph)
+    except NotImplementedError as e:
+        raise ValueError(f'{self.path}: onnx2torch cannot translate it, so it has no gradients ({e})') from e
+    # a warning about its own code, and harmless
+    warnings.filterwarnings('ignore', 'Using a non-tuple sequence', UserWarning, 'onnx2torch')
+    kind = kind or self.activation
+    self._torch = TorchModel(net, activation=kind, output=output, **{k: getattr(self, k) for k in SAME})
+    if self.overlapping: self._torch.said = Output(kind, self.n_classes, True)
     return self._torch
 
 
 @patch
-def _without_softmax(self: OnnxModel, graph):
-    "The graph for the translation, what was cut off, and how the translation chooses its output."
-    names = [o.name for o in self.session.get_outputs()]
-    if callable(self.output): return graph, None, partial(_by_name, self.output, names) if len(names) > 1 else self.output
+def _for_translation(self: OnnxModel, graph):
+    "The graph for the translation, what was cut off at its end, and how the translation chooses its output."
+    names, output = [o.name for o in self.session.get_outputs()], self.output
+    if callable(output): return graph, None, partial(_by_name, output, names) if len(names) > 1 else output
     name = self._taken
-    if isinstance(self.output, str): name = self.output
-    elif self.output is not None and len(names) > 1: name = names[self.output]
-    if len(names) > 1 and name is None: return graph, None, None  # by its size, when it is asked
+    if isinstance(output, str): name = output
+    elif output is not None: name = names[output]
+    if len(names) > 1 and name is None: return graph, None, None  # chosen by its size, when it is asked
     return *without_softmax(graph, name), None
 
 

@@ -17,7 +17,9 @@ from .hold import evaluating
 __all__ = ['as_device', 'TorchModel']
 
 # %% ../../nbs/api/models/torch.ipynb #b59ee565
-def as_device(device) -> torch.device:
+def as_device(
+    device: str | torch.device,
+) -> torch.device:
     "A device with its number; ValueError if there is no such device."
     try:
         device = torch.device(device)
@@ -25,18 +27,19 @@ def as_device(device) -> torch.device:
     except (RuntimeError, AssertionError, TypeError) as e:
         raise ValueError(f'device {device!r} cannot be used here: {str(e).strip().splitlines()[0][:120]}') from e
 
-
+# %% ../../nbs/api/models/torch.ipynb #257bc110
 class TorchModel(Model):
     "A model made of an `nn.Module`."
     def __init__(
         self, module: nn.Module,  # takes (N, C, *S); returns (N, K, *S), (N, *S), or several; see `choose_output`
-        *, device: str | torch.device | None = None,  # where to run; None: where the module is. If it has to move, a copy moves
-        **kw,  # see `Model`
+        *, device: str | torch.device | None = None,  # where to run; None: where it is. What has to move is copied
+        **kw,  # see `Answers`
     ):
-        p = next(iter([*module.parameters(), *module.buffers()]), None)
-        self.device = as_device(device or (p.device if p is not None else 'cpu'))
-        self.module = module if p is None or p.device == self.device else deepcopy(module).to(self.device)
-        self.dtype = p.dtype if p is not None and p.is_floating_point() else torch.float32
+        first = next(iter([*module.parameters(), *module.buffers()]), None)
+        self.device = as_device(device or (first.device if first is not None else 'cpu'))
+        stays = first is None or first.device == self.device
+        self.module = module if stays else deepcopy(module).to(self.device)
+        self.dtype = first.dtype if first is not None and first.is_floating_point() else torch.float32
         super().__init__(**{'name': type(module).__name__, **kw})
 
     def made_of(self): return (self.module,)

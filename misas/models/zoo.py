@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,16 +20,20 @@ import torch
 
 from ..data.datasets import cache_folder, data_folder
 from .adapt import as_model
-from .ask import resize_to
+from .prepare import resize_to
 from .base import Model
 
 # %% auto #0
 __all__ = ['NETS', 'BRAIN_NETS', 'published_preprocessing', 'cardiac_net', 'brain_preprocessing', 'brain_net']
 
 # %% ../../nbs/api/models/zoo.ipynb #99e490e7
-NETS = {'acdc': ('tiramisu_acdc_fp32.onnx', '794d775a4977e714f4c4ef081c536ab371fe3d36ea682c7ce6014b52c8df0974', ('background', 'RV', 'MYO', 'LV')),
-        'emidec': ('tiramisu_emidec_fp32.onnx', '142d7900d951cfcf4e04b7f67fe115da89a3dc89c04b918455bf16687c9702fa',
-                   ('background', 'LV', 'MYO', 'infarct', 'no-reflow'))}
+NETS = {  # name -> file, its SHA-256, classes
+    'acdc': (
+        'tiramisu_acdc_fp32.onnx', '794d775a4977e714f4c4ef081c536ab371fe3d36ea682c7ce6014b52c8df0974',
+        ('background', 'RV', 'MYO', 'LV')),
+    'emidec': (
+        'tiramisu_emidec_fp32.onnx', '142d7900d951cfcf4e04b7f67fe115da89a3dc89c04b918455bf16687c9702fa',
+        ('background', 'LV', 'MYO', 'infarct', 'no-reflow'))}
 
 
 def _net_file(file, sha):
@@ -37,12 +42,7 @@ def _net_file(file, sha):
     if folder: return folder/file
     if cached.exists(): return cached
     with tempfile.TemporaryDirectory() as tmp:
-        cmd = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', 'myopari==0.1.6', '-d', tmp]
-        done = subprocess.run(cmd, capture_output=True, text=True)
-        wheel = next(Path(tmp).glob('*.whl'), None)
-        if done.returncode or wheel is None: raise OSError(
-            f'cardiac_net: {" ".join(cmd[1:-2])} failed; connect to a package registry, or set MISAS_DATA to a folder that holds net_cardiac_myopari')
-        data = zipfile.ZipFile(wheel).read(f'myopari/Resources/{file}')
+        data = _from_wheel(file, tmp)
         if sha256(data).hexdigest() != sha:
             raise ValueError(f'{file}: is not the file that was published (its SHA-256 differs)')
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -50,23 +50,40 @@ def _net_file(file, sha):
         shutil.move(Path(tmp)/file, cached)
     return cached
 
+
+def _from_wheel(file, folder):
+    "A file of the package `myopari`, whose wheel pip downloads into `folder`."
+    command = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', 'myopari==0.1.6', '-d', folder]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheel = next(Path(folder).glob('*.whl'), None)
+    if done.returncode or wheel is None: raise OSError(
+        f'cardiac_net: {" ".join(command[1:-2])} failed; connect to a package registry, '
+        'or set MISAS_DATA to a folder that holds net_cardiac_myopari')
+    return zipfile.ZipFile(wheel).read(f'myopari/Resources/{file}')
+
 # %% ../../nbs/api/models/zoo.ipynb #c0bd97dd
+def _middle_square(kept, shape):
+    "Rows and columns of a square in the middle of the box around some pixels (n, 2); of the image, if there are none."
+    low, high = (kept.amin(0).tolist(), kept.amax(0).tolist()) if len(kept) else ([0, 0], [n - 1 for n in shape])
+    side = min(b - a for a, b in zip(low, high)) + 1
+    starts = [a + (b - a + 1 - side)//2 for a, b in zip(low, high)]
+    return [slice(start, start + side) for start in starts]
+
+
 def published_preprocessing(
-    image,  # (1, H, W) tensor
-    size=256,  # of the network's input
-    like=None,  # (1, H, W) tensor on which percentiles and crop are measured; None: the image itself
+    image: torch.Tensor,  # (1, H, W)
+    size: int = 256,  # of the network's input
+    like: torch.Tensor | None = None,  # (1, H, W) on which percentiles and crop are measured; None: the image itself
 ) -> tuple:  # (1, size, size) tensor from 0 to 1; undo(y, empty)
-    "What the authors of the cardiac networks do to an image; its percentiles and crop come from pixels above zero only."
-    if image.ndim != 3:
-        raise ValueError(f'the cardiac networks take pictures: ask model.slicewise() about volumes; got an image of shape {tuple(image.shape)}')
+    "What the authors of the cardiac networks do to an image; percentiles and crop come from pixels above zero only."
+    if image.ndim != 3: raise ValueError('the cardiac networks take pictures: ask model.slicewise() about volumes; '
+                                         f'got an image of shape {tuple(image.shape)}')
     like = (image if like is None else like).detach()
     above = like[like > 0].cpu().numpy()
     low, high = np.percentile(above, [.05, 99.05]) if above.size else (0., 1.)
-    x, kept = (image.clamp(low, high) - low)/max(high - low, 1e-12), torch.nonzero(like[0] > low)
-    (r0, c0), (r1, c1) = (kept.amin(0).tolist(), kept.amax(0).tolist()) if len(kept) else ((0, 0), (image.shape[1] - 1, image.shape[2] - 1))
-    side = min(r1 - r0, c1 - c0) + 1
-    rows, cols = (slice(a + (b - a + 1 - side)//2, a + (b - a + 1 - side)//2 + side) for a, b in ((r0, r1), (c0, c1)))
-    x, back = resize_to(x[:, rows, cols], size)
+    scaled = (image.clamp(low, high) - low)/max(high - low, 1e-12)
+    rows, cols = _middle_square(torch.nonzero(like[0] > low), image.shape[1:])
+    x, back = resize_to(scaled[:, rows, cols], size)
     def undo(y, empty):
         out = empty.view(-1, 1, 1).to(y).expand(len(empty), *image.shape[1:]).clone()
         out[:, rows, cols] = back(y, empty)
@@ -75,57 +92,71 @@ def published_preprocessing(
 
 
 def cardiac_net(
-    name='acdc',  # or 'emidec'
-    *, preprocess=published_preprocessing,  # another one to see what the published one does; see `Model`
+    name: str = 'acdc',  # or 'emidec'
+    *, preprocess: Callable | None = published_preprocessing,  # another one to see what this one does; see `as_model`
 ) -> Model:
     "A published network for short-axis cardiac MR, with its preprocessing."
     if name not in NETS: raise ValueError(f'name must be one of {", ".join(NETS)}, got {name!r}')
     file, sha, classes = NETS[name]
-    return as_model(_net_file(file, sha), classes=classes, preprocess=preprocess, activation='none', name=f'cardiac net ({name})')
+    title = f'cardiac net ({name})'
+    return as_model(_net_file(file, sha), classes=classes, preprocess=preprocess, activation='none', name=title)
 
 # %% ../../nbs/api/models/zoo.ipynb #9efccbd1
-BRAIN_NETS = {'tissue': ('model5_gw_ae', 'WM GM'), 'structures': ('model18cls',
-    'Cerebral-White-Matter Cerebral-Cortex Lateral-Ventricle Inferior-Lateral-Ventricle Cerebellum-White-Matter Cerebellum-Cortex Thalamus Caudate '
-    'Putamen Pallidum 3rd-Ventricle 4th-Ventricle Brain-Stem Hippocampus Amygdala Accumbens-area VentralDC')}
+BRAIN_NETS = {  # name -> folder, classes after the background
+    'tissue': ('model5_gw_ae', 'WM GM'),
+    'structures': (
+        'model18cls',
+        'Cerebral-White-Matter Cerebral-Cortex Lateral-Ventricle Inferior-Lateral-Ventricle Cerebellum-White-Matter '
+        'Cerebellum-Cortex Thalamus Caudate Putamen Pallidum 3rd-Ventricle 4th-Ventricle Brain-Stem Hippocampus '
+        'Amygdala Accumbens-area VentralDC')}
+
+
+def _margins(bright, margin):
+    "Voxels to add before and after each axis, so that no bright one (bool (X, Y, Z)) is nearer to the border."
+    for axis, length in enumerate(bright.shape):
+        others = [k for k in range(3) if k != axis]
+        at = torch.nonzero(bright.amax(others)).flatten().tolist() or [margin, length - 1 - margin]
+        yield max(0, margin - at[0]), max(0, margin - (length - 1 - at[-1]))
 
 
 def brain_preprocessing(
-    image,  # (1, X, Y, Z) tensor
-    quantile=1.,  # of the grey values that becomes 1; the maximum in training
-    margin=16,  # voxels of background around the head
-    like=None,  # (1, X, Y, Z) tensor on which brightness and border are measured; None: the image itself
+    image: torch.Tensor,  # (1, X, Y, Z)
+    quantile: float = 1.,  # of the grey values that becomes 1; the maximum in training
+    margin: int = 16,  # voxels of background around the head
+    like: torch.Tensor | None = None,  # (1, X, Y, Z) on which these are measured; None: the image itself
 ) -> tuple:  # (1, X', Y', Z') tensor; undo(y, empty)
-    "Divide by the brightest grey value, and pad where the head (what is brighter than a tenth of that) touches the border."
+    "Divide by the brightest grey value, and pad where the head (brighter than a tenth of it) touches the border."
     like = (image if like is None else like).detach()
     top = float(np.quantile(like.cpu().numpy(), quantile))
-    top, pad = top if top > 0 else 1., []
-    x = image/top
-    for d in range(3):
-        bright = torch.nonzero(like[0].amax([i for i in range(3) if i != d]) > .1*top).flatten().tolist() or [margin, -margin - 1 + x.shape[1 + d]]
-        pad.append((max(0, margin - bright[0]), max(0, margin - (x.shape[1 + d] - 1 - bright[-1]))))
-    cut = (slice(None), *(slice(a, a + n) for (a, _), n in zip(pad, image.shape[1:])))
-    return torch.nn.functional.pad(x, [o for p in reversed(pad) for o in p]), lambda y, empty: y[cut]
+    top = top if top > 0 else 1.
+    pad = list(_margins(like[0] > .1*top, margin))
+    cut = (slice(None), *(slice(before, before + n) for (before, _), n in zip(pad, image.shape[1:])))
+    from_the_last = [n for pair in reversed(pad) for n in pair]  # as torch counts axes
+    return torch.nn.functional.pad(image/top, from_the_last), lambda y, empty: y[cut]
 
-
+# %% ../../nbs/api/models/zoo.ipynb #459a2686
 def _meshnet(folder):
     "The network that model.json describes, with the weights of model.safetensors."
     from safetensors.torch import load_file
-    plan, layers = json.loads((folder/'model.json').read_text()), []
-    for layer in plan['layers']: layers += [torch.nn.Conv3d(**layer), torch.nn.ELU() if plan.get('elu') else torch.nn.ReLU()]
+    plan = json.loads((folder/'model.json').read_text())
+    layers = []
+    for layer in plan['layers']:
+        layers += [torch.nn.Conv3d(**layer), torch.nn.ELU() if plan.get('elu') else torch.nn.ReLU()]
     net = torch.nn.Sequential(*layers[:-1])
     net.load_state_dict({k.removeprefix('model.'): w for k, w in load_file(folder/'model.safetensors').items()})
     return net.to(memory_format=torch.channels_last_3d)  # a third faster on a CPU
 
-# %% ../../nbs/api/models/zoo.ipynb #459a2686
+
 def brain_net(
-    name='tissue',  # or 'structures'
-    *, preprocess=brain_preprocessing,  # of the volume in LIA order at 1 mm; see `Model`
+    name: str = 'tissue',  # or 'structures'
+    *, preprocess: Callable | None = brain_preprocessing,  # of the volume in LIA order at 1 mm; see `as_model`
 ) -> Model:
     "A published network for T1-weighted brain MR, with its preprocessing."
     if name not in BRAIN_NETS: raise ValueError(f'name must be one of {", ".join(BRAIN_NETS)}, got {name!r}')
     file, classes = BRAIN_NETS[name]
     folder = data_folder('net_brain_meshnet', f'{file}/model.safetensors')
-    if folder is None:
-        raise FileNotFoundError('brain_net: set MISAS_DATA to a folder that holds net_brain_meshnet; these networks cannot be downloaded')
-    classes, name = ('background', *classes.split()), f'brain net ({name})'
-    return as_model(_meshnet(folder/file), classes=classes, preprocess=preprocess, activation='softmax', name=name).oriented('LIA', 1.)
+    if folder is None: raise FileNotFoundError('brain_net: set MISAS_DATA to a folder that holds net_brain_meshnet; '
+                                               'these networks cannot be downloaded')
+    classes, title = ('background', *classes.split()), f'brain net ({name})'
+    net = _meshnet(folder/file)
+    return as_model(net, classes=classes, preprocess=preprocess, activation='softmax', name=title).oriented('LIA', 1.)

@@ -15,12 +15,14 @@ __all__ = ['head_lines', 'change_lines', 'strain_lines', 'watch_lines', 'lines_o
 
 # %% ../../nbs/api/study/advice.ipynb #a9e3e849
 def _score(found, x): return score_text(x, found.unit, undefined=DASH)
-def _interval(found, row): return between_text(row['low'], row['high'], found.unit, without='too few cases for an interval')
+def _interval(found, row):
+    return between_text(row['low'], row['high'], found.unit, without='too few cases for an interval')
 
 
 def head_lines(found: Findings) -> list:
     "The verdict, and the scores that it rests on."
-    patients = f' of {found.now.clusters} {found.cluster.name}s' if found.now.clusters and getattr(found.cluster, 'name', None) else ''
+    clusters, noun = found.now.clusters, getattr(found.cluster, 'name', None)
+    patients = f' of {clusters} {noun}s' if clusters and noun else ''
     lines = [f'{found.model} on {len(found.overall)} cases{patients}: {found.verdict}.']
     if found.question.reference == 'prediction': return lines + [
         'WITHOUT TRUTH: all scores below compare the model with its own prediction on the unchanged image. '
@@ -66,16 +68,17 @@ def _dependence(found):
     if found.classes.score.isna().all(): return 'Nothing was found in any image.'
     far = found.frame[~found.frame.cuts & (found.frame.gain < -found.question.drop)].sort_values('gain').head(3)
     if far.empty: return 'The answer depends on none of the changes that were tried.'
-    what = [f'{row["transform"]} {row["change"]} (agreement {_score(found, row["score"])})' for row in far.to_dict('records')]
+    rows = far.to_dict('records')
+    what = [f'{row["transform"]} {row["change"]} (agreement {_score(found, row["score"])})' for row in rows]
     return f'The answer depends most on: {"; ".join(what)}.'
 
 # %% ../../nbs/api/study/advice.ipynb #9fe202eb
 def _holds(found, name, rows):
     "How far the median case holds under a strain, in the class that holds least far."
-    t, values = found.strains[name], found.values(name)
-    if not t.scale.ordered: return f'{len(values) - 1} cases tried'
+    strain, values = found.strains[name], found.values(name)
+    if not strain.scale.ordered: return f'{len(values) - 1} cases tried'
     low, high = rows.lower.max(), rows.upper.min()
-    ends = f'holds from {t.text(low)} to {t.text(high)}'
+    ends = f'holds from {strain.text(low)} to {strain.text(high)}'
     if (low, high) == (values[0], values[-1]): return f'{ends}, all that was tried'
     return 'breaks at the next value tried already' if low == high else ends
 
@@ -88,11 +91,12 @@ def strain_lines(found: Findings) -> list:
         lost += rows['class'][~np.isfinite(rows.unchanged)].tolist()
         rows = rows[np.isfinite(rows.unchanged) & rows.harm.notna()]
         if rows.empty: continue
-        first, t = rows.iloc[0], found.strains[name]
+        first, strain = rows.iloc[0], found.strains[name]
         who = f' ({first["class"]})' if table['class'].nunique() > 1 else ''
-        worst = f'{_score(found, first["worst"])} {t.scale.preposition} {t.text(first["worst at"])}{who}'
+        worst = f'{_score(found, first["worst"])} {strain.scale.preposition} {strain.text(first["worst at"])}{who}'
         lines.append(f'- {short(name)}: {_holds(found, name, rows)}; worst {worst}')
-    if lost: lines.append(f'- nothing can be said of {", ".join(dict.fromkeys(lost))}: the median case has no finite score to begin with')
+    lost = ', '.join(dict.fromkeys(lost))
+    if lost: lines.append(f'- nothing can be said of {lost}: the median case has no finite score to begin with')
     return [_strain_head(found), *lines] if lines else []
 
 
@@ -113,12 +117,19 @@ def watch_lines(found: Findings) -> list:
         out.append(f'{len(poor)} of {len(overall)} cases do not reach {found.question.enough:g}: {names}')
     for row in found.classes.to_dict('records'):
         if row['undefined'] == len(overall): out.append(f'{row["class"]} was neither there nor found in any case')
-    failures = found.failures
-    for name, reasons in failures[failures['transform'] != ''].groupby('transform', sort=False).reason:
-        if name not in found.tried and name not in found.strains: out.append(f'{short(name)} could not be tried: {reasons.iloc[0]}')
-    if len(failures):
-        out.append(f'{failures["sample"].nunique()} cases failed, wholly or in part; the first: {failures.reason.iloc[0]}')
+    out += _failed(found)
     return [f'Watch: {"; ".join(out)}.'] if out else []
+
+
+def _failed(found):
+    "What could not be tried, and how many cases failed."
+    out, failures, tried = [], found.failures, {*found.tried, *found.strains}
+    for name, reasons in failures[failures['transform'] != ''].groupby('transform', sort=False).reason:
+        if name not in tried: out.append(f'{short(name)} could not be tried: {reasons.iloc[0]}')
+    if len(failures):
+        count, first = failures['sample'].nunique(), failures.reason.iloc[0]
+        out.append(f'{count} cases failed, wholly or in part; the first: {first}')
+    return out
 
 
 def lines_of(found: Findings) -> list:

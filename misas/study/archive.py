@@ -41,7 +41,7 @@ class Archive:
         "The file of a unit."
         return self.folder/'units'/as_file_name(model)/as_file_name(transform)/f'{as_file_name(case)}.parquet'
 
-# %% ../../nbs/api/study/archive.ipynb #5962dc2f
+# %% ../../nbs/api/study/archive.ipynb #09bab14b
 @patch
 def write(
     self: Archive,
@@ -67,13 +67,14 @@ def _read(path):
     import pyarrow as pa
     import pyarrow.parquet as pq
     try:
-        with pq.ParquetFile(path) as f:  # read_table takes three times as long
-            return f.read(COLUMNS, use_threads=False).select(COLUMNS)
+        with pq.ParquetFile(path) as file:  # read_table takes three times as long
+            return file.read(COLUMNS, use_threads=False).select(COLUMNS)
     except (pa.ArrowInvalid, pa.ArrowException, OSError, KeyError) as e:
         why = str(e).splitlines()[0][:80]
-        raise ValueError(f'{path}: is damaged ({why}); delete it and run the study again, which makes only this one') from None
+        raise ValueError(
+            f'{path}: is damaged ({why}); delete it and run the study again, which makes only this one') from None
 
-# %% ../../nbs/api/study/archive.ipynb #09a410a3
+# %% ../../nbs/api/study/archive.ipynb #e56d3d4e
 @patch
 def frame(
     self: Archive,
@@ -95,7 +96,7 @@ def ndim(self: Archive) -> int:
     known = pq.read_schema(files[0]).metadata if files else None
     return int((known or {}).get(b'ndim', 3))
 
-# %% ../../nbs/api/study/archive.ipynb #f53b9413
+# %% ../../nbs/api/study/archive.ipynb #33fd668c
 REST = 2.  # seconds: the coarsest clock of a file system
 
 
@@ -111,7 +112,7 @@ def listed(
     folder,
     before=None,  # what was known of it
 ) -> Listed:
-    "The names in a folder. `before` itself where nothing came or went since; an empty one where there is no such folder."
+    "The names in a folder. `before` itself where nothing came or went since. Where there is no such folder, no names."
     now = time.time()
     try:
         changed = os.stat(folder).st_mtime_ns
@@ -120,7 +121,7 @@ def listed(
     except (FileNotFoundError, NotADirectoryError): return Listed(0, [], False)
     return Listed(changed, names, now - changed*1e-9 > REST)
 
-# %% ../../nbs/api/study/archive.ipynb #f11970b5
+# %% ../../nbs/api/study/archive.ipynb #3f426287
 @patch
 def _list(self: Archive, folder):
     "The names in a folder, remembered."
@@ -142,7 +143,7 @@ def files(self: Archive) -> list:  # of paths
     "The files of all units that are done."
     return [folder/name for folder, one in self.state().items() for name in one.names if name.endswith('.parquet')]
 
-# %% ../../nbs/api/study/archive.ipynb #0d799c3b
+# %% ../../nbs/api/study/archive.ipynb #aa14f119
 @patch
 def cases(self: Archive) -> list:  # of dicts
     "What is known of the cases."
@@ -178,7 +179,8 @@ def _lock(folder):
         lock = FileLock(folder/'.lock', timeout=0)
         lock.acquire()
     except Timeout:
-        raise RuntimeError(f'{folder}: another run is working on this study; wait until it ends, or use another folder') from None
+        raise RuntimeError(
+            f'{folder}: another run is working on this study; wait until it ends, or use another folder') from None
     except OSError as e: raise OSError(e.errno, f'cannot be used for a study ({e.strerror or e})', str(folder)) from e
     return lock
 

@@ -5,13 +5,10 @@
 # %% ../../nbs/api/study/changes.ipynb #1739d28d
 from __future__ import annotations
 
-import numpy as np
-
 from ..metrics.metric import Metric
 from ..metrics.tables import of_samples
 from ..statistics import bootstrap, differences
 from ..transforms.artifact import BiasField
-from ..transforms.base import Transform
 from ..transforms.intensity import Blur, Gamma, Noise
 from ..transforms.intensity_range import IntensityRange
 from ..transforms.spatial import Rotation, Zoom
@@ -30,8 +27,9 @@ def changes(ndim: int) -> list:  # of Transforms
 
 def strains(ndim: int) -> list:  # of Transforms
     "What images differ in from one patient, scanner or day to the next."
-    return [Rotation([-90, -45, -20, -10, 0, 10, 20, 45, 90]), Zoom([.7, .85, 1, 1.2, 1.5]), Gamma([.5, .71, 1, 1.4, 2]),
-            BiasField([-1, -.5, 0, .5, 1]), Noise([0, .02, .05, .1]), Blur([0, 1, 2, 4]), Resolution([1, 1.5, 2, 3])]
+    angles = [-90, -45, -20, -10, 0, 10, 20, 45, 90]
+    return [Rotation(angles), Zoom([.7, .85, 1, 1.2, 1.5]), Gamma([.5, .71, 1, 1.4, 2]), BiasField([-1, -.5, 0, .5, 1]),
+            Noise([0, .02, .05, .1]), Blur([0, 1, 2, 4]), Resolution([1, 1.5, 2, 3])]
 
 # %% ../../nbs/api/study/changes.ipynb #6c1b76d3
 def _labelled(prediction, truth): return float(truth.sum())
@@ -43,18 +41,18 @@ LABELLED = Metric('labelled voxels', _labelled, better='')  # how much of the tr
 def _of_transform(part, t, metric):
     "Score, gain and whether something was lost, of each case under each value of a transform."
     import pandas as pd
-    tables = {}
-    for m in (metric, LABELLED):
-        rows = part[part.metric == m.name].set_index(['value', 'sample', 'class'])
-        tables[m.name] = rows.score.unstack('value')
-    score, voxels, zero = tables[metric.name], tables[LABELLED.name], t.identity
+    tables = []
+    for name in (metric.name, LABELLED.name):
+        rows = part[part.metric == name].set_index(['value', 'sample', 'class'])
+        tables.append(rows.score.unstack('value'))
+    (score, voxels), zero = tables, t.identity
     all_voxels = voxels.groupby('sample').sum()
-    for v in score.columns.drop(zero):
-        gain = pd.Series(differences(metric.bad(score[v]), metric.bad(score[zero])), score.index)
-        gone = score[v].isna() & score[zero].notna() & (voxels[zero] > 0)
-        left = float((all_voxels[v]/all_voxels[zero]).min())  # of the case that loses most
-        size = metric.size(score[v]).groupby('sample', sort=False).mean()
-        yield v, size, gain.groupby('sample', sort=False).mean(), left < .99 or bool(gone.any())
+    for value in score.columns.drop(zero):
+        gain = pd.Series(differences(metric.bad(score[value]), metric.bad(score[zero])), score.index)
+        gone = score[value].isna() & score[zero].notna() & (voxels[zero] > 0)
+        left = float((all_voxels[value]/all_voxels[zero]).min())  # of the case that loses most
+        size = metric.size(score[value]).groupby('sample', sort=False).mean()
+        yield value, size, gain.groupby('sample', sort=False).mean(), left < .99 or bool(gone.any())
 
 # %% ../../nbs/api/study/changes.ipynb #2ad436a4
 def gains(
@@ -64,15 +62,19 @@ def gains(
     level=.95, seed=0,  # of the intervals, for all changes together
     least=.02,  # what must be gained to be worth a change, in the metric's unit
 ):  # -> DataFrame, a row a change: transform, value, change, cases, score, gain, low, high, helps, cuts
-    "How much each change raises the score, over the cases, all classes together; `cuts` where labelled voxels or the score of a class are lost."
+    """How much each change raises the score, over the cases, all classes together.
+
+    `cuts` where labelled voxels or the score of a class are lost."""
     import pandas as pd
     tried = []
     for name, part in frame.groupby('transform', sort=False):
         tried += [(transforms[name], *one) for one in _of_transform(part, transforms[name], metric)]
-    out = []
-    for t, v, score, gain, cuts in tried:
+    rows = []
+    for transform, value, score, gain, cuts in tried:
         clusters = None if cluster is None else of_samples(cluster, gain.index)
-        i = bootstrap(gain, clusters=clusters, level=1 - (1 - level)/len(tried), seed=seed)
-        helps = bool(not cuts and i.estimate >= least and i.low > 0)
-        out.append((t.name, v, t.text(v), i.cases, float(score.median()), i.estimate, i.low, i.high, helps, cuts))
-    return pd.DataFrame(out, columns=['transform', 'value', 'change', 'cases', 'score', 'gain', 'low', 'high', 'helps', 'cuts'])
+        found = bootstrap(gain, clusters=clusters, level=1 - (1 - level)/len(tried), seed=seed)
+        row = dict(transform=transform.name, value=value, change=transform.text(value), cases=found.cases)
+        row |= dict(score=float(score.median()), gain=found.estimate, low=found.low, high=found.high)
+        helps = bool(not cuts and found.estimate >= least and found.low > 0)
+        rows.append(row | dict(helps=helps, cuts=cuts))
+    return pd.DataFrame(rows)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..metrics.tables import one_metric, score_tables, size_name
 from ..statistics import check_level
@@ -17,6 +17,8 @@ from .parts import column
 from .questions import Pair, answers, directed, questions
 from ..view import differences
 from ..view.words import Summary, score_text
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Comparison', 'compare', 'sentence']
@@ -39,7 +41,8 @@ def _two(frame, models):
 def _frame_of(study):
     "The tidy frame of a study, or a frame that was passed itself."
     frame = getattr(study, 'frame', study)
-    if not hasattr(frame, 'columns'): raise TypeError(f'study must be a Study or its tidy DataFrame, got {type(study).__name__}')
+    kind = type(study).__name__
+    if not hasattr(frame, 'columns'): raise TypeError(f'study must be a Study or its tidy DataFrame, got {kind}')
     missing = [c for c in ('model', 'sample', 'metric') if c not in frame]
     if missing: raise ValueError(f'frame lacks the columns {", ".join(missing)}; the frame of a Study has them')
     return frame
@@ -48,8 +51,9 @@ def _frame_of(study):
 def _metrics_of(frame, metric, known):
     "Metrics to be compared, each of a name; `known`: those of the study."
     if metric is None: metric = list(dict.fromkeys(frame.metric))
-    several = isinstance(metric, (list, tuple))
-    return [one_metric(frame, known.get(m, m) if isinstance(m, str) else m)[1] for m in (metric if several else [metric])]
+    several = metric if isinstance(metric, (list, tuple)) else [metric]
+    given = [known.get(one, one) if isinstance(one, str) else one for one in several]
+    return [one_metric(frame, one)[1] for one in given]
 
 # %% ../../nbs/api/study/compare.ipynb #c4c06562
 class Comparison:
@@ -67,13 +71,16 @@ class Comparison:
         self.models, self.transforms, self.ndim, self.level = models, transforms, ndim, how['level']
         self.noun = 'cases' if cluster is None else f'{getattr(cluster, "name", None) or "cluster"}s'  # what is counted
         first, second = (set(frame['sample'][frame.model == m]) for m in models)
-        if not first & second: raise ValueError(f'{models[0]} and {models[1]} have no sample in common, so nothing can be compared')
-        self.alone = {models[0]: sorted(map(str, first - second)), models[1]: sorted(map(str, second - first))}  # that only one model has
+        both = ' and '.join(models)
+        if not first & second: raise ValueError(f'{both} have no sample in common, so nothing can be compared')
+        only = first - second, second - first
+        self.alone = {name: sorted(map(str, samples)) for name, samples in zip(models, only)}
         self._how = dict(models=models, cluster=cluster, everyone=len(first | second), how=how)
         self.metrics = {size_name(m): m for m in metrics}
         self._pairs = {name: _pairs(score_tables(frame, transforms, m), models) for name, m in self.metrics.items()}
-        if not any(self._pairs.values()): raise ValueError(f'{models[0]} and {models[1]} have no class and transform in common')
-        self.frame = self._answered([dict(one, metric=name) for name, pairs in self._pairs.items() for one in questions(pairs, transforms)])
+        if not any(self._pairs.values()): raise ValueError(f'{both} have no class and transform in common')
+        asked = [dict(one, metric=name) for name, pairs in self._pairs.items() for one in questions(pairs, transforms)]
+        self.frame = self._answered(asked)
 
     def _answered(self, asked): return answers(asked, metrics=self.metrics, **self._how)
 
@@ -82,8 +89,9 @@ class Comparison:
         "The same for every value of every transform; p values are corrected for all rows of this table."
         asked = []
         for name, pairs in self._pairs.items():
-            for (t, c), pair in pairs.items():
-                asked += [dict(pair.at([i]), transform=t, metric=name, value=v) | {'class': c} for i, v in enumerate(pair.values)]
+            for (transform, class_name), pair in pairs.items():
+                what = {'transform': transform, 'class': class_name, 'metric': name}
+                asked += [dict(pair.at([i]), value=value, **what) for i, value in enumerate(pair.values)]
         return self._answered(asked)
 
     def __repr__(self): return self.summary().text
@@ -92,8 +100,8 @@ class Comparison:
 
 def _pairs(tables, models):
     "(transform, class) -> Pair, of what both models have."
-    a, b = models
-    both = {(t, c): Pair(table, tables[b, t, c]) for (m, t, c), table in tables.items() if m == a and (b, t, c) in tables}
+    first, second = ({(t, c): table for (m, t, c), table in tables.items() if m == model} for model in models)
+    both = {key: Pair(first[key], second[key]) for key in first if key in second}
     return {key: pair for key, pair in both.items() if pair.samples}
 
 # %% ../../nbs/api/study/compare.ipynb #33d4900e
@@ -102,7 +110,7 @@ def compare(
     models: Sequence[str] | None = None,  # two names (a, b); None: the two that there are
     *,
     metric: object = None,  # a name, a Metric, a function, or several; None: all
-    cluster: object = 'auto',  # what samples belong to: a column of a study's cases, or a dict or Series; 'auto': patient, where there is one; None: nothing
+    cluster: object = 'auto',  # what samples belong to: a column of the cases; 'auto': patient; None: nothing
     transforms: Mapping | None = None,  # of a plain frame: name -> transform, with its identity; a study knows its own
     level: float = .95,  # of the intervals; differences are called shown where the corrected p is below 1 - level
     n: int = 2000, seed: int = 0,  # resamples for the intervals
@@ -111,7 +119,8 @@ def compare(
     frame = _frame_of(study)
     plain = study is frame
     if transforms is None: transforms = getattr(study, 'transforms', None)
-    if transforms is None: raise ValueError('transforms must be given with a plain frame: a dict from name to transform, which tells the identity')
+    if transforms is None: raise ValueError(
+        'transforms must be given with a plain frame: a dict from name to transform, which tells the identity')
     check_level(level, n)
     models = _two(frame, models)
     frame = frame[frame.model.isin(models)]
@@ -121,10 +130,13 @@ def compare(
     return Comparison(frame, models, metrics, transforms, cluster, dict(level=level, n=n, seed=seed), ndim)
 
 # %% ../../nbs/api/study/compare.ipynb #59165d8c
-def _number(x, digits): return 'infinity' if abs(x) == float('inf') else score_text(x + 0., digits=digits).replace('-', '−')
+def _number(x, digits):
+    return 'infinity' if abs(x) == float('inf') else score_text(x + 0., digits=digits).replace('-', '−')
 
 
-def _p(p): return 'p < 0.001' if p < .001 else f'p = {p:.3f}' if p < .1 else f'p = {p:.2f}'
+def _p(x):
+    if x < .001: return 'p < 0.001'
+    return f'p = {x:.3f}' if x < .1 else f'p = {x:.2f}'
 
 
 def _by(row, turned, digits, unit):
@@ -158,13 +170,15 @@ def sentence(
 @patch
 def _head(self: Comparison):
     "What was compared with what, and what was left out."
-    a, b = self.models
+    first, second = self.models
     paired = f'{self.frame.cases.max()} samples'
     if 'clusters' in self.frame: paired += f' of {self.frame.clusters.max()} {self.noun}'
-    lines = [f'{b} compared with {a}: {", ".join(self.metrics)} of {paired}; medians of the differences with {self.level:.0%} intervals, '
+    lines = [f'{second} compared with {first}: {", ".join(self.metrics)} of {paired}; '
+             f'medians of the differences with {self.level:.0%} intervals, '
              f'p values corrected for {len(self.frame)} questions.']
-    for m, names in self.alone.items():
-        if names: lines.append(f'Left out: {len(names)} samples that only {m} has ({", ".join(names[:3]) + ", ..."*(len(names) > 3)}).')
+    for model, names in self.alone.items():
+        some = ', '.join(names[:3]) + ', ...'*(len(names) > 3)
+        if names: lines.append(f'Left out: {len(names)} samples that only {model} has ({some}).')
     return lines
 
 
@@ -176,10 +190,13 @@ def summary(self: Comparison) -> Summary:  # prints as sentences; `.frame` holds
         question = f'{row["transform"]}, {row["class"]}' + f', {row["metric"]}'*(len(self.metrics) > 1)
         told = row['p corrected'] < 1 - self.level or row['transform'] not in self.transforms
         if not told: rest.append(question)
-        else: lines.append(sentence(row, self.models, self.noun, self.level, self.metrics[row['metric']], self.ndim, question))
+        else:
+            metric = self.metrics[row['metric']]
+            lines.append(sentence(row, self.models, self.noun, self.level, metric, self.ndim, question))
     if rest: lines.append(f'No difference could be shown for: {"; ".join(rest)}. '
                           'That does not mean that there is none: the intervals in .frame say how large it may be.')
-    if any('infinity' in line for line in lines): lines.append('Infinity: only one of the two models has a finite score.')
+    infinite = any('infinity' in line for line in lines)
+    if infinite: lines.append('Infinity: only one of the two models has a finite score.')
     return Summary('\n'.join(lines), self.frame)
 
 # %% ../../nbs/api/study/compare.ipynb #804339ef
@@ -187,12 +204,13 @@ def summary(self: Comparison) -> Summary:  # prints as sentences; `.frame` holds
 def plot(
     self: Comparison,
     metric: object = None,  # a name or a Metric; None: the first one
-    **kw,  # see `misas.view.differences.difference_curves`
-) -> Figure:
+    **kw: object,  # see `misas.view.differences.difference_curves`
+) -> 'Figure':
     "Median difference with its interval against value, a panel a transform."
     name = next(iter(self.metrics)) if metric is None else getattr(metric, 'name', metric)
     name = next((shown for shown, m in self.metrics.items() if name in (shown, m.name)), name)
-    if name not in self.metrics: raise ValueError(f'metric {name!r} was not compared; there are {", ".join(self.metrics)}')
+    if name not in self.metrics:
+        raise ValueError(f'metric {name!r} was not compared; there are {", ".join(self.metrics)}')
     rows = self.by_value[self.by_value.metric == name]
     how = dict(models=self.models, metric=self.metrics[name], level=self.level, ndim=self.ndim)
     return differences.difference_curves(rows, self.transforms, **how, **kw)

@@ -10,10 +10,10 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..data.cohort import cohort
 from ..metrics.limits import check_drop
@@ -28,12 +28,16 @@ from ..view import page
 from ..view.plot import colour
 from ..view.words import Summary
 
+if TYPE_CHECKING: from matplotlib.figure import Figure
+
 # %% auto #0
 __all__ = ['Diagnosis', 'diagnose']
 
 # %% ../../nbs/api/study/diagnose.ipynb #c5cb9bb3
 class Diagnosis(Findings):
-    "What `diagnose` found: `.verdict`, `.text`, tables in `.frame`, `.classes` and `.tolerance`, `.summary()`, `.plot()`, `.to_html(path)`."
+    """What `diagnose` found.
+
+    `.verdict`, `.text`, tables in `.frame`, `.classes` and `.tolerance`; `.summary()`, `.plot()`, `.to_html(path)`."""
     @property
     def text(self) -> str:
         "The report."
@@ -67,16 +71,16 @@ def diagnose(
     samples: object,  # some of your cases (10 to 30 are plenty); see `misas.data.cohort`
     *,
     metric: object = 'dice',  # a name, a Metric, or a function f(prediction == k, truth == k)
-    reference: str | None = None,  # compare with the 'labels', or without truth with the model's own 'prediction'; None: as the first sample allows
-    enough: float | None = None,  # a score with which the model would be of use to you, in the metric's unit; None: 0.8 for ratios
+    reference: str | None = None,  # 'labels', or without truth the model's own 'prediction'; None: as samples allow
+    enough: float | None = None,  # with which score would the model be of use to you? None: 0.8 for ratios
     drop: float | None = None,  # how much worse than unchanged still holds; None: 0.1 for ratios
-    tried: object = None, borne: object = None,  # Transforms: changes before the model, and strains; None: `changes` and `strains`
-    cluster: object = 'auto',  # column of the cases whose equal values belong together; 'auto': patient, if there is one
-    folder: str | PathLike | None = None,  # where to keep the scores, so that a second call goes on from there; None: nowhere
+    tried: object = None, borne: object = None,  # Transforms: changes before the model, strains; None: the usual ones
+    cluster: object = 'auto',  # column of the cases: what belongs together; 'auto': patient, if known
+    folder: str | PathLike | None = None,  # where to keep the scores for a second call; None: nowhere
     level: float = .95, seed: int = 0,  # of the intervals
-    load: Callable | None = None, **kw,  # for `Study.run`: n_jobs, backend, timeout, progress ...
+    load: Callable | None = None, **kw: object,  # for `Study.run`: n_jobs, backend, timeout, progress ...
 ) -> Diagnosis:
-    "Does the model fit these images, what change would make it fit (better), what does it bear, and what is to be watched?"
+    "Does the model fit these images, what change would make it fit (better), what does it bear, what is to be watched?"
     model, question = as_model(model), _asked(metric, reference, enough, drop, cluster, level, seed)
     found = cohort(samples, load)
     first = next(found, None)
@@ -96,7 +100,7 @@ def diagnose(
 
 # %% ../../nbs/api/study/diagnose.ipynb #7178c4b7
 @patch
-def plot(self: Diagnosis) -> Figure:
+def plot(self: Diagnosis) -> 'Figure':
     "Left: what each change gains at its best value. Right: the median score under each strain, at its worst value."
     import matplotlib.pyplot as plt
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
@@ -114,13 +118,15 @@ def _draw_changes(self: Diagnosis, ax):
     top = self.frame[~self.frame.cuts].sort_values('gain').drop_duplicates('transform', keep='last')
     known = self.question.reference == 'labels'
     middle, low, high = (top[k].to_numpy() for k in (('gain', 'low', 'high') if known else ('score', 'score', 'score')))
-    y = np.arange(len(top))
-    ax.hlines(y, low, high, color='#777777', lw=1.5)
-    ax.scatter(middle, y, c=['#009E73' if helps else '#777777' for helps in top.helps], zorder=3)
-    ax.set_yticks(y, [f'{t}\n{words}' for t, words in zip(top['transform'], top.change)], fontsize=7)
-    name = self.metric.name
-    if known: ax.axvline(0, color='k', lw=1, ls='--')
-    ax.set_xlabel(f'gain in {name} by a change before the model' if known else f'{name} with its own prediction, where it is highest', fontsize=8)
+    lines = np.arange(len(top))
+    ax.hlines(lines, low, high, color='#777777', lw=1.5)
+    ax.scatter(middle, lines, c=['#009E73' if helps else '#777777' for helps in top.helps], zorder=3)
+    ax.set_yticks(lines, [f'{t}\n{words}' for t, words in zip(top['transform'], top.change)], fontsize=7)
+    what = f'{self.metric.name} with its own prediction, where it is highest'
+    if known:
+        ax.axvline(0, color='k', lw=1, ls='--')
+        what = f'gain in {self.metric.name} by a change before the model'
+    ax.set_xlabel(what, fontsize=8)
     ax.set_title('what to change (green: helps)' if known else 'no truth: agreement only', fontsize=9)
 
 # %% ../../nbs/api/study/diagnose.ipynb #8585b8fc
@@ -129,20 +135,21 @@ def _draw_strains(self: Diagnosis, ax):
     "Worst median score of each strain beside the unchanged one, a point a class."
     table = self.tolerance.sort_values('harm', kind='stable')
     names, classes = list(dict.fromkeys(table['transform'])), list(dict.fromkeys(self.tolerance['class']))
-    for k, c in enumerate(classes, 1):
-        rows = table[table['class'] == c].set_index('transform').loc[names]
-        y = np.arange(len(names)) + .16*(k - (len(classes) + 1)/2)
-        ax.hlines(y, rows.worst, rows.unchanged, color=colour(k), lw=3, alpha=.4)
-        ax.plot(rows.unchanged, y, 'o', color=colour(k), ms=5, label=c)
-        ax.plot(rows.worst, y, 'x', color=colour(k), ms=6)
+    for k, label in enumerate(classes, 1):
+        rows = table[table['class'] == label].set_index('transform').loc[names]
+        lines = np.arange(len(names)) + .16*(k - (len(classes) + 1)/2)
+        ax.hlines(lines, rows.worst, rows.unchanged, color=colour(k), lw=3, alpha=.4)
+        ax.plot(rows.unchanged, lines, 'o', color=colour(k), ms=5, label=label)
+        ax.plot(rows.worst, lines, 'x', color=colour(k), ms=6)
     spans = []
     for name in names:
-        t, values = self.strains[name], self.values(name)
-        spans.append(f'{short(name)}\n{t.text(values[0])} to {t.text(values[-1])}')
+        text, values = self.strains[name].text, self.values(name)
+        spans.append(f'{short(name)}\n{text(values[0])} to {text(values[-1])}')
     ax.set_yticks(range(len(names)), spans, fontsize=7)
     ax.set_xlabel(f'median {self.metric.name}: images as they are (o), at the worst value (x)', fontsize=8)
     if not self.unit: ax.set_xlim(-.03, 1.03)
-    ax.set_title('what it bears' + ' after the change'*(self.change is not None) + ', the most harmful on top', fontsize=9)
+    after = '' if self.change is None else ' after the change'
+    ax.set_title(f'what it bears{after}, the most harmful on top', fontsize=9)
     ax.legend(fontsize=7)
 
 # %% ../../nbs/api/study/diagnose.ipynb #bd5c3879
@@ -153,9 +160,9 @@ def to_html(
 ) -> str:  # the path
     "Write the report as one page that needs nothing else."
     path = page.check_page_path(path)
-    lines = [page.note(line) if line.startswith('WITHOUT TRUTH') else page.paragraphs(line) for line in self.text.splitlines()]
+    lines = self.text.splitlines()
     body = [
-        *lines,
+        *(page.note(line) if line.startswith('WITHOUT TRUTH') else page.paragraphs(line) for line in lines),
         page.figure(self.plot(), 'gain of each change, and scores under each strain'),
         page.section('Changes before the model', page.table(self.frame.sort_values('gain', ascending=False))),
         page.section('Strains', page.table(self.tolerance.drop(columns='model'))),

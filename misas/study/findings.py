@@ -38,8 +38,9 @@ class Question(NamedTuple):
 
 def check_enough(enough, metric: Metric) -> float:
     "`enough`; None means 0.8 where the metric is a ratio. ValueError for anything else."
-    if enough is None and metric.unit:
-        raise ValueError(f'enough must be given for {metric.name}: with how many {metric.unit} would the model be of use?')
+    unit = metric.unit
+    if enough is None and unit:
+        raise ValueError(f'enough must be given for {metric.name}: with how many {unit} would the model be of use?')
     if enough is None: return .8
     if not isinstance(enough, (int, float)) or isinstance(enough, bool) or not np.isfinite(enough):
         raise ValueError(f'enough must be a score, got {enough!r}')
@@ -62,12 +63,14 @@ class Findings:
         self.change = None    # a Transform that must be put before the model
 
     def _read(self, study, transforms):
-        "The scores of the cases asked about, and the transforms that gave any. ValueError with the first reason where there are none."
+        "The scores of the cases asked about, and the transforms that gave any. ValueError where there are none."
         import pandas as pd
         wrong, frame = study.failures, study.frame
         wrong = wrong[wrong['sample'].isin(self.names)]
         frame = frame[frame['sample'].isin(self.names) & frame['transform'].isin([t.name for t in transforms])]
-        if frame.empty: raise ValueError(f'nothing could be scored: {wrong.reason.iloc[0] if len(wrong) else "there are no scores"}')
+        if frame.empty:
+            why = wrong.reason.iloc[0] if len(wrong) else 'there are no scores'
+            raise ValueError(f'nothing could be scored: {why}')
         self.failures = wrong if self.failures is None else pd.concat([self.failures, wrong], ignore_index=True)
         return frame, {t.name: t for t in transforms if t.name in set(frame['transform'])}
 
@@ -81,11 +84,13 @@ def read_changes(
     study,  # in the original space, with the metric `LABELLED`
     tried,  # Transforms
 ):  # -> itself
-    "How good the model is unchanged, and what each change gains: `.classes`, `.overall`, `.now`, `.frame`, `.best`, `.verdict`, `.change`."
+    """How good the model is unchanged, and what each change gains.
+
+    Sets `.classes`, `.overall` and `.now` (unchanged), `.frame` and `.best` (changes), `.verdict` and `.change`."""
     fit, self.tried = self._read(study, tried)
     self.cases = study.cases
     self.cluster = column(self.cases, self.question.cluster, 'cluster')
-    self.frame = gains(fit, self.tried, self.metric, cluster=self.cluster, least=self.least, **self.how)  # a row a change
+    self.frame = gains(fit, self.tried, self.metric, cluster=self.cluster, least=self.least, **self.how)
     self._read_unchanged(fit)
     good = self.frame[self.frame.helps]
     self.best = None if good.empty else good.loc[good.gain.idxmax()]
@@ -98,15 +103,15 @@ def read_changes(
 def _read_unchanged(self: Findings, fit):
     "The score of the unchanged images by class, and of all classes together."
     import pandas as pd
-    t = fit['transform'].iloc[0]
-    part = fit[(fit['transform'] == t) & (fit.metric == self.metric.name) & (fit.value == self.tried[t].identity)]
+    first = self.tried[fit['transform'].iloc[0]]
+    part = fit[(fit['transform'] == first.name) & (fit.metric == self.metric.name) & (fit.value == first.identity)]
     names = list(dict.fromkeys(part['class']))
     table = part.pivot_table(index='sample', columns='class', values='score', dropna=False, sort=False)[names]
     clusters = None if self.cluster is None else of_samples(self.cluster, table.index)
     rows = []
-    for c in table:
-        i = bootstrap(table[c], clusters=clusters, **self.how)
-        rows.append((c, i.estimate, i.low, i.high, i.cases, int(table[c].isna().sum())))
+    for name in names:
+        found = bootstrap(table[name], clusters=clusters, **self.how)
+        rows.append((name, found.estimate, found.low, found.high, found.cases, int(table[name].isna().sum())))
     self.classes = pd.DataFrame(rows, columns=['class', 'score', 'low', 'high', 'cases', 'undefined'])
     self.overall = table.mean(axis=1)  # a score a case
     self.now = bootstrap(self.overall, clusters=clusters, **self.how)
@@ -115,13 +120,13 @@ def _read_unchanged(self: Findings, fit):
 @patch
 def _verdict(self: Findings):
     "In three words."
-    now, good = self.now, self.question.good
+    now, best, good = self.now, self.best, self.question.good
     if self.question.reference == 'prediction': return 'not known without truth'
     if np.isnan(now.estimate): return 'not known: nothing was scored'
     sure = np.isfinite(now.low) and good(now.low) == good(now.high)
     probably = '' if sure else 'probably '
     if good(now.estimate): return f'{probably}fits'
-    if self.best is not None and good(self.best.score): return f'fits after a change: {self.best["transform"]} {self.best.change}'
+    if best is not None and good(best.score): return f'fits after a change: {best["transform"]} {best.change}'
     return f'{probably}does not fit'
 
 # %% ../../nbs/api/study/findings.ipynb #1cdb9bbd

@@ -35,13 +35,16 @@ def column(
     if name is None or isinstance(name, Mapping) or hasattr(name, 'index') and not isinstance(name, str): return name
     if cases is None:
         if name == 'auto': return None
-        raise ValueError(f'{argument} must be a dict or Series from sample to {argument} where there is no study, got a name')
+        raise ValueError(
+            f'{argument} must be a dict or Series from sample to {argument} where there is no study, got a name')
     table = cases.set_index('sample')
     if name == 'auto':
         if 'patient' not in table: return None
         lost = table.index[table.patient.isna()]
-        if len(lost): raise ValueError(f'{argument}: the patient of case {lost[0]!r} is not known; fill it in, or pass {argument}=None')
+        if len(lost): raise ValueError(
+            f'{argument}: the patient of case {lost[0]!r} is not known; fill it in, or pass {argument}=None')
         return table.patient
     if name not in table:
-        raise ValueError(f'{argument}: cases have no column {name!r}; they have {", ".join(table) or "none but their names"}')
+        there = ', '.join(table) or 'none but their names'
+        raise ValueError(f'{argument}: cases have no column {name!r}; they have {there}')
     return table[name]

@@ -37,8 +37,8 @@ def before_and_after(
     how = dict(metrics=list(scoring.metrics.values()), reference=scoring.reference, space=scoring.space)
     result = sensitivity(model, sample, transform, [value], **how, progress=False)
     shown = []
-    for v in (transform.identity, value):
-        i = result.at(v)
+    for one in (transform.identity, value):
+        i = result.at(one)
         shown.append(pictures.flat(result.samples[i], result.predictions[i], like=result.sample))
     return tuple(shown)
 
@@ -53,9 +53,9 @@ def worst_cases(
     "Cases in columns: unchanged (above), and with the change that does most harm (below)."
     above, below = [], []
     for row in table.to_dict('records'):
-        t, v = transforms[row['transform']], row['value']
-        first, second = before_and_after(models[row['model']], samples[row['sample']], t, v, scoring)
-        above.append((*first, f'{row["sample"]}\n{row["class"]} {score_text(row["unchanged"])}'))
-        below.append((*second, f'{t.name} {t.text(v)}\n{row["class"]} {score_text(row["score"])}'))
+        transform, value, name = transforms[row['transform']], row['value'], row['class']
+        first, second = before_and_after(models[row['model']], samples[row['sample']], transform, value, scoring)
+        above.append((*first, f'{row["sample"]}\n{name} {score_text(row["unchanged"])}'))
+        below.append((*second, f'{transform.name} {transform.text(value)}\n{name} {score_text(row["score"])}'))
     lines = 'true' if scoring.reference == 'labels' else None
     return pictures.gallery(*zip(*above, *below), **{'n_cols': len(above), 'size': 2., 'lines': lines, **kw})

@@ -29,14 +29,14 @@ class Pair:
         columns,  # indices of values
     ) -> dict:  # samples; for each of them the mean scores of a and b, and their mean difference
         "A question about some values, those of them at which both models have a score."
-        d = self.difference[:, columns]
-        there = ~np.isnan(d)
-        n, means = np.maximum(there.sum(1), 1), []
+        some = self.difference[:, columns]
+        there = ~np.isnan(some)
+        count, means = np.maximum(there.sum(1), 1), []
         for scores in (self.a[:, columns], self.b[:, columns]):
-            mean = np.where(there, scores, 0.).sum(1)/n
+            mean = np.where(there, scores, 0.).sum(1)/count
             means.append(np.where(there.any(1), mean, np.nan))
-        owner = np.repeat(np.arange(len(d)), d.shape[1])
-        return dict(samples=self.samples, a=means[0], b=means[1], d=averages(d.ravel(), owner, len(d)))
+        owner = np.repeat(np.arange(len(some)), some.shape[1])
+        return dict(samples=self.samples, a=means[0], b=means[1], d=averages(some.ravel(), owner, len(some)))
 
 # %% ../../nbs/api/study/questions.ipynb #adbe4d9b
 def questions(
@@ -44,23 +44,31 @@ def questions(
     transforms: dict,  # name -> transform
 ) -> Iterator[dict]:  # transform, or what the image is without one; class; and what `Pair.at` gives
     "For each class first the unchanged images, then each transform."
-    for c in dict.fromkeys(c for _, c in pairs):
-        here = {t: pair for (t, k), pair in pairs.items() if k == c}
-        for what, question in _unchanged(here, transforms).items(): yield dict(question, transform=what) | {'class': c}
-        for t, pair in here.items():
-            swept = [i for i, v in enumerate(pair.values) if v != transforms[t].identity]
-            if swept: yield dict(pair.at(swept), transform=t) | {'class': c}
+    for class_name in dict.fromkeys(c for _, c in pairs):
+        here = {t: pair for (t, c), pair in pairs.items() if c == class_name}
+        for what, question in _unchanged(here, transforms).items():
+            yield dict(question, transform=what) | {'class': class_name}
+        for name, pair in here.items():
+            swept = [i for i, v in enumerate(pair.values) if v != transforms[name].identity]
+            if swept: yield dict(pair.at(swept), transform=name) | {'class': class_name}
 
 
 def _unchanged(pairs, transforms):
     "What the image is without a change -> a question about it: of each sample from the first transform that has it."
     known = {}
-    for t, pair in pairs.items():
-        if transforms[t].identity not in pair.values: continue
-        one = pair.at([pair.values.index(transforms[t].identity)])
-        scores = known.setdefault(transforms[t].zero, {})
-        for name, *numbers in zip(one['samples'], one['a'], one['b'], one['d']): scores.setdefault(name, numbers)
-    return {what: dict(zip('abd', map(np.array, zip(*scores.values()))), samples=list(scores)) for what, scores in known.items()}
+    for name, pair in pairs.items():
+        transform = transforms[name]
+        if transform.identity not in pair.values: continue
+        one = pair.at([pair.values.index(transform.identity)])
+        scores = known.setdefault(transform.zero, {})
+        for sample, *numbers in zip(one['samples'], one['a'], one['b'], one['d']): scores.setdefault(sample, numbers)
+    return {what: _as_question(scores) for what, scores in known.items()}
+
+
+def _as_question(scores):
+    "Numbers by sample in the form of `Pair.at`."
+    columns = map(np.array, zip(*scores.values()))
+    return dict(zip('abd', columns), samples=list(scores))
 
 # %% ../../nbs/api/study/questions.ipynb #23d7a5a5
 def answer(
@@ -71,17 +79,18 @@ def answer(
     how: dict,  # level, n and seed of the intervals
 ) -> dict:
     "A row of the table: two models' scores of as many samples, and their differences."
-    d = question['d']
-    there = ~np.isnan(d)
+    difference = question['d']
+    there = ~np.isnan(difference)
     clusters = None if cluster is None else of_samples(cluster, question['samples'])
-    r = paired(np.zeros(len(d)), d, clusters=clusters, **how)
+    found = paired(np.zeros(len(difference)), difference, clusters=clusters, **how)
     row = {k: v for k, v in question.items() if k not in ('samples', 'a', 'b', 'd')}
-    row['cases'] = r.pairs
-    if cluster is not None: row['clusters'] = r.clusters
-    row['left out'] = everyone - r.pairs
+    row['cases'] = found.pairs
+    if cluster is not None: row['clusters'] = found.clusters
+    row['left out'] = everyone - found.pairs
     for name, scores in zip(models, (question['a'], question['b'])):
         row[f'median {name}'] = float(np.median(scores[there])) if there.any() else np.nan
-    return row | {'difference': r.difference, 'low': r.low, 'high': r.high, 'higher in': r.higher, 'lower in': r.lower, 'p': r.p, 'effect': r.effect}
+    row |= dict(difference=found.difference, low=found.low, high=found.high)
+    return row | {'higher in': found.higher, 'lower in': found.lower, 'p': found.p, 'effect': found.effect}
 
 # %% ../../nbs/api/study/questions.ipynb #af95b7f2
 FIRST = ['transform', 'class', 'metric', 'value']
@@ -97,13 +106,15 @@ def answers(
     frame = pd.DataFrame([answer(one, models, cluster, everyone, how) for one in asked])
     frame = frame[[k for k in FIRST if k in frame] + [k for k in frame if k not in FIRST]]
     frame.insert(frame.columns.get_loc('p') + 1, 'p corrected', holm(frame.p))
-    better = []
-    for row in frame.to_dict('records'):
-        shown = row['p corrected'] < 1 - how['level'] and directed(metrics[row['metric']])
-        higher = models[int(row['effect'] > 0)]
-        lower = models[int(row['effect'] <= 0)]
-        better.append((higher if metrics[row['metric']].better == 'higher' else lower) if shown else '')
-    return frame.assign(better=better)
+    alpha, rows = 1 - how['level'], frame.to_dict('records')
+    return frame.assign(better=[_better(row, metrics[row['metric']], models, alpha) for row in rows])
+
+
+def _better(row, metric, models, alpha):
+    "The name of the better model, or nothing where none is shown to be."
+    if not directed(metric) or not row['p corrected'] < alpha: return ''
+    lower, higher = models if row['effect'] > 0 else reversed(models)  # which one has the lower scores
+    return higher if metric.better == 'higher' else lower
 
 
 def directed(metric) -> bool:

@@ -47,7 +47,8 @@ def keep_case(
     if old is not None:
         units = f'units/*/*/{glob.escape(as_file_name(case.name))}.parquet'
         if _changed(old['mark'], new['mark']) and any(archive.folder.glob(units)): raise ValueError(
-            f'{archive.folder}: the data of case {case.name!r} have changed since it was studied there; give it another name, or use another folder')
+            f'{archive.folder}: the data of case {case.name!r} have changed since it was studied there; '
+            'give it another name, or use another folder')
         new['info'] = {**old['info'], **new['info']}  # what an earlier run knew of it stays known
         if old == new: return
     write_json(path, new)
@@ -67,7 +68,7 @@ def plan(
     retry: bool,  # try again what failed before?
     progress: Progress,  # counts
 ) -> Iterator[Task]:
-    "A task for each case that has something missing. ValueError where a case is not the one that was studied under its name."
+    "A task for each case with something missing. ValueError where a case is not the one studied under its name."
     for case in cases:
         progress.cases += 1
         keep_case(archive, case)
@@ -114,12 +115,15 @@ def check_run(n_jobs, backend, client, threads, timeout):
     "Raise ValueError for arguments of `Study.run` that make no sense."
     if backend not in ('loky', 'dask'): raise ValueError(f"backend must be 'loky' or 'dask', got {backend!r}")
     if client is not None and backend != 'dask': raise ValueError("client is for a cluster: pass backend='dask' too")
-    for name, value in (('n_jobs', n_jobs), ('threads', threads)):
-        if name == 'threads' and value is None: continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f'{name} must be a whole number of at least 1, got {value!r}')
+    _check_count('n_jobs', n_jobs)
+    if threads is not None: _check_count('threads', threads)
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, Real) or not timeout > 0):
         raise ValueError(f'timeout must be a positive number of seconds, got {timeout!r}')
+
+
+def _check_count(name, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f'{name} must be a whole number of at least 1, got {value!r}')
 
 # %% ../../nbs/api/study/run.ipynb #b3031026
 @contextmanager
@@ -135,7 +139,8 @@ def cluster(
     except ImportError as e: raise ImportError('backend="dask" needs Dask: pip install "misas[dask]"') from e
     if client is None: client = _open_client()
     if not isinstance(client, (str, Client)):
-        raise TypeError(f'client must be a distributed.Client or the address of a scheduler, got {type(client).__name__}')
+        kind = type(client).__name__
+        raise TypeError(f'client must be a distributed.Client or the address of a scheduler, got {kind}')
     if not isinstance(client, str):
         yield client
         return
@@ -148,4 +153,5 @@ def _open_client():
     from distributed import get_client
     try: return get_client()
     except ValueError:
-        raise ValueError("backend='dask' needs a running cluster: pass client=, a distributed.Client or the address of a scheduler") from None
+        raise ValueError("backend='dask' needs a running cluster: "
+                         'pass client=, a distributed.Client or the address of a scheduler') from None

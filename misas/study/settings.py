@@ -60,8 +60,10 @@ def _check_once(what, names):
 # %% ../../nbs/api/study/settings.ipynb #a4e257cf
 def transform_settings(t: Transform) -> dict:
     "A transform for `study.json`: how to make it again, and what is needed to read its results."
-    return dict(settings=json.loads(t.to_json()), code=fingerprint(t.f) if hasattr(t, 'f') else None, values=sweep_values(t),
-                unit=t.unit, identity=float(t.identity), scale=t.scale.settings(), zero=t.zero)
+    code = fingerprint(t.f) if hasattr(t, 'f') else None  # of a function of your own
+    again = dict(settings=json.loads(t.to_json()), code=code)
+    axis = dict(values=sweep_values(t), unit=t.unit, scale=t.scale.settings())
+    return again | axis | dict(identity=float(t.identity), zero=t.zero)
 
 
 def described_transform(
@@ -69,11 +71,11 @@ def described_transform(
     settings: dict,  # from `transform_settings`
 ) -> Transform:
     "What is needed to read the results of a transform, also where its class is not known here. It cannot be applied."
-    t = Transform()
-    t.name, t.unit, t.zero = name, settings['unit'], settings['zero']
-    t.identity, t.values = settings['identity'], tuple(settings['values'])
-    t.scale = as_scale(settings['scale'])
-    return t
+    transform = Transform()
+    transform.name = name
+    for k in ('unit', 'zero', 'identity'): setattr(transform, k, settings[k])
+    transform.values, transform.scale = tuple(settings['values']), as_scale(settings['scale'])
+    return transform
 
 # %% ../../nbs/api/study/settings.ipynb #60949065
 def described_metric(
@@ -140,14 +142,15 @@ def merged(
     new: dict,  # settings asked for
     folder,  # for the error
 ) -> dict:
-    "The settings in the folder and what the new ones add. ValueError with the difference where they contradict each other."
+    "The settings in the folder and what the new ones add. ValueError where they contradict each other."
     lines = []
     for k in new:
         both = set(old[k]) & set(new[k]) if k in GROWING else None
         pair = [settings.get(k) for settings in (old, new)]
         if both is not None: pair = [{name: one[name] for name in one if name in both} for one in pair]
         lines += differences(*pair, k)
-    if lines: raise ValueError(f'{folder}: holds a study with other settings: {"; ".join(lines)}. Use another folder, or the old settings')
+    if lines: raise ValueError(
+        f'{folder}: holds a study with other settings: {"; ".join(lines)}. Use another folder, or the old settings')
     return {**old, **{k: {**old[k], **new[k]} for k in GROWING}}
 
 # %% ../../nbs/api/study/settings.ipynb #0962a9ab

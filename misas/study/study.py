@@ -5,110 +5,77 @@
 # %% ../../nbs/api/study/study.ipynb #c23e6d40
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..data.cohort import cohort
-from ..data.files import as_file_name, write_json
-from ..metrics.metric import Metric, as_metric
-from . import summary as tables
-from .archive import Archive, locked, now
-from .parts import column, part
+from ..data.files import write_json
+from .archive import locked, now
 from .pictures import samples_of, worst_cases
+from .results import Results
 from .run import Progress, check_run, cluster, collect, length, plan
-from .settings import (
-    as_models, as_transforms, described_scoring, described_transform, merged, read_settings, study_settings, versions)
-from .told import in_words
+from .settings import as_models, as_transforms, merged, read_settings, study_settings, versions
 from .work import Work
 from .workers import in_processes, in_this_process
 from ..sweep.scoring import Scoring
 from ..transforms.base import Transform
-from ..view import cohort as cohort_plots
-from ..view.words import Summary
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Study']
 
 # %% ../../nbs/api/study/study.ipynb #9152c8e7
-class Study:
+class Study(Results):
     "Models x transforms x cases, in a folder."
     def __init__(
         self,
-        folder: str | PathLike,  # is made if it is not there. One with a study in it is gone on with, or read if nothing else is given
-        models: object = None,  # a Model or anything `as_model` takes, several with different names, or a dict name -> model
-        transforms: Transform | Sequence[Transform] | None = None,
+        folder: str | PathLike,  # is made if it is not there. One with a study in it is gone on with, or only read
+        models: object = None,  # a Model or anything `as_model` takes, several, or a dict name -> model; None: to read
+        transforms: Transform | Sequence[Transform] | None = None,  # one or several; None: to read
         *,
         metrics: object = ('dice',),  # names, Metrics or functions f(prediction == k, truth == k), one or several
-        reference: str = 'labels',  # compare with the 'labels', or with the model's own 'prediction' on the unchanged image
+        reference: str = 'labels',  # compare with the 'labels', or with the model's own 'prediction' unchanged
         space: str = 'transformed',  # score on the 'transformed' image, or bring predictions back to the 'original' one
     ):
-        self.archive = Archive(folder)
-        self.folder = self.archive.folder
-        self.models = as_models(models)
-        self.runnable = as_transforms(transforms)  # those that images can be made with
-        old = read_settings(self.archive)
-        if old is None and (models is None or transforms is None):
+        super().__init__(folder)
+        self.models, self.runnable = as_models(models), as_transforms(transforms)
+        if self.settings is None and (models is None or transforms is None):
             raise ValueError(f'{self.folder}: there is no study in it; pass models and transforms to begin one')
-        scoring = Scoring(metrics, reference, space)
-        reading = models is None and transforms is None
-        self._asked = None if reading else study_settings(self.models, self.runnable, scoring)
-        self.settings = self._with_asked(old)
-        self.scoring = described_scoring(self.settings) if reading else scoring
+        scoring, self._asked = Scoring(metrics, reference, space), None  # settings asked for, if any
         self._samples = None  # of the last run, and how to load them
-        self._cache = None, None  # what the frame was made of; the frame
+        if models is None and transforms is None: return  # it is only read
+        self.scoring = scoring
+        self._asked = study_settings(self.models, self.runnable, scoring)
+        self.settings = self._with_asked(self.settings)
 
     def _with_asked(self, old):
         "The settings in the folder and those asked for. ValueError where they contradict each other."
-        if self._asked is None: return old
         return dict(self._asked) if old is None else merged(old, self._asked, self.folder)
-
-    def __repr__(self):
-        names = [', '.join(self.settings[k]) for k in ('models', 'transforms', 'metrics')]
-        n = len({p.stem for p in self.archive.files()})
-        return f'Study in {self.folder.name}: {"; ".join(names)}; {n} cases so far'
-
-# %% ../../nbs/api/study/study.ipynb #687bf870
-@patch(as_prop=True)
-def transforms(self: Study) -> dict:
-    "Transforms by name; those not given here are known as far as reading needs it."
-    return {k: self.runnable.get(k) or described_transform(k, o) for k, o in self.settings['transforms'].items()}
-
-
-@patch(as_prop=True)
-def metrics(self: Study) -> dict:
-    "Metrics by name, the first one is the one that counts where only one can. Of a study that was opened for reading they are only described."
-    return self.scoring.metrics
-
-
-@patch(as_prop=True)
-def ndim(self: Study) -> int:
-    "Spatial axes of the images: 2 or 3."
-    return self.archive.ndim()
 
 # %% ../../nbs/api/study/study.ipynb #ecd986ec
 @patch
 def run(
     self: Study,
-    samples: object,  # a list or generator of Samples, paths, pairs (image, labels) or dicts; `Cases`; a folder; a .csv manifest. See `misas.data.cohort`
+    samples: object,  # Samples, paths, pairs (image, labels), dicts; a folder; a .csv; see `misas.data.cohort`
     n_jobs: int = 1,  # processes on this machine; 1: in this one
     backend: str = 'loky',  # or 'dask': on a cluster
     *,
     client: object = None,  # of Dask: a Client or the address of a scheduler; None: the one that is open
-    threads: int | None = None,  # of each worker; None: its share of the cores, in this process as many as torch uses, on a cluster 1
+    threads: int | None = None,  # of each worker; None: its share of the cores, on a cluster 1, here as torch has them
     timeout: float | None = None,  # seconds for a unit; None: as long as it takes
     load: Callable | None = None,  # f(item) -> Sample, for items that need more than `misas.data.io.load`
     retry: bool = True,  # try again what failed before?
     progress: bool = True,  # show a progress bar?
 ) -> Study:  # itself
-    "Do what is missing. ValueError where settings or samples do not fit the folder, RuntimeError while another run is in it."
+    """Do what is missing.
+
+    ValueError where settings or samples do not fit the folder, RuntimeError while another run is in it."""
     if not self.models or not self.runnable:
         raise ValueError('the study was opened for reading: to run it, pass its models and transforms to Study')
     check_run(n_jobs, backend, client, threads, timeout)
@@ -122,7 +89,8 @@ def run(
         failed = collect(done, counts, total=length(samples), bar=progress)
     self._remember(samples, load)
     if failed:
-        warnings.warn(f'{len(failed)} of {counts.cases} cases failed, wholly or in part; the first: {failed[0]}. See .failures', stacklevel=2)
+        text = f'{len(failed)} of {counts.cases} cases failed, wholly or in part; the first: {failed[0]}. See .failures'
+        warnings.warn(text, stacklevel=2)
     return self
 
 # %% ../../nbs/api/study/study.ipynb #9bb2a3fd
@@ -141,195 +109,7 @@ def _remember(self: Study, samples, load):
     several_times = hasattr(samples, '__getitem__') or isinstance(samples, (str, Path))
     self._samples = (samples, load) if several_times else None
 
-# %% ../../nbs/api/study/study.ipynb #83c75ed9
-@patch(as_prop=True)
-def frame(self: Study):  # -> DataFrame
-    """Tidy: model, sample, transform, value, unit, class, metric, score; in the order of models, names of the cases, transforms, values.
-
-    It is kept until a unit comes or goes, here or by another process."""
-    self.settings = read_settings(self.archive) or self.settings  # somebody may have added to it
-    state = self.archive.state()
-    if self._cache[0] != state: self._cache = state, self.archive.frame(self._ordered(self.archive.files()))
-    return self._cache[1].copy()
-
-
-@patch
-def _ordered(self: Study, files):
-    "Files of units in the order of the frame."
-    place = {k: {as_file_name(name): i for i, name in enumerate(self.settings[k])} for k in ('models', 'transforms')}
-
-    def key(path):
-        model, transform, name = *path.parts[-3:-1], path.stem
-        return place['models'].get(model, -1), _natural(name), place['transforms'].get(transform, -1)
-
-    return sorted(files, key=key)
-
-
-def _natural(name):
-    "A key for sorting: numbers in a name count as numbers."
-    parts = re.split(r'(\d+)', name)
-    return [(0, int(one), '') if one.isdecimal() else (1, 0, one) for one in parts if one]
-
-# %% ../../nbs/api/study/study.ipynb #016ce545
-@patch(as_prop=True)
-def cases(self: Study):  # -> DataFrame
-    "What is known of the cases: sample, and the columns of the manifest or table that they came from."
-    import pandas as pd
-    rows = sorted(self.archive.cases(), key=lambda row: _natural(row['sample']))
-    columns = dict.fromkeys(['sample', *chain(*(row['info'] for row in rows))])
-    return pd.DataFrame([{'sample': row['sample'], **row['info']} for row in rows], columns=list(columns))
-
-
-@patch(as_prop=True)
-def failures(self: Study):  # -> DataFrame
-    "What failed, and why: sample, model, transform (empty: all of them), reason."
-    import pandas as pd
-    return pd.DataFrame(self.archive.failures(), columns=['sample', 'model', 'transform', 'reason'])
-
-# %% ../../nbs/api/study/study.ipynb #f6553044
-@patch
-def _scores(self: Study, metric, model, transform, cls) -> dict:
-    "What is handed to the functions that look at many cases: the frame, of some models, transforms and classes; the transforms; the metric."
-    frame = self.frame
-    if frame.empty:
-        n = len(self.failures)
-        raise ValueError(f'{self.folder}: nothing has been done yet' + (f', and {n} things failed; see .failures' if n else '; call run(samples)'))
-    frame = part(frame, model=model, transform=transform, cls=cls)
-    return dict(frame=frame, transforms=self.transforms, metric=self._metric(metric))
-
-
-@patch
-def _metric(self: Study, metric) -> Metric:
-    "A metric of the study, from its name, a Metric or a function; None: the first one."
-    name = next(iter(self.metrics)) if metric is None else metric if isinstance(metric, str) else as_metric(metric).name
-    if name not in self.metrics: raise ValueError(f'metric {name!r} was not computed; there are {", ".join(self.metrics)}')
-    return self.metrics[name]
-
-
-@patch
-def _units(self: Study) -> dict: return {name: m.unit_in(self.ndim) for name, m in self.metrics.items()}
-
-
-@patch
-def _belonging(self: Study, cluster, by=None) -> dict:
-    "Columns of the cases by name."
-    cases = self.cases
-    known = dict(cluster=column(cases, cluster, 'cluster'))
-    return known if by is None else known | dict(by=column(cases, by, 'by'))
-
-# %% ../../nbs/api/study/study.ipynb #c4d99d75
-@patch
-def summary(
-    self: Study,
-    drop: float | None = None,  # how much worse than unchanged still holds, in the metric's unit; None: 0.1 for ratios
-    metric: object = None,  # name or Metric; None: the first one
-    *,
-    cluster: object = 'auto',  # column of `cases` whose equal values belong together; 'auto': patient, if there is one; None: cases are independent
-    by: object = None,  # column of `cases`: a row for each group
-    model: object = None, transform: object = None, cls: object = None,  # only these
-    level: float = .95, seed: int = 0,  # of the bootstrap intervals
-) -> Summary:  # prints as sentences; `.frame` holds the numbers, a row a model, transform, class and group
-    "How good unchanged, how far it holds, what is worst, what harms most; medians over the cases with intervals."
-    scores = self._scores(metric, model, transform, cls)
-    noun = 'patients' if cluster == 'auto' else f'different {cluster}' if isinstance(cluster, str) else 'clusters'
-    told = in_words(**scores, drop=drop, ndim=self.ndim, clusters=noun, level=level, seed=seed, **self._belonging(cluster, by))
-    lines = [told.text]
-    if model is None:
-        bare = [m for m in self.settings['models'] if m not in set(scores['frame'].model)]
-        lines += [f'{m}: no results{self._why(m)}' for m in bare]
-    return Summary('\n'.join(lines), told.frame)
-
-
-@patch
-def _why(self: Study, model):
-    "What went wrong with a model."
-    found = self.failures
-    found = found[found.model.isin([model, ''])]
-    return f'; {found["sample"].nunique()} cases failed, the first: {found.reason.iloc[0]}' if len(found) else ''
-
-# %% ../../nbs/api/study/study.ipynb #7fd215d4
-@patch
-def plot(
-    self: Study,
-    metric: object = None,  # name or Metric; None: the first one
-    *,
-    cluster: object = 'auto',  # see `summary`
-    model: object = None, transform: object = None, cls: object = None,  # only these
-    **kw,  # see `misas.view.cohort.cohort_curves`
-) -> Figure:
-    "Median and band over the values of each transform, single cases behind."
-    scores = self._scores(metric, model, transform, cls)
-    return cohort_plots.cohort_curves(**scores, **{'units': self._units(), **self._belonging(cluster), **kw})
-
-
-@patch
-def distribution(
-    self: Study,
-    metric: object = None,  # name or Metric; None: the first one
-    *,
-    model: object = None, transform: object = None, cls: object = None,  # only these
-    **kw,  # see `misas.view.cohort.distribution`
-) -> Figure:
-    "The scores of all cases, unchanged and where each transform is worst."
-    scores = self._scores(metric, model, transform, cls)
-    return cohort_plots.distribution(**scores, **{'units': self._units(), **kw})
-
-# %% ../../nbs/api/study/study.ipynb #bf314372
-@patch
-def rank(
-    self: Study,
-    metric: object = None,  # name or Metric; None: the first one
-    *,
-    cluster: object = 'auto', by: object = None,  # see `summary`
-    model: object = None, transform: object = None, cls: object = None,  # only these
-    **kw,  # see `misas.study.summary.rank`
-):  # -> DataFrame
-    "Transforms by the harm they do, the most harmful first, with intervals."
-    return tables.rank(**self._scores(metric, model, transform, cls), **self._belonging(cluster, by), **kw)
-
-
-@patch
-def plot_ranking(
-    self: Study,
-    metric: object = None,  # name or Metric; None: the first one
-    **kw,  # see `rank`
-) -> Figure:
-    "The ranking as a picture."
-    return cohort_plots.ranking(self.rank(metric, **kw), units=self._units())
-
-# %% ../../nbs/api/study/study.ipynb #4606e522
-@patch
-def plot_groups(
-    self: Study,
-    by: object,  # column of `cases`: the groups
-    metric: object = None,  # name or Metric; None: the first one
-    *,
-    column: str = 'unchanged',  # a number of every case, see `misas.study.summary.per_case`
-    drop: float | None = None, cluster: object = 'auto',  # see `summary`
-    model: object = None, transform: object = None, cls: object = None,  # only these
-    **kw,  # see `misas.view.cohort.by_group`
-) -> Figure:
-    "The score unchanged, or another number of every case, by groups of `cases`."
-    if drop is None and column not in ('lower', 'upper', 'breaks below', 'breaks above'): drop = np.inf  # it plays no part
-    table = tables.per_case(**self._scores(metric, model, transform, cls), drop=drop)
-    known = self._belonging(cluster, by)
-    name = getattr(transform, 'name', transform) if isinstance(transform, (str, Transform)) else None
-    how = dict(transform=name, cluster=known['cluster'], units=self._units())
-    return cohort_plots.by_group(table, known['by'], column, **{**how, **kw})
-
 # %% ../../nbs/api/study/study.ipynb #916d749a
-@patch
-def worst(
-    self: Study,
-    n: int = 5,  # how many
-    metric: object = None,  # name or Metric; None: the first one
-    *,
-    model: object = None, transform: object = None, cls: object = None,  # only these
-):  # -> DataFrame
-    "The cases with the worst scores, each with the change that does it; see `misas.study.summary.worst`."
-    return tables.worst(**self._scores(metric, model, transform, cls), n=n)
-
-
 @patch
 def sources(
     self: Study,
@@ -352,8 +132,8 @@ def gallery(
     model: object = None, transform: object = None, cls: object = None,  # only these
     samples: object = None,  # where the images are; None: those of the last run
     load: Callable | None = None,  # see `run`
-    **kw,  # see `misas.view.plot.gallery`
-) -> Figure:
+    **kw: object,  # see `misas.view.plot.gallery`
+) -> 'Figure':
     "The worst cases: unchanged (above), and with the change that does most harm (below)."
     table = self.worst(n, metric, model=model, transform=transform, cls=cls)
     for k, known in (('model', self.models), ('transform', self.runnable)):

@@ -43,17 +43,23 @@ def per_case(
 ):  # -> DataFrame: model, sample, transform, unit, class, metric, and `NUMBERS`
     """The limits, the worst score and the harm of every case, a row a model, sample, transform and class.
 
-    `lower` and `upper` are the last values that hold, as in `Sensitivity.tolerance`; NaN where values are cases (a flip), and where the score
-    unchanged is undefined or infinite.
+    `lower` and `upper` are the last values that hold, as in `Sensitivity.tolerance`.
+    They are NaN where values are cases (a flip), and where the score unchanged is undefined or infinite.
     Undefined scores neither hold nor break: they are left out, and counted."""
     import pandas as pd
     metric, drop = _checked(frame, metric, drop)
     parts = []
-    for (model, t, c), table in score_tables(frame, transforms, metric).items():
-        part = _of_cases(table, transforms[t], metric, drop).reset_index()
-        head = dict(model=model, sample=part.pop('sample'), transform=t, unit=transforms[t].unit, metric=metric.name) | {'class': c}
-        parts.append(part.assign(**head)[[*KEYS, *NUMBERS]])
+    for key, table in score_tables(frame, transforms, metric).items():
+        numbers = _of_cases(table, transforms[key[1]], metric, drop).reset_index()
+        parts.append(numbers.assign(**_head(key, transforms, metric))[[*KEYS, *NUMBERS]])
     return pd.concat(parts, ignore_index=True)
+
+
+def _head(key, transforms, metric):
+    "What stands in front of the numbers of one model, transform and class."
+    model, transform, class_name = key
+    unit = transforms[transform].unit
+    return {'model': model, 'transform': transform, 'unit': unit, 'class': class_name, 'metric': metric.name}
 
 
 KEYS = ['model', 'sample', 'transform', 'unit', 'class', 'metric']
@@ -73,18 +79,19 @@ def summarise(
     by=None,  # Series or dict: sample -> group, for rows of their own
     level=.95, n=2000, seed=0,  # of the bootstrap
 ):  # -> DataFrame, a row a model, transform, class and group
-    """Medians over the cases with intervals: score unchanged, limits of tolerance, worst score, harm; counts of what they rest on.
+    """Medians over the cases with intervals: score unchanged, limits of tolerance, worst score, harm.
 
-    `cases` have been tried, of `clusters` patients; `scored` of them have a score unchanged; `undefined` counts scores over cases and values."""
+    `cases` have been tried, of `clusters` patients; `scored` of them have a score unchanged;
+    `undefined` counts scores over cases and values."""
     import pandas as pd
     metric, drop = _checked(frame, metric, drop)
-    rows = []
-    for (model, t, c), table in score_tables(frame, transforms, metric).items():
-        numbers = _of_cases(table, transforms[t], metric, drop)
+    rows, how = [], dict(level=level, n=n, seed=seed)
+    for key, table in score_tables(frame, transforms, metric).items():
+        numbers = _of_cases(table, transforms[key[1]], metric, drop)
         for group, members in _groups(by, table.index):
-            head = dict(model=model, transform=t, unit=transforms[t].unit, metric=metric.name) | {'class': c, 'group': group}
             clusters = of_samples(cluster, table.index[members])
-            rows.append(head | _of_cohort(table[members], numbers[members], clusters, metric, dict(level=level, n=n, seed=seed)))
+            row = _of_cohort(table[members], numbers[members], clusters, metric, how)
+            rows.append(_head(key, transforms, metric) | dict(group=group) | row)
     return pd.DataFrame(rows)[_columns(by)]
 
 
@@ -104,17 +111,19 @@ def _with_ends(names): return [column for name in names for column in (name, f'{
 
 def _columns(by):
     "The order of columns in `summarise`."
-    head = ['model', 'transform', 'unit', 'class', 'metric'] + ['group']*(by is not None)
-    return [*head, 'cases', 'clusters', 'scored', *_with_ends(MEDIANS[:3]), 'worst', 'worst at', *_with_ends(MEDIANS[3:]), 'undefined']
+    head = [k for k in KEYS if k != 'sample'] + ['group']*(by is not None)
+    counts, worst = ['cases', 'clusters', 'scored'], ['worst', 'worst at']
+    return [*head, *counts, *_with_ends(MEDIANS[:3]), *worst, *_with_ends(MEDIANS[3:]), 'undefined']
 
 
 def _of_cohort(table, numbers, clusters, metric, how):
     "The numbers of one row of `summarise`."
-    b = bootstrap(numbers[MEDIANS].to_numpy(float), 'median', clusters=clusters, **how)
+    found = bootstrap(numbers[MEDIANS].to_numpy(float), 'median', clusters=clusters, **how)
     row = dict(cases=len(table), clusters=len(set(clusters)), scored=int(numbers.unchanged.notna().sum()))
-    for i, name in enumerate(MEDIANS): row |= {name: b.estimate[i], f'{name} low': b.low[i], f'{name} high': b.high[i]}
+    for name, *ends in zip(MEDIANS, found.estimate, found.low, found.high): row |= dict(zip(_with_ends([name]), ends))
     at = worst_value(table, metric)
-    return row | {'worst': np.nan if np.isnan(at) else table[at].median(), 'worst at': at, 'undefined': int(numbers.undefined.sum())}
+    worst = np.nan if np.isnan(at) else table[at].median()
+    return row | {'worst': worst, 'worst at': at, 'undefined': int(numbers.undefined.sum())}
 
 # %% ../../nbs/api/study/summary.ipynb #61f0884c
 def rank(
@@ -132,11 +141,14 @@ def rank(
 
 # %% ../../nbs/api/study/summary.ipynb #bc20d9a2
 def worst(
-    frame, transforms: dict,  # tidy, of a study; name -> transform. Take a part of the frame to look at one model, class or transform
+    frame,  # tidy, of a study; take a part of it to look at one model, class or transform
+    transforms: dict,  # name -> transform
     n=5,  # how many samples
     *, metric=None,  # a name, a Metric or a function; None: the first one of the frame
 ):  # -> DataFrame: sample, model, transform, value, unit, in words, class, metric, score, unchanged
-    "The samples with the worst scores, each with the change that does it; of equal ones first what fell furthest. Undefined scores are left out."
+    """The samples with the worst scores, each with the change that does it.
+
+    Of equal ones that comes first which fell furthest. Undefined scores are left out."""
     if n < 1: raise ValueError(f'n must be 1 or more, got {n}')
     metric = one_metric(frame, metric)[1]
     table = per_case(frame, transforms, metric=metric, drop=np.inf).dropna(subset='worst')

@@ -20,7 +20,8 @@ def _range(row, t, values, drop):
     "How far the median case holds; `drop` as text."
     low, high = row['lower'], row['upper']
     if np.isnan(low): return ''
-    stays = f'the median case stays within {drop} of its ' + ('unchanged score' if t.zero == 'unchanged' else f'score {t.zero}')
+    of = 'unchanged score' if t.zero == 'unchanged' else f'score {t.zero}'
+    stays = f'the median case stays within {drop} of its {of}'
     if (low, high) == (values[0], values[-1]): return f'{stays} at all values'
     if low == high: return f'the median case gets more than {drop} worse at the next value already'
     ends = []
@@ -79,10 +80,10 @@ def of_class(
     interval = between_text(most['unchanged low'], most['unchanged high'])
     lines = [f'- {what}: {unchanged} {transforms[most["transform"]].zero} ({interval}; {_who(most, clusters)}).']
     for i, row in enumerate(rows):
-        t = transforms[row['transform']]
+        name = row['transform']
         note = ', most harmful' if i == 0 and len(rows) > 1 and row['harm'] > 0 else ''
         if row['cases'] < most['cases']: note += f', {row["cases"]} of {most["cases"]} cases'
-        lines.append(f'  - {t.name}{note}: {of_transform(row, t, tried[t.name], drop, unit)}')
+        lines.append(f'  - {name}{note}: {of_transform(row, transforms[name], tried[name], drop, unit)}')
     return lines
 
 # %% ../../nbs/api/study/told.ipynb #121bab17

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ..data.cohort import Case
 from ..data.files import as_file_name
 from .archive import Archive
-from ..sweep.scoring import Probe, Scoring, answers
+from ..sweep.scoring import Probe, Scoring
 from ..transforms.base import sweep_values
 
 # %% auto #0
@@ -107,31 +107,32 @@ def _reason(e, timeout=None):
 
 
 def _scored(work, name, sample, unit, unchanged, check):
-    "The rows of a unit."
-    m, t = unit
-    probe = Probe(work.models[m], sample, work.transforms[t], work.scoring, unchanged)
-    rows = []
+    "The rows of a unit. `check` raises when time is up."
+    model, transform = unit
+    probe = Probe(work.models[model], sample, work.transforms[transform], work.scoring, unchanged)
+    unit, rows = probe.transform.unit, []
     for value, _, table in probe.at(sweep_values(probe.transform)):
         check()
-        for c, scores in zip(probe.foreground, table):
-            rows += [(m, name, t, value, probe.transform.unit, c, metric, s) for metric, s in zip(work.scoring.metrics, scores)]
+        for class_name, scores in zip(probe.foreground, table):
+            head = model, name, transform, value, unit, class_name
+            rows += [(*head, metric, score) for metric, score in zip(work.scoring.metrics, scores)]
     return rows
 
 # %% ../../nbs/api/study/work.ipynb #b34f4305
-def _ask(work, name, sample, m, transforms):
+def _ask(work, name, sample, model, transforms):
     "All units of one model and one case. The failures."
     failed, unchanged = [], None
-    for t in transforms:
-        if work.noted: work.note(name).write_text(f'{m}\n{t}')
+    for transform in transforms:
+        if work.noted: work.note(name).write_text(f'{model}\n{transform}')
         try:
             with limited(work.timeout) as check:
-                if unchanged is None: unchanged = answers(work.models[m], [sample])[0]
-                rows = _scored(work, name, sample, (m, t), unchanged, check)
+                if unchanged is None: unchanged = work.models[model].segment([sample])[0]
+                rows = _scored(work, name, sample, (model, transform), unchanged, check)
         except (Exception, TimeOut) as e:
             reason = _reason(e, work.timeout)
-            if unchanged is None: return [failure(name, m, '', reason)]  # so the others would fail as well
-            failed.append(failure(name, m, t, reason))
-        else: Archive(work.folder).write(m, t, name, rows, sample.ndim)
+            if unchanged is None: return [failure(name, model, '', reason)]  # so the others would fail as well
+            failed.append(failure(name, model, transform, reason))
+        else: Archive(work.folder).write(model, transform, name, rows, sample.ndim)
     return failed
 
 # %% ../../nbs/api/study/work.ipynb #1dcaea62
@@ -139,14 +140,14 @@ def work_on(
     work: Work,
     task: Task,
 ) -> list:  # of failures
-    "Predict and score one case, writing each unit when it is done. Only an OSError of the study's own folder is raised."
+    "Predict and score one case; units are written when they are done. Only an OSError of the study's folder is raised."
     name, failed = task.case.name, []
     if work.noted: work.note(name).write_text('\n')
     try: sample = task.case.sample() if task.units else None
     except Exception as e: failed.append(failure(name, '', '', _reason(e)))
     else:
-        for m in dict.fromkeys(m for m, _ in task.units):
-            failed += _ask(work, name, sample, m, [t for other, t in task.units if other == m])
+        for model in dict.fromkeys(m for m, _ in task.units):
+            failed += _ask(work, name, sample, model, [t for m, t in task.units if m == model])
     keep_failures(work, task, failed)
     if work.noted: work.note(name).unlink(missing_ok=True)
     return failed
@@ -160,8 +161,9 @@ def keep_failures(work: Work, task: Task, failed: list):
     if found or old: archive.write_failures(name, found)
 
 
-def _holds(work, task, m, t):
+def _holds(work, task, model, transform):
     "Does an old failure still hold?"
-    if not m: return bool(task.left) and not task.units
-    if not t: return m not in work.models or any(other == m for other, _ in task.left)
-    return (m, t) not in task.units and not Archive(work.folder).unit(m, t, task.case.name).exists()
+    if not model: return bool(task.left) and not task.units
+    if not transform: return model not in work.models or any(m == model for m, _ in task.left)
+    if (model, transform) in task.units: return False
+    return not Archive(work.folder).unit(model, transform, task.case.name).exists()

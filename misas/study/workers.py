@@ -19,7 +19,7 @@ from ..data.files import whole
 from .work import Task, Work, failure, keep_failures, work_on
 
 # %% auto #0
-__all__ = ['cores', 'using_threads', 'freeze', 'remote', 'Died', 'in_processes', 'in_this_process']
+__all__ = ['DEATH', 'cores', 'using_threads', 'freeze', 'remote', 'Died', 'in_processes', 'in_this_process']
 
 # %% ../../nbs/api/study/workers.ipynb #ef139c9e
 def cores() -> int:
@@ -62,7 +62,7 @@ def _thaw(path):
     import cloudpickle
     me = threading.get_ident()
     if _OPEN.get(me, ('',))[0] != path:
-        with open(path, 'rb') as f: _OPEN[me] = path, cloudpickle.load(f)
+        with open(path, 'rb') as file: _OPEN[me] = path, cloudpickle.load(file)
     return _OPEN[me][1]
 
 # %% ../../nbs/api/study/workers.ipynb #8010a03c
@@ -82,11 +82,14 @@ class Died(Exception):
 
 
 _IDLE = {}  # (n_jobs, threads) -> processes of the last run, kept for the next one
-_VARIABLES = 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'VECLIB_MAXIMUM_THREADS', 'NUMEXPR_NUM_THREADS'
+_VARIABLES = (
+    'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'VECLIB_MAXIMUM_THREADS', 'NUMEXPR_NUM_THREADS')
 
 
 class _Processes:
     "Processes of this machine."
+    gone = ()  # errors that say that all of it is gone
+
     def __init__(self, n_jobs, threads):
         from concurrent.futures.process import BrokenProcessPool
         from loky import ProcessPoolExecutor
@@ -111,9 +114,9 @@ class _Processes:
 class _Cluster:
     "Workers of a Dask cluster. RuntimeError where it has none."
     def __init__(self, client):
-        from distributed import TimeoutError as NoWorker
+        from distributed import CancelledError, TimeoutError as NoWorker
         from distributed.scheduler import KilledWorker
-        self.client, self.death = client, KilledWorker
+        self.client, self.death, self.gone = client, KilledWorker, CancelledError
         try: client.wait_for_workers(1, timeout=60)
         except NoWorker: raise RuntimeError('client: no worker has joined the cluster within 60 s; start one') from None
 
@@ -132,24 +135,21 @@ class _Cluster:
 @contextmanager
 def _opened(n_jobs, threads, client):
     "`_Processes` or, with a client, a `_Cluster`. RuntimeError where that goes away."
-    with warnings.catch_warnings():  # advice about idle workers, and about images that are in memory and have to be sent
+    with warnings.catch_warnings():  # about idle workers, and about images that are in memory and have to be sent
         for text in ('A worker stopped while some jobs', 'Sending large graph'): warnings.filterwarnings('ignore', text)
         pool = _Processes(n_jobs, threads) if client is None else _Cluster(client)
         idle = False
         try:
             yield pool
             idle = True
-        except Exception as e:
-            if client is None or not _is_gone(e): raise
+        except pool.gone as e:
             raise RuntimeError('client: the cluster is gone; what it did is kept, so start it and run again') from e
         finally: pool.close(idle)
 
-
-def _is_gone(e):
-    from distributed import CancelledError
-    return isinstance(e, CancelledError)
-
 # %% ../../nbs/api/study/workers.ipynb #dedbb102
+DEATH = 'the process that worked on it died (out of memory, or a crash in compiled code?)'
+
+
 class _Run:
     "Tasks done in other processes."
     def __init__(self, work, tasks, n_jobs, client, threads):
@@ -188,9 +188,9 @@ def together(self: _Run, pool):  # yields (name of the case, failures) as they c
         while True:
             self.fill(pool, running)
             if not running: return
-            names, dead = {f: running.pop(f) for f in pool.first(running)}, []
-            for f, name in names.items():
-                try: out = f.result()
+            names, dead = {future: running.pop(future) for future in pool.first(running)}, []
+            for future, name in names.items():
+                try: out = future.result()
                 except pool.death: dead.append(name)
                 else:
                     del self.out[name]
@@ -198,7 +198,7 @@ def together(self: _Run, pool):  # yields (name of the case, failures) as they c
             if dead and self.client is None: raise Died
             for name in dead: yield self.alone(self.out.pop(name))
     finally:
-        for f in running: f.cancel()
+        for future in running: future.cancel()
 
 
 @patch
@@ -211,7 +211,7 @@ def alone(self: _Run, task):  # (name of the case, failures)
         rest = task._replace(units=units, left=[*task.left, *dead])
         try: return name, failed + self.by_itself(rest)
         except Died: unit = self.last_words(name)
-        failed.append(failure(name, *unit, 'the process that worked on it died (out of memory, or a crash in compiled code?)'))
+        failed.append(failure(name, *unit, DEATH))
         keep_failures(self.work, task, failed)
         if unit == ['', '']: return name, failed  # already while it was read
 
@@ -226,13 +226,13 @@ def by_itself(self: _Run, task):
 
 @patch
 def last_words(self: _Run, name):
-    "The model and the transform in the note of a case, which is taken away. A note may be empty: its writer died while it wrote it."
+    "The model and the transform in the note of a case, which is taken away."
     note = self.work.note(name)
-    text = note.read_text() if note.exists() else ''
+    text = note.read_text() if note.exists() else ''  # it may be empty, too: its writer died while it wrote
     note.unlink(missing_ok=True)
     return [*text.split('\n'), ''][:2]
 
-
+# %% ../../nbs/api/study/workers.ipynb #6e861648
 @patch
 def after_death(self: _Run):  # yields (name of the case, failures)
     "Those that were being worked on when a process died, each alone; the others are handed out again."

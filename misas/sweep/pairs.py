@@ -5,7 +5,6 @@
 # %% ../../nbs/api/sweep/pairs.ipynb #c160b57b
 from __future__ import annotations
 
-from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +89,7 @@ class SensitivityGrid:
         raise ValueError(f'metric {name!r} was not computed; there are {", ".join(self.metrics)}')
 
     @property
-    def frame(self) -> pandas.DataFrame:
+    def frame(self) -> 'pandas.DataFrame':
         "Tidy table: transform, value and unit of both, class, metric, score."
         import pandas as pd
         first, second = self.transform.free
@@ -100,7 +99,7 @@ class SensitivityGrid:
         both = 'transform', 'value', 'unit', 'transform 2', 'value 2', 'unit 2'
         return pd.DataFrame(rows, columns=[*both, 'class', 'metric', 'score'])
 
-# %% ../../nbs/api/sweep/pairs.ipynb #5f97a431
+# %% ../../nbs/api/sweep/pairs.ipynb #64aabc37
 def sensitivity_grid(
     model: Any,  # a Model, or anything `as_model` takes
     sample: Any,  # a Sample, or anything `as_sample` takes
@@ -127,7 +126,7 @@ def _two_lists(values, stack):
     names = ' and one for '.join(t.name for t in stack.free)
     raise ValueError(f'values must be two lists, one for {names}, got {values!r}')
 
-# %% ../../nbs/api/sweep/pairs.ipynb #c267c8c6
+# %% ../../nbs/api/sweep/pairs.ipynb #06e7ef36
 @patch
 def scores(
     self: SensitivityGrid,
@@ -193,7 +192,7 @@ def plot(
     cls: str | None = None,  # a class; None: a panel for each
     drop: float | None = None,  # how much worse than at both identities still holds; None: 0.1 for ratios, else no line
     ax: Axes | None = None,  # for one class
-) -> Figure:
+) -> 'Figure':
     "Scores of each class over both values; bright is better, and the line surrounds what holds."
     import matplotlib.pyplot as plt
     metric, names = self._metric(metric), [cls] if cls else self.foreground
@@ -229,7 +228,7 @@ def gallery(
     index: int | None = None,  # of volumes: which slice; None: the one with most labels
     axis: int = -1,  # of volumes: across which axis
     **kw: Any,  # see `misas.view.plot.gallery`
-) -> Figure:
+) -> 'Figure':
     "Transformed image, prediction (filled) and truth (line) for some pairs: a row a value of the first transform."
     if not isinstance(n, int) or n < 1: raise ValueError(f'n must be a whole number of at least 1, got {n!r}')
     picks = [[values[round(k)] for k in np.linspace(0, len(values) - 1, min(n, len(values)))] for values in self.values]
@@ -246,7 +245,7 @@ def _picture(self: SensitivityGrid, at, index, axis):
     picture = pictures.flat(self.transform(self.sample, at), unpack_labels(packed), index, axis, like=self.sample)
     return *picture, f'{self.transform.text(at)}\n{self.metrics[0]} {scores_text(table[:, 0])}'
 
-# %% ../../nbs/api/sweep/pairs.ipynb #1f245ad9
+# %% ../../nbs/api/sweep/pairs.ipynb #79fa6dbb
 @patch
 def summary(
     self: SensitivityGrid,

@@ -16,17 +16,16 @@ from ..data.fingerprint import fingerprint
 from ..data.io import as_sample
 from ..data.labels import class_count, class_names, foreground, is_stack
 from ..data.sample import Sample
-from ..metrics.metric import METRICS, Metric, as_metrics
+from ..metrics.metric import METRICS, as_metrics
 from ..metrics.voxels import scores
 from ..models.adapt import as_model
 from ..models.base import Model, check_overlap
 from ..transforms.base import Transform
 
 # %% auto #0
-__all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'as_transform', 'Series', 'pack_labels', 'unpack_labels', 'Probe',
-           'answers']
+__all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'as_transform', 'Series', 'pack_labels', 'unpack_labels', 'Probe']
 
-# %% ../../nbs/api/sweep/scoring.ipynb #67da899e
+# %% ../../nbs/api/sweep/scoring.ipynb #87c55f5c
 def _one_of(what, choice, allowed):
     "Raise ValueError for a choice that there is not."
     if choice not in allowed: raise ValueError(f'{what} must be {" or ".join(map(repr, allowed))}, got {choice!r}')
@@ -49,8 +48,8 @@ class Scoring:
     def check(self, sample: Sample) -> None:
         "ValueError where the sample lacks labels, or the spacing that a metric needs."
         if self.reference == 'labels' and sample.labels is None: raise ValueError(
-            f"sample {sample.name!r} has no labels; pass reference='prediction' to compare with the model's own prediction "
-            f'on the unchanged image')
+            f"sample {sample.name!r} has no labels; pass reference='prediction' to compare with the model's own "
+            f'prediction on the unchanged image')
         measured = [m.name for m in self.metrics.values() if 'spacing' in m.needs]
         if measured and not sample.spacing_known: raise ValueError(
             f'{measured[0]} is measured in mm, but the spacing of sample {sample.name!r} is not known; '
@@ -73,7 +72,7 @@ def _class_total(prediction, sample):
     if is_stack(prediction): return len(prediction)
     return len(sample.classes) if sample.classes else 1 + max(class_count(prediction), class_count(sample.labels))
 
-# %% ../../nbs/api/sweep/scoring.ipynb #9f1e4c84
+# %% ../../nbs/api/sweep/scoring.ipynb #db20b93d
 class Compared(NamedTuple):
     "What a score is made of, all on one grid."
     prediction: np.ndarray  # label map or stack of masks
@@ -97,7 +96,7 @@ def pair(
     if known is not None and sample.valid is not None: valid = known & sample.valid
     return Compared(back, sample.labels, valid, sample.spacing)
 
-# %% ../../nbs/api/sweep/scoring.ipynb #fc412547
+# %% ../../nbs/api/sweep/scoring.ipynb #ae002d60
 @patch
 def at(
     self: Scoring, transform: Transform,
@@ -112,7 +111,7 @@ def at(
     found = pair(transform, sample, moved, value, prediction, self.space)
     return scores(found.prediction, found.truth, self.metrics, n_classes, found.valid, found.spacing)
 
-# %% ../../nbs/api/sweep/scoring.ipynb #2fd059e5
+# %% ../../nbs/api/sweep/scoring.ipynb #bb9d06ce
 def _of_metric(metric):
     "A metric for a file: its name if it comes with misas, else what it is and a fingerprint of its function."
     if METRICS.get(metric.name) == metric: return metric.name
@@ -155,7 +154,7 @@ def _check_count(model, sample):
         f'labels of sample {sample.name!r} hold the value {top}, '
         f'but {model.name} predicts {model.n_classes} classes (0 to {model.n_classes - 1})')
 
-# %% ../../nbs/api/sweep/scoring.ipynb #f4cc9d8d
+# %% ../../nbs/api/sweep/scoring.ipynb #51a3e290
 def as_transform(transform) -> Transform:
     "A transform with one number to vary, from an object or a class. TypeError or ValueError for anything else."
     if isinstance(transform, type) and issubclass(transform, Transform): transform = transform()
@@ -189,7 +188,7 @@ def pack_labels(
 def unpack_labels(packed: tuple) -> np.ndarray:
     "What `pack_labels` was given."
     shape, dtype, data = packed[0], np.dtype(packed[1]), zlib.decompress(packed[2])
-    if dtype != bool: return np.frombuffer(data, dtype).reshape(shape)
+    if dtype.kind != 'b': return np.frombuffer(data, dtype).reshape(shape)
     return np.unpackbits(np.frombuffer(data, np.uint8), count=np.prod(shape)).view(bool).reshape(shape)
 
 # %% ../../nbs/api/sweep/scoring.ipynb #23904a09
@@ -221,20 +220,12 @@ class Probe:
         zero = self.transform(sample, self.transform.identity)
         asked = sample if self.scoring.reference == 'prediction' else zero
         new = unchanged is None or asked is not sample
-        first = answers(self.model, [asked])[0] if new else unchanged
+        first = self.model.segment(asked)[0] if new else unchanged
         self.known = {self.transform.identity: first} if asked is zero else {}
         self.predictions = int(new)  # so far
         return first
 
-
-def answers(
-    model: Model,
-    samples: list,  # Samples of one size
-) -> np.ndarray:  # label maps (N, *S), or stacks of masks (N, K, *S)
-    "What a model says, in the form in which it is scored and drawn."
-    return model.segment(samples)
-
-# %% ../../nbs/api/sweep/scoring.ipynb #d511cdfd
+# %% ../../nbs/api/sweep/scoring.ipynb #7323c348
 def _groups(values, model, ndim, moved):
     "(value, sample) of neighbouring values whose images have one shape, at most a batch at a time."
     size = model.portion(ndim)
@@ -262,7 +253,7 @@ def at(
     with _progress(values, progress, f'{self.transform.name}, {self.model.name}') as bar:
         for group in _groups(values, self.model, self.sample.ndim, moved):
             new = [one for value, one in group if value not in self.known]
-            predicted = iter(answers(self.model, new) if new else ())
+            predicted = iter(self.model.segment(new) if new else ())
             self.predictions += len(new)
             for value, one in group:
                 prediction = self.known[value] if value in self.known else next(predicted)

@@ -17,6 +17,7 @@ from ..metrics.masks import confusion as confusion_matrix
 from ..metrics.metric import Metric
 from .scoring import Probe, Scoring, Series, as_transform, pair, unpack_labels
 from .sentences import curve_sentence, first_to_break
+from .stored import Stored, read_sweep, write_sweep
 from ..transforms.base import Transform, sweep_values
 from ..view import page, plot as pictures
 from ..view.words import Summary, scores_text
@@ -31,12 +32,13 @@ __all__ = ['Sensitivity', 'sensitivity']
 # %% ../../nbs/api/sweep/sensitivity.ipynb #55de8fe3
 class Sensitivity:
     "The result of a sweep; see `sensitivity`."
-    def __init__(self, probe: Probe, found: dict):
+    def __init__(self, probe: Probe | Stored, found: dict):
         "`found`: value -> (packed prediction, scores), the identity among them"
         for k in ('sample', 'transform', 'classes', 'foreground', 'scoring'): setattr(self, k, getattr(probe, k))
         self.reference, self.space = self.scoring.reference, self.scoring.space
-        self.model, self._metrics, self.metrics = probe.model.name, self.scoring.metrics, list(self.scoring.metrics)
-        self._probe = probe  # to ask at more values; not saved
+        self._metrics, self.metrics = self.scoring.metrics, list(self.scoring.metrics)
+        asks = isinstance(probe, Probe)
+        self.model, self._probe = (probe.model.name, probe) if asks else (probe.model, None)  # not saved
         self.values = sorted(found)
         self._packed = [found[value][0] for value in self.values]
         self._table = np.stack([found[value][1] for value in self.values])  # (values, classes with scores, metrics)
@@ -82,7 +84,7 @@ def sensitivity(
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #06a7ef4c
 @patch(as_prop=True)
-def frame(self: Sensitivity) -> pandas.DataFrame:
+def frame(self: Sensitivity) -> 'pandas.DataFrame':
     "Tidy table: transform, value, unit, class, metric, score."
     import pandas as pd
     name, unit = self.transform.name, self.transform.unit
@@ -145,7 +147,7 @@ def plot(
     self: Sensitivity,
     metrics: str | Iterable[str] | None = None,  # a name or several; None: all
     **kw: Any,  # see `misas.view.plot.curves`
-) -> Figure:
+) -> 'Figure':
     "Score against value for each class, a panel a metric."
     frame = self.frame
     if metrics is not None: frame = frame[frame.metric.isin(np.atleast_1d(metrics))]
@@ -186,7 +188,7 @@ def gallery(
     index: int | None = None,  # of volumes: which slice; None: the one with most labels
     axis: int = -1,  # of volumes: across which axis
     **kw: Any,  # see `misas.view.plot.gallery`
-) -> Figure:
+) -> 'Figure':
     "Transformed image, prediction (filled) and truth (line) for some values, with their scores."
     picked = _some(self, values, n)
     samples, predictions = zip(*(_pictures(self, i, index, axis) for i in picked))
@@ -200,7 +202,7 @@ def confusion(
     values: Iterable[float] | None = None,  # which; None: `n` spread over the sweep
     n: int = 4,  # how many
     **kw: Any,  # see `misas.view.plot.confusion_matrices`
-) -> Figure:
+) -> 'Figure':
     "Confusion matrices for some values, in per cent of the truth. ValueError where classes may overlap."
     if self.sample.overlapping: raise ValueError(
         f'confusion needs classes that exclude each other, and those of {self.model} may overlap: see gallery()')
@@ -241,7 +243,7 @@ def tolerance(
     self: Sensitivity,
     drop: float | None = None,  # how much worse than unchanged the score may get, in its unit; None: 0.1 for ratios
     metric: str | None = None,  # name; None: the first one
-) -> pandas.DataFrame:  # a row a class
+) -> 'pandas.DataFrame':  # a row a class
     """The range of values around the identity in which each class stays within `drop` of its score there.
 
     `lower` and `upper` are the last values that hold; `breaks below` and `breaks above` the first that do not (NaN:
@@ -292,3 +294,25 @@ def to_html(
             page.figure(self.gallery(), 'image, prediction and truth at some values'),
             page.section('What is tolerated', page.table(told.frame))]
     return page.write_page(path, page.report(f'{self.model} on {self._name}: {self.transform.name}', *body))
+
+# %% ../../nbs/api/sweep/sensitivity.ipynb #3760e2d4
+@patch
+def save(
+    self: Sensitivity,
+    path: str | PathLike,  # file ending in .npz
+) -> str:  # the path
+    "Write the result completely or not at all. ValueError for a transform that cannot be written down."
+    names = self.classes, self.foreground
+    answers = self.values, self._packed, self._table
+    return write_sweep(Stored(self.sample, self.transform, self.scoring, self.model, *names, *answers), path)
+
+
+@patch(cls_method=True)
+def load(
+    cls: Sensitivity,
+    path: str | PathLike,  # a file that `save` wrote
+    functions: Iterable = (),  # those that a transform of your own is made of
+) -> Sensitivity:
+    "A saved result, without its model. ValueError for a file that holds none."
+    known = read_sweep(path, functions)
+    return cls(known, dict(zip(known.values, zip(known.packed, known.table))))

@@ -95,7 +95,7 @@ def _holds_again(sweep, row, k, drop):
     fine = holds(bad, bad[sweep._same] + drop)
     return [v for v, ok in zip(sweep.values, fine) if ok and (v < row['breaks below'] or v > row['breaks above'])]
 
-# %% ../../nbs/api/sweep/tolerance.ipynb #53f60dcd
+# %% ../../nbs/api/sweep/tolerance.ipynb #6738b3db
 @patch
 def summary(self: Tolerance) -> Summary:  # prints as text; `.frame` holds the numbers
     "The range of each class in words."
@@ -128,12 +128,12 @@ def _end(transform, at, beyond, last):
     else: why = 'end of the range' if at == last else 'undefined beyond'
     return f'{transform.text(at)} ({why})'
 
-# %% ../../nbs/api/sweep/tolerance.ipynb #5605b6f3
+# %% ../../nbs/api/sweep/tolerance.ipynb #af5f1bc8
 @patch
 def plot(
     self: Tolerance,
     ax: Axes | None = None,  # None: new ones
-) -> Figure:
+) -> 'Figure':
     "The values that were asked for, and the range of each class."
     import matplotlib.pyplot as plt
     ax = ax or plt.subplots(figsize=(6, 3.4))[1]
@@ -195,7 +195,7 @@ class _Search:
 
 def _between(side, a, b): return side[side.index(a) + 1:side.index(b)]
 
-# %% ../../nbs/api/sweep/tolerance.ipynb #c025a862
+# %% ../../nbs/api/sweep/tolerance.ipynb #9bcbf2a6
 def tolerance(
     model: Any,  # a Model, or anything `as_model` takes
     sample: Any,  # a Sample, or anything `as_sample` takes

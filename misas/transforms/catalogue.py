@@ -24,7 +24,7 @@ CATALOGUE = (
     artifact.Undersampling)
 
 
-def transforms() -> pandas.DataFrame:
+def transforms() -> 'pandas.DataFrame':
     "Table of all transforms: class, name, unit, identity, default values, dimensions, whether labels move."
     import pandas as pd
     return pd.DataFrame([_row(kind()) for kind in CATALOGUE])

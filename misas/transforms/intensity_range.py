@@ -27,7 +27,8 @@ def _robust(x):
 class IntensityRange(Transform):
     "The grey values brought into a range that networks are trained with, from their minimum and maximum or robustly."
     name, identity = 'intensity range', 0.
-    words = {0.: 'as it is', 1.: '0 to 1', 2.: '0 to 255', 3.: 'z-score', 4.: '1st to 99th percentile, 0 to 1', 5.: 'inverted'}
+    words = {0.: 'as it is', 1.: '0 to 1', 2.: '0 to 255', 3.: 'z-score', 4.: '1st to 99th percentile, 0 to 1',
+             5.: 'inverted'}
     values = tuple(words)
 
     def apply(self, sample, value):

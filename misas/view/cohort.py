@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..metrics.tables import of_samples, one_metric, score_tables, worst_value
-from ..metrics.tables import sized as sized
 from ..statistics import bootstrap
 from .panels import beside, legend, looks, panels, whiskers
 from .plot import measure, plain_text, score_ends
@@ -66,7 +65,7 @@ def _band(ax, at, spread, top, color, ls):
     ax.fill_between(at, *(np.where(np.isinf(a), top, a) for a in (low, high)), color=color, alpha=.25, lw=0)
     ax.plot(at[far], np.full(far.sum(), top), '^', color=color)
 
-# %% ../../nbs/api/view/cohort.ipynb #40ce1ec8
+# %% ../../nbs/api/view/cohort.ipynb #6920a08f
 def _finish(ax, here, row, transform, ends):
     "Axes, title, identity and the number of undefined scores of one panel."
     values = np.unique(np.concatenate([table.columns for table in here.values()]))
@@ -102,7 +101,7 @@ def _signs(tables, band, cases, zero):
 
 # %% ../../nbs/api/view/cohort.ipynb #71eac015
 def cohort_curves(
-    frame: pandas.DataFrame,  # tidy: model, sample, transform, value, unit, class, metric, score
+    frame: 'pandas.DataFrame',  # tidy: model, sample, transform, value, unit, class, metric, score
     transforms: dict,  # name -> transform
     *, metric=None,  # a Metric or a name; None: the first one of the frame
     cluster=None,  # Series or dict: sample -> patient; None: samples are independent
@@ -113,7 +112,7 @@ def cohort_curves(
     level: float = .95, n: int = 2000, seed: int = 0,  # of the bootstrap
     n_cols: int = 4, size: tuple = (2.7, 2.8),  # panels in a row; inches of one
     axs=None,  # matplotlib axes, as many as panels
-) -> Figure:
+) -> 'Figure':
     "Median score of a cohort, a panel a transform; of several models a line each, and a row of panels a class."
     if band not in ('interval', 'quartiles'): raise ValueError(f"band must be 'interval' or 'quartiles', got {band!r}")
     tables, metric = score_tables(frame, transforms, metric), one_metric(frame, metric)[1]
@@ -161,7 +160,7 @@ def _columns(tables, transforms, metric):
 
 
 def distribution(
-    frame: pandas.DataFrame,  # tidy: model, sample, transform, value, unit, class, metric, score
+    frame: 'pandas.DataFrame',  # tidy: model, sample, transform, value, unit, class, metric, score
     transforms: dict,  # name -> transform
     *, metric=None,  # a Metric, a name or a function; None: the first one of the frame
     colours: dict | None = None,  # class -> its number, whose colour it gets; None: 1, 2, ... in the order of the frame
@@ -169,7 +168,7 @@ def distribution(
     seed: int = 0,  # of the jitter
     size: tuple = (1., 3.),  # inches: width of one change, height
     axs=None,  # matplotlib axes, one a class
-) -> Figure:
+) -> 'Figure':
     "The scores of all cases, unchanged and where each transform is worst; a panel a class, box and points a model."
     metric = one_metric(frame, metric)[1]
     tables, rng = score_tables(frame, transforms, metric), np.random.default_rng(seed)
@@ -197,12 +196,12 @@ def _check_columns(table, columns, maker):
 
 
 def ranking(
-    table: pandas.DataFrame,  # model, transform, class, harm, harm low, harm high; see `misas.study.summary.rank`
+    table: 'pandas.DataFrame',  # model, transform, class, harm, harm low, harm high; see `misas.study.summary.rank`
     *, colours: dict | None = None,  # class -> its number, whose colour it gets; None: 1, 2, ... as in the table
     units: dict | None = None,  # of the metrics, by name; None: those of volumes
     size: tuple = (3.2, .34),  # inches: width of a panel, height of one transform
     axs=None,  # matplotlib axes, one a class
-) -> Figure:
+) -> 'Figure':
     "Harm of each transform with its interval, the most harmful on top; a panel a class."
     _check_columns(table, ['model', 'transform', 'class', *HARM], 'misas.study.summary.rank')
     if not len(table): raise ValueError('table is empty: there is nothing to rank')
@@ -237,7 +236,7 @@ def _ranked(ax, here, colors, edge):
 
 # %% ../../nbs/api/view/cohort.ipynb #fc96be1d
 def by_group(
-    table: pandas.DataFrame,  # model, sample, transform, class and numbers; see `misas.study.summary.per_case`
+    table: 'pandas.DataFrame',  # model, sample, transform, class and numbers; see `misas.study.summary.per_case`
     by,  # Series or dict: sample -> group
     column: str = 'unchanged',  # of the table: which number
     *, transform: str | None = None,  # name; needed where the number belongs to a transform and there are several
@@ -248,7 +247,7 @@ def by_group(
     level: float = .95, n: int = 2000, seed: int = 0,  # of the bootstrap, and of the jitter
     size: tuple = (1.1, 3.),  # inches: width of a group, height
     axs=None,  # matplotlib axes, one a class
-) -> Figure:
+) -> 'Figure':
     "One number of every case by group, with the median of the group and its interval; a panel a class."
     table = _one_number(table, column, transform)
     part, look = looks(zip(table['model'], table['class']), colours)
@@ -272,7 +271,7 @@ def by_group(
     legend(axs[0].figure, {} if part else look)
     return axs[0].figure
 
-# %% ../../nbs/api/view/cohort.ipynb #d61ead19
+# %% ../../nbs/api/view/cohort.ipynb #0ffec75b
 def _by_model(one, column): return dict(iter(one.groupby('model', observed=True)[column]))
 
 

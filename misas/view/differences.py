@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..metrics.tables import size_name
 from .plot import colour, with_unit
 
 # %% auto #0
@@ -40,10 +41,10 @@ def _limits(rows):
 
 def _label(metric, models, ndim):
     "What the axis of differences means, and who is better above 0."
-    a, b = models
-    up = {'higher': f'{b} is better', 'lower': f'{a} is better', 'zero': f'{a} is better'}.get(metric.better, f'{b} is higher')
-    name = f'|{metric.name}|' if metric.better == 'zero' else metric.name
-    return with_unit(f'{name}, {b} − {a}', metric.unit_in(ndim)) + f'\n(above 0: {up})'
+    first, second = models
+    who = {'higher': second, 'lower': first, 'zero': first}.get(metric.better)
+    up = f'{who} is better' if who else f'{second} is higher'
+    return with_unit(f'{size_name(metric)}, {second} − {first}', metric.unit_in(ndim)) + f'\n(above 0: {up})'
 
 
 def _marks(rows, colours, level):
@@ -53,7 +54,8 @@ def _marks(rows, colours, level):
     marks.append(Line2D([], [], ls='', marker='o', ms=7, mfc='w', mec='k', label=f'p < {1 - level:.2g}, corrected'))
     marks.append(Line2D([], [], ls='--', color='k', lw=1, label='identity'))
     for edge, mark in ((np.inf, '^'), (-np.inf, 'v')):
-        if (rows.difference == edge).any(): marks.append(Line2D([], [], ls='', marker=mark, color='#777777', label='infinite'))
+        infinite = (rows.difference == edge).any()
+        if infinite: marks.append(Line2D([], [], ls='', marker=mark, color='#777777', label='infinite'))
     return marks
 
 # %% ../../nbs/api/view/differences.ipynb #e2d96fb6
@@ -75,18 +77,20 @@ def difference_curves(
     n_rows = -(-len(names)//n_cols)
     fig, axs = plt.subplots(n_rows, n_cols, figsize=(size[0]*n_cols, size[1]*n_rows), squeeze=False, sharey=True)
     for ax in axs.flat[len(names):]: ax.axis('off')
-    for ax, name in zip(axs.flat, names): _transform(ax, rows[rows['transform'] == name], transforms[name], colours, level)
+    for ax, name in zip(axs.flat, names):
+        _transform(ax, rows[rows['transform'] == name], transforms[name], colours, level)
     for ax in axs.flat[:len(names)]: ax.set_ylim(_limits(rows))
     for ax in axs[:, 0]: ax.set_ylabel(_label(metric, models, ndim), fontsize=8)
     fig.tight_layout()
-    axs[0, -1].legend(handles=_marks(rows, colours, level), fontsize=7, loc='upper left', bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
+    outside = dict(loc='upper left', bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
+    axs[0, -1].legend(handles=_marks(rows, colours, level), fontsize=7, **outside)
     return fig
 
 
 def _transform(ax, rows, t, colours, level):
     "The panel of one transform."
-    for k, (c, color) in enumerate(colours.items()):
-        one = rows[rows['class'] == c].sort_values('value')
+    for k, (name, color) in enumerate(colours.items()):
+        one = rows[rows['class'] == name].sort_values('value')
         if len(one): _panel(ax, one, t.scale, (one['p corrected'] < 1 - level).to_numpy(), color, (k, len(colours)))
     t.scale.draw_axis(ax, rows.value, t.name, t.unit, identity=t.identity, zero=t.zero)
     ax.axhline(0, color='k', lw=.8)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['project', 'draw_projection', 'volume_views', 'plot_attribution']
+__all__ = ['project', 'draw_projection', 'volume_views', 'picture_views', 'plot_attribution']
 
 # %% ../../nbs/api/view/map_views.ipynb #4f25931d
 def project(
@@ -70,11 +70,19 @@ def _size_in_view(sample, axis):
     return sample.shape[row]*sample.spacing[row], sample.shape[col]*sample.spacing[col]
 
 # %% ../../nbs/api/view/map_views.ipynb #cef5db39
-def _draw_slice(ax, image, map, mask, voxel, axis, name, limit, window, **look):
-    "A slice through a voxel, with the places where the others cut."
-    window = window or plot.grey_window(image.image)
-    draw_map(ax, *flat_map(image, map, mask, voxel[axis], axis), limit, window, name, **look)
-    _ticks(ax, *_in_view(voxel, image, axis))
+def _draw_slices(axs, sample, map, channel, mask, voxel, limit, window, **look):
+    "Three slices through a voxel, with the places where the others cut; of one channel, or of the sum of all."
+    image, values = of_channel(sample, map, channel)
+    window = window if channel is None and window else plot.grey_window(image.image)
+    for ax, (name, axis) in zip(axs, cuts(sample.affine)):
+        words = f'{name}, slice {voxel[axis]}' if channel is None else f'{name}, channel {channel}'
+        draw_map(ax, *flat_map(image, values, mask, voxel[axis], axis), limit, window, words, **look)
+        _ticks(ax, *_in_view(voxel, image, axis))
+
+
+def _letter_all(axs, affine):
+    for line in axs:
+        for ax, (_, axis) in zip(line, cuts(affine)): _letters(ax, slice_letters(affine, axis))
 
 
 def volume_views(
@@ -88,7 +96,7 @@ def volume_views(
     unit: str = '', title: str = '', window: tuple | None = None, smooth: float = 0,  # see `show_map`
     width: float = 8.,  # inches
     **look,  # opacity, threshold, sign: see `palette`
-) -> Figure:
+) -> 'Figure':
     "Three slices of a volume with its map, and its projections. ValueError for a picture."
     if sample.ndim != 3: raise ValueError(f'sample must be a volume, got {sample!r}')
     whole, mask = smooth_map(as_map(sample, map), sample.spacing, smooth), as_mask(sample, target)
@@ -99,56 +107,57 @@ def volume_views(
     above = .1 + .2*len(title.splitlines())
     fig, axs, cax = panels(list(wide), max(high), len(shown) + projections, width, above)
     for i, line in enumerate(axs[:len(shown)]):
-        channel = i - 1 if i else None
-        image, values = of_channel(sample, whole, channel)
-        for ax, (name, axis) in zip(line, axes):
-            words = f'{name}, slice {voxel[axis]}' if channel is None else f'{name}, channel {channel}'
-            grey = window if channel is None else None
-            _draw_slice(ax, image, values, mask, voxel, axis, words, limit, grey, **look)
+        _draw_slices(line, sample, whole, i - 1 if i else None, mask, voxel, limit, window, **look)
     if projections:
-        for ax, (name, axis) in zip(axs[-1], axes):
-            draw_projection(ax, *of_channel(sample, whole, None), mask, axis, name, **look)
-    if sample.affine is not None:
-        for line in axs:
-            for ax, (_, axis) in zip(line, axes): _letters(ax, slice_letters(sample.affine, axis))
+        both = of_channel(sample, whole, None)
+        for ax, (name, axis) in zip(axs[-1], axes): draw_projection(ax, *both, mask, axis, name, **look)
+    if sample.affine is not None: _letter_all(axs, sample.affine)
     fig.suptitle(title, fontsize=9)
     colour_bar(axs[0, 0], shown, limit, unit, cax=cax, **look)
     return fig
 
 # %% ../../nbs/api/view/map_views.ipynb #586fa515
-def plot_attribution(
+def picture_views(
     sample: Sample,
     map,  # (*S) or (C', *S)
     *, target=None,  # bool (*S), to be outlined
-    title: str = '', about: str = '',  # what the map is; what the target is
-    unit: str = '',  # of the map
     channels: bool = True,  # each channel too, where the map has several?
-    index: int | None = None, axis: int = -1,  # one slice of a volume, as a picture; None: `volume_views`
+    index: int | None = None, axis: int = -1,  # of a volume: which slice across which axis; None: see `map_slice`
     limit: float | None = None, smooth: float = 0, window: tuple | None = None,  # see `show_map`
+    unit: str = '', title: str = '', about: str = '',  # of the map; what it is; what the target is
     width: float | None = None,  # inches; None: as wide as is readable
-    **kw,  # opacity, threshold, sign: see `palette`; of volumes also at, projections: see `volume_views`
-) -> Figure:
-    "The map of one method: over the image, channel by channel, and of a volume from three sides."
-    if sample.ndim == 3 and index is None:
-        title = '\n'.join(words for words in (title, about) if words)
-        how = dict(channels=channels, limit=limit, unit=unit, smooth=smooth, window=window, title=title)
-        return volume_views(sample, map, target=target, width=width or 8., **how, **kw)
+    **look,  # opacity, threshold, sign: see `palette`
+) -> 'Figure':
+    "The image with its target, the map, and its channels, side by side."
     mask, whole = as_mask(sample, target), smooth_map(as_map(sample, map), sample.spacing, smooth)
-    n_more = len(whole) if channels and len(whole) > 1 else 0
-    total = whole.sum(0)
-    flat, _, flat_mask = flat_map(sample, total, mask, index, axis)
-    high, wide = size_mm(flat)
-    n = 2 + n_more
-    fig, axs, cax = panels([wide]*n, high, 1, width or (3.*n if n < 4 else 9.) + 1, .3 if about else .1, .2)
+    each = whole[:len(whole) if channels and len(whole) > 1 else 0]  # channels that are shown one by one
+    shown = np.concatenate([whole.sum(0)[None], each])
+    limit = check_limit(limit, shown)
+    titles = [f'{title}, sum' if len(each) else title, *(f'channel {i}' for i in range(len(each)))]
+    flat, _, flat_mask = flat_map(sample, shown[0], mask, index, axis)
+    (high, wide), pictures = size_mm(flat), 1 + len(shown)
+    width = width or (3.*pictures if pictures < 4 else 9.) + 1
+    fig, axs, cax = panels([wide]*pictures, high, 1, width, .3 if about else .1, .2)
     fig.suptitle(plot._plain(about), fontsize=9)
     alone = of_channel(flat, flat.image, None)[0]
     draw_map(axs[0, 0], alone, 0*flat.image[0], flat_mask, 1., window, flat.name)
-    shown = np.concatenate([total[None], whole[:n_more]])
-    limit = check_limit(limit, shown)
-    for ax, channel in zip(axs[0, 1:], (None, *range(n_more))):
-        image, values = of_channel(sample, whole, channel)
-        words = f'channel {channel}' if channel is not None else f'{title}, sum' if n_more else title
-        grey = window if channel is None else None
-        draw_map(ax, *flat_map(image, values, mask, index, axis), limit, grey, words, **kw)
-    colour_bar(axs[0, 0], shown, limit, unit, cax=cax, **kw)
+    for i, ax in enumerate(axs[0, 1:]):
+        image, values = of_channel(sample, whole, i - 1 if i else None)
+        draw_map(ax, *flat_map(image, values, mask, index, axis), limit, None if i else window, titles[i], **look)
+    colour_bar(axs[0, 0], shown, limit, unit, cax=cax, **look)
     return fig
+
+
+def plot_attribution(
+    sample: Sample,
+    map,  # (*S) or (C', *S)
+    *, title: str = '', about: str = '',  # what the map is; what the target is
+    index: int | None = None,  # one slice of a volume, as a picture; None: `volume_views`
+    width: float | None = None,  # inches; None: as wide as is readable
+    **kw,  # see `picture_views`; of volumes `volume_views`
+) -> 'Figure':
+    "The map of one method: over the image, channel by channel, and of a volume from three sides."
+    if sample.ndim == 2 or index is not None:
+        return picture_views(sample, map, title=title, about=about, index=index, width=width, **kw)
+    title = '\n'.join(words for words in (title, about) if words)
+    return volume_views(sample, map, title=title, width=width or 8., **{'channels': True, **kw})

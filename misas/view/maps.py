@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.sample import Sample, best_slice, slice_array, take_slice, to_numpy
 from . import plot
+from .draw import nearest
 
 if TYPE_CHECKING:
     import torch
@@ -119,10 +120,11 @@ def of_channel(
     channel: int | None,  # None: the sum of all, over the first channel, or over the colours where there are three
 ) -> tuple:  # sample, map (*S)
     "One channel of image and map."
-    n = sample.n_channels
-    if channel is None: return (sample if n in (1, 3) else sample.replace(image=sample.image[:1])), map.sum(0)
-    if not 0 <= channel < n:
-        raise ValueError(f'channel {channel} is not one of the {n} (0 to {n - 1}) of {sample.name!r}')
+    count = sample.n_channels
+    first = sample if count in (1, 3) else sample.replace(image=sample.image[:1])
+    if channel is None: return first, map.sum(0)
+    if not 0 <= channel < count:
+        raise ValueError(f'channel {channel} is not one of the {count} (0 to {count - 1}) of {sample.name!r}')
     return sample.replace(image=sample.image[channel:channel + 1]), map[channel if len(map) > 1 else 0]
 
 # %% ../../nbs/api/view/maps.ipynb #9a66e79e
@@ -211,7 +213,7 @@ def overlay_map(
     limit = check_limit(limit, total)
     flat, values, mask = flat_map(image, total, as_mask(sample, target), index, axis)
     out = plot.overlay(flat, window=window, scale=scale)
-    rows, cols = (((np.arange(pixels) + .5)*n/pixels).astype(int) for n, pixels in zip(flat.shape, out.shape))
+    rows, cols = (nearest(pixels, n) for n, pixels in zip(flat.shape, out.shape))
     out = tint(out, map_colours(values, limit, **look)[rows][:, cols])
     return out if mask is None else outline(out, mask[rows][:, cols])
 
@@ -220,10 +222,10 @@ def draw_map(ax, sample, map, mask, limit, window=None, title='', **look):
     "Image, colours and outline of a slice (what `flat_map` gives) on axes."
     fig = plot.show(sample, ax=ax, window=window, title='', legend=False)
     if ax is None: ax = fig.axes[0]
-    ax.set_title(plot._plain(title), fontsize=8.5)
+    ax.set_title(plot.plain_text(title), fontsize=8.5)
     ax.imshow(map_colours(map, limit, **look), aspect=sample.spacing[0]/sample.spacing[1], interpolation='nearest')
     if mask is not None and mask.any():
-        for colour, width in (('k', 1.8), ('w', .8)): plot._outline(ax, mask, colour, width)
+        for colour, width in (('k', 1.8), ('w', .8)): plot.outline(ax, mask, colour, width)
     ax.set(xlim=(-.5, sample.shape[1] - .5), ylim=(sample.shape[0] - .5, -.5))
     return ax
 
@@ -269,7 +271,7 @@ def show_map(
     smooth: float = 0,  # mm, see `smooth_map`
     bar: bool = True,  # draw the colour bar?
     **look: object,  # opacity, threshold, sign: see `palette`
-) -> Figure:
+) -> 'Figure':
     "A map over its image, with its target outlined in white."
     image, total = of_channel(sample, as_map(sample, map), channel)
     total = smooth_map(total, sample.spacing, smooth)
@@ -288,12 +290,12 @@ def panels(
 ) -> tuple:  # figure, axes (n_rows, n_cols), axes of the colour bar
     "Empty axes at one scale."
     import matplotlib.pyplot as plt
-    n, gap = len(wide), .08
-    scale = (width - bar - gap*n)/sum(wide)
+    gap = .08*len(wide)
+    scale = (width - bar - gap)/sum(wide)
     height = n_rows*(high*scale + words) + above
-    fig, axs = plt.subplots(n_rows, n, squeeze=False, figsize=(width, height), width_ratios=wide)
+    fig, axs = plt.subplots(n_rows, len(wide), squeeze=False, figsize=(width, height), width_ratios=wide)
     fig.subplots_adjust(left=0, right=1 - bar/width, bottom=0, top=1 - (above + words)/height,
-                        wspace=gap*n/sum(wide)/scale, hspace=words/(high*scale))
+                        wspace=gap/sum(wide)/scale, hspace=words/(high*scale))
     for ax in axs.flat: ax.axis('off')
     tall = min(3., high*scale)/height
     middle = .5 - above/height/2 - words/height/2
@@ -315,7 +317,7 @@ def side_by_side(
     smooth: float = 0, window: tuple[float, float] | None = None,  # see `show_map`
     image: bool = True,  # the image alone comes first?
     **look: object,  # opacity, threshold, sign: see `palette`
-) -> Figure:
+) -> 'Figure':
     "Maps of several methods for the same target, each up to its own limit."
     if not maps: raise ValueError('maps is empty: there is nothing to show')
     mask = as_mask(sample, target)
@@ -323,9 +325,9 @@ def side_by_side(
     if sample.ndim == 3 and index is None: index = map_slice(next(iter(totals.values())), mask, axis)
     nothing = np.zeros(sample.shape, np.float32)
     alone, zero, flat = flat_map(sample, nothing, mask, index, axis)
-    n, (high, wide) = len(maps) + bool(image), size_mm(alone)
-    n_cols, lines = min(n_cols, n), 2 + any(units) + max(str(name).count('\n') for name in maps)
-    fig, axs, cax = panels([wide]*n_cols, high, -(-n//n_cols), n_cols*size + 1, words=.08 + .16*lines)
+    pictures, (high, wide) = len(maps) + bool(image), size_mm(alone)
+    n_cols, lines = min(n_cols, pictures), 2 + any(units) + max(str(name).count('\n') for name in maps)
+    fig, axs, cax = panels([wide]*n_cols, high, -(-pictures//n_cols), n_cols*size + 1, words=.08 + .16*lines)
     if image: draw_map(axs.flat[0], alone, zero, flat, 1., window, title=alone.name)
     for ax, (name, total) in zip(axs.flat[int(bool(image)):], totals.items()):
         unit, limit = units.get(name, '') if isinstance(units, dict) else units, map_limit(total)

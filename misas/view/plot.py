@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['outline', 'show', 'gallery', 'curves', 'plain_text', 'with_unit', 'measure', 'score_ends', 'value_axis',
-           'confusion_matrices']
+__all__ = ['outline', 'show', 'gallery', 'curves', 'plain_text', 'with_unit', 'measure', 'score_ends', 'confusion_matrices']
 
-# %% ../../nbs/api/view/plot.ipynb #df349cdd
+# %% ../../nbs/api/view/plot.ipynb #61108e8a
 def outline(
     ax: Axes,  # with an image
     mask: np.ndarray,  # (H, W) bool
@@ -52,7 +51,7 @@ def show(
     legend: bool = True,  # name the classes?
     lines: str | None = 'true',  # what the lines are, in the legend; None: none are drawn
     alpha: float = .45,  # of the filling
-) -> Figure:
+) -> 'Figure':
     "A sample with its labels (lines) and a prediction (filled); what overlaps blends, what is not valid is hatched."
     import matplotlib.pyplot as plt
     picture, answer = flat(sample, prediction, index, axis)
@@ -71,7 +70,7 @@ def show(
     if legend: _legend(ax, names, filled, lined, picture.valid is not None, lines)
     return ax.figure
 
-# %% ../../nbs/api/view/plot.ipynb #167e77b2
+# %% ../../nbs/api/view/plot.ipynb #c02d5d60
 def _draw_grey(ax, picture, window, aspect):
     "The image of a 2D sample, in colours where it has three channels."
     low, high = window
@@ -116,7 +115,7 @@ def gallery(
     index: int | None = None, axis: int = -1,  # of volumes: which slice across which axis
     window: tuple | None = None,  # (black, white); None: from the first sample
     lines: str | None = 'true',  # what the lines are, in the legend; None: none are drawn
-) -> Figure:
+) -> 'Figure':
     "Pictures in a grid, with one legend."
     samples = list(samples)
     if not samples: raise ValueError('samples is empty: there is nothing to show')
@@ -155,23 +154,22 @@ def _grid(one, count, n_cols, size):
 
 # %% ../../nbs/api/view/plot.ipynb #03074176
 def curves(
-    frame: pandas.DataFrame,  # tidy: transform, value, unit, class, metric, score
+    frame: 'pandas.DataFrame',  # tidy: transform, value, unit, class, metric, score
     identity: float | None = None,  # the value to mark
     *, scale: ValueScale | str | dict | None = None,  # of the transform; None: guessed from the values, see `as_scale`
-    words: dict | None = None,
     axs: Axes | Sequence[Axes] | None = None,  # one a metric
     log: bool | None = None,  # logarithmic axis? None: as the scale says
     units: dict | None = None,  # of the metrics, by name; None: those of volumes
     zero: str = 'unchanged',  # what the image is at the identity
     colours: dict | None = None,  # class -> its number, whose colour it gets; None: 1, 2, ... in the order of the frame
     size: tuple = (4.6, 3.),  # inches of one panel
-) -> Figure:
+) -> 'Figure':
     "Score against value for each class, a panel a metric."
     import matplotlib.pyplot as plt
     metrics, classes = list(dict.fromkeys(frame.metric)), list(dict.fromkeys(frame['class']))
     if axs is None: _, axs = plt.subplots(1, len(metrics), figsize=(size[0]*len(metrics), size[1]), squeeze=False)
     axs = np.ravel(axs)
-    scale = as_scale(words if scale is None else scale, frame.value, identity)
+    scale = as_scale(scale, frame.value, identity)
     numbers = {name: (colours or {}).get(name, k) for k, name in enumerate(classes, 1)}
     transform, unit = frame['transform'].iloc[0], frame.unit.iloc[0]
     for ax, metric in zip(axs, metrics):
@@ -182,7 +180,7 @@ def curves(
         _score_axis(ax, part, measure(metric, units))
     return axs[0].figure
 
-# %% ../../nbs/api/view/plot.ipynb #801f1225
+# %% ../../nbs/api/view/plot.ipynb #ba15fb25
 def plain_text(name: str) -> str:
     "A name as it is: matplotlib takes what stands between dollar signs for formulas."
     return name.replace('$', r'\$')
@@ -239,21 +237,13 @@ def _score_axis(ax, part, label):
     ax.grid(alpha=.3)
     ax.legend(fontsize=7)
 
-
-# names of rooms that have not moved yet
-_plain, _ends, _outline = plain_text, score_ends, outline
-
-
-def value_axis(ax, values, name, unit='', words=None, **kw):
-    as_scale(words, values, kw.get('identity')).draw_axis(ax, values, name, unit, **kw)
-
 # %% ../../nbs/api/view/plot.ipynb #3255b5f8
 def confusion_matrices(
     matrices: Sequence[np.ndarray],  # (n_classes, n_classes) counts each: rows truth, columns prediction
     titles: Sequence[str],  # as many
     classes: Sequence[str] | None = None,  # names by label value
     *, n_cols: int = 4, size: float = 2.4,  # columns; inches of one matrix
-) -> Figure:
+) -> 'Figure':
     "Confusion matrices side by side, in per cent of the truth."
     import matplotlib.pyplot as plt
     names, n_cols = class_names(classes, len(matrices[0])), min(n_cols, len(matrices))

@@ -5,7 +5,6 @@
 # %% ../../nbs/api/widgets/attribution.ipynb #f826144d
 from __future__ import annotations
 
-from functools import lru_cache
 from html import escape
 
 import ipywidgets as W
@@ -13,372 +12,374 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..attribution.attribute import Attribution
-from ..view.maps import focus, map_colours, map_limit, outline, palette, smooth_map, tint
-from ..data.sample import Sample, class_names, cuts, slice_array, slice_axes
-from .base import Panel, Picture, beside, with_text
-from .sweep import as_frame
-from .volume import MARGIN, View, draw_view
+from ..attribution.localisation import zones
+from ..data.sample import Sample
+from ..view.maps import focus, map_limit, smooth_map
+from ..view.slices import as_volume, deep, draw_bar, draw_map_view, make_views, mark
+from .base import Picture, beside, show_if, with_text
+from .linked import Linked, class_at, in_patient, value_names, voxel_index
+from .look import as_frame, pairs_table
 
 # %% auto #0
-__all__ = ['KEPT', 'LIMITS', 'deep', 'as_volume', 'make_views', 'draw_slice', 'mark', 'draw_bar', 'AttributionExplorer',
-           'check_attributions']
+__all__ = ['KEPT', 'LIMITS', 'HOW', 'LONG', 'check_attributions', 'Maps', 'MapLook', 'of_sign', 'image_words', 'map_words',
+           'share_words', 'AttributionExplorer']
 
 # %% ../../nbs/api/widgets/attribution.ipynb #73ec5610
-def deep(a):
-    "A picture (..., H, W) as a volume (..., W, H, 1), which `View` shows as it was."
-    return np.swapaxes(a, -1, -2)[..., None]
-
-
-def as_volume(
-    sample: Sample,
-) -> Sample:
-    "A volume as it is, a picture as a volume of one slice."
-    if sample.ndim == 3: return sample
-    more = None if sample.valid is None else deep(sample.valid)
-    return Sample(deep(sample.image), valid=more, spacing=(*sample.spacing[::-1], 1.), name=sample.name, spacing_known=sample.spacing_known)
-
-
-def make_views(
-    sample: Sample,  # a volume
-    flat,  # was it a picture?
-    width,  # of all views together, in pixels
-) -> list:
-    "One view of a picture, three of a volume, all at one scale."
-    named = [('picture', 2)] if flat else cuts(sample.affine)
-    mm = [sample.shape[a]*sample.spacing[a] for a in (slice_axes(sample.affine, axis)[2] for _, axis in named)]
-    scale = (width - len(named)*(2*MARGIN + 8))/sum(mm)
-    return [View(sample, axis, name, scale) for name, axis in named]
-
-# %% ../../nbs/api/widgets/attribution.ipynb #2c2b4d09
-def draw_slice(
-    view: View,
-    arrays,  # (grey (X, Y, Z) uint8, or (3, X, Y, Z) colours, valid, map, target); valid and target may be None
-    index,  # of the slice
-    affine,  # (4, 4) or None
-    limit,  # value of the last colour
-    **look,  # see `misas.view.maps.palette`
-) -> np.ndarray:  # (H, W, 3)
-    "A slice with its map, the outline of the target, and letters around it."
-    grey, valid, map, target = arrays
-    out, m = [draw_view(view, (g, None, valid, None), index, affine) for g in (grey if grey.ndim == 4 else grey[None])], view.margin
-    out = out[0] if len(out) == 1 else np.stack([o[..., 0] for o in out], -1)
-    cut = lambda a: slice_array(a, index, view.axis, affine)[np.ix_(view.rows, view.cols)]
-    inner = tint(out[m:-m, m:-m], map_colours(cut(map), limit, **look))
-    out[m:-m, m:-m] = inner if target is None else outline(inner, cut(target))
-    return out
-
-
-def mark(
-    rgb,  # (H, W, 3), is changed
-    view: View,
-    voxel,  # index
-) -> np.ndarray:
-    "Four short lines around a voxel, white in black."
-    x, y = view.place(voxel)
-    y, x, f = int(y*rgb.shape[0]), int(x*rgb.shape[1]), view.fine
-    for along, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
-        gap = int(view.pixels[along]/view.n[(view.row, view.col)[along]]/2) + 3*f
-        a, b = sorted(((y, x)[along] + step*gap, (y, x)[along] + step*(gap + 9*f)))
-        c = (x, y)[along]
-        for thick, colour in ((f, 0), (0, 255)):
-            box = [slice(max(0, a - thick), max(0, b + 1 + thick)), slice(max(0, c - thick), max(0, c + f + thick))]
-            rgb[tuple(box if along == 0 else box[::-1])] = colour
-    return rgb
-
-# %% ../../nbs/api/widgets/attribution.ipynb #b31cb9a3
-@lru_cache(8)
-def _font(size):
-    from matplotlib import get_data_path
-    from PIL import ImageFont
-    return ImageFont.truetype(f'{get_data_path()}/fonts/ttf/DejaVuSans.ttf', size)
-
-
-def draw_bar(
-    limit, signed,  # value of the last colour; are there values below zero?
-    height=260,  # pixels
-    **look,  # see `misas.view.maps.palette`
-) -> np.ndarray:  # (height, 84, 3)
-    "The colours of a map over mid-grey, with numbers."
-    from PIL import Image, ImageDraw
-    c, pad = palette(**look), 8
-    ramp = (255*(c[:, 3:]*c[:, :3] + (1 - c[:, 3:])*.5)).astype(np.uint8)
-    n = len(ramp)//2
-    out = np.full((height, 84, 3), 255, np.uint8)
-    at = np.linspace(2*n, 0 if signed else n, height - 2*pad).round().astype(int)
-    out[pad:-pad, 4:20] = ramp[at][:, None]
-    im = Image.fromarray(out)
-    pen, values = ImageDraw.Draw(im), np.linspace(limit, -limit if signed else 0, 5)
-    for y, v in zip(np.linspace(pad, height - pad - 1, 5), values):
-        pen.line([(20, y), (24, y)], fill='black')
-        pen.text((27, y), f'{v + 0.:.2g}', fill='black', font=_font(11), anchor='lm')
-    return np.asarray(im)
-
-# %% ../../nbs/api/widgets/attribution.ipynb #3e027d83
 KEPT = 200e6  # bytes of smoothed maps
+
+
+def check_attributions(
+    attributions,  # an Attribution, a list of them, or a dict name -> Attribution
+) -> dict:  # name -> Attribution
+    "Attributions of one image by name. TypeError or ValueError for anything else."
+    named = _by_name(attributions)
+    if not named: raise ValueError('attributions is empty: there is nothing to show')
+    for one in named.values():
+        if not isinstance(one, Attribution):
+            raise TypeError(f'attributions must be what attribute(model, sample, target) gives, got {type(one).__name__}')
+    first = next(iter(named.values())).sample
+    for name, one in named.items():
+        if not _same_image(one.sample, first):
+            raise ValueError(f'attributions must be of one image: {name} is of {one.sample.name!r}, the first of {first.name!r}')
+    return named
+
+
+def _by_name(attributions):
+    "By the names given, or by method; where one method has several maps, these have numbers."
+    if isinstance(attributions, dict): return {str(name): one for name, one in attributions.items()}
+    given = list(attributions) if isinstance(attributions, (list, tuple)) else [attributions]
+    names = [getattr(one, 'method', '') for one in given]
+    return {name if names.count(name) == 1 else f'{name} ({i})': one for i, (name, one) in enumerate(zip(names, given), 1)}
+
+
+def _same_image(a, b): return a is b or a.image.shape == b.image.shape and (a.image == b.image).all()
+
+# %% ../../nbs/api/widgets/attribution.ipynb #87a12b95
+class Maps:
+    "Maps of one image, as volumes, smoothed when asked for and kept while there is room."
+    def __init__(
+        self, attributions,  # an Attribution, a list of them, or a dict name -> Attribution
+    ):
+        self.all, self._kept, self._zones = check_attributions(attributions), {}, {}
+        self._limit, self._where = {}, {}  # the last one: key -> what was found
+        self.sample = next(iter(self.all.values())).sample
+        self.flat = self.sample.ndim == 2
+
+    def of(
+        self, name: str,
+        channel: int | None = None,  # of the map; None: the sum of all
+        mm: float = 0.,  # smoothed by
+    ) -> np.ndarray:  # (X, Y, Z)
+        "One of the maps; a picture is a volume of one slice."
+        key = name, channel, mm
+        if key not in self._kept: self._keep(key, smooth_map(self._channel(name, channel), self.sample.spacing, mm))
+        return self._kept[key]
+
+    def _channel(self, name, channel):
+        found = self.all[name].map
+        return found.sum(0) if channel is None else found[channel if len(found) > 1 else 0]
+
+    def _keep(self, key, found):
+        "The longest kept goes first."
+        while self._kept and (1 + len(self._kept))*found.nbytes > KEPT: self._kept.pop(next(iter(self._kept)))
+        self._kept[key] = deep(found) if self.flat else found
+
+    def limit(
+        self, *key,  # see `of`
+        percentile: float = 99.5,  # of |map|
+    ) -> tuple:  # the limit; is there anything below zero?
+        "Where the colours of a map end."
+        asked = key, percentile
+        if asked not in self._limit:
+            found = self.of(*key)
+            self._limit = {asked: (map_limit(found, percentile), bool(found.min() < 0))}
+        return self._limit[asked]
+
+    def target(self, name: str) -> np.ndarray:  # bool (X, Y, Z)
+        "The voxels that a map explains."
+        mask = self.all[name].target.mask
+        return deep(mask) if self.flat else mask
+
+    def where(
+        self, name: str, channel: int | None, mm: float,  # see `of`
+        sign: str = 'both',  # or 'positive', 'negative'
+    ) -> dict:
+        "Shares of the map inside the target and at its border, as `localisation` has them, and the inside's share of the voxels."
+        key = name, channel, mm, sign
+        if key not in self._where: self._where = {key: self._measure(*key)}
+        return self._where[key]
+
+    def _measure(self, name, channel, mm, sign):
+        one, spacing = self.all[name], self.sample.spacing
+        if name not in self._zones: self._zones[name] = zones(one.target.mask, spacing)
+        found = one.map if channel is None or len(one.map) == 1 else one.map[[channel]]
+        inside, border, _ = self._zones[name].shares(of_sign(smooth_map(found, spacing, mm), sign)).itertuples()
+        return dict(inside=inside.share, border=border.share, voxels=inside.voxels)
+
+    @property
+    def several(self) -> bool: "Is there a map with several channels?"; return any(len(a.map) > 1 for a in self.all.values())
+    @property
+    def signed(self) -> bool: "Is there a map with two signs?"; return any(a.signed for a in self.all.values())
+
+# %% ../../nbs/api/widgets/attribution.ipynb #4efde81b
 LIMITS = (('90 %', 90.), ('95 %', 95.), ('98 %', 98.), ('99 %', 99.), ('99.5 %', 99.5), ('99.9 %', 99.9), ('100 %', 100.))
 
 
-class AttributionExplorer(Panel):
+class MapLook(W.VBox):
+    "Controls of a map over its image."
+    def __init__(self, maps: Maps):
+        channels = [('sum of channels', None), *((f'channel {i}', i) for i in range(maps.sample.n_channels))]
+        signs = [('both signs', 'both'), ('raises', 'positive'), ('lowers', 'negative')]
+        tips = ['all of the map', 'only what raises the score', 'only what lowers the score']
+        self.maps, self._seen = maps, {}
+        self.method = W.Dropdown(options=list(maps.all), description='map', style=LONG, layout=W.Layout(width='300px'))
+        self.channel = W.Dropdown(options=channels, layout=W.Layout(width='150px'))
+        self.sign = W.ToggleButtons(options=signs, tooltips=tips, style={'button_width': '100px'})
+        self.opacity = _fraction(.85, 1, .05, 'opacity', '.0%')
+        self.threshold = _fraction(0., 1, .02, 'hide below, of the limit', '.0%')
+        self.smooth = _fraction(0., max(1., round(8*max(maps.sample.spacing))), .5, 'smooth by (mm)', '.1f')
+        self.smooth.continuous_update = maps.flat  # a volume takes longer
+        self.percentile = W.SelectionSlider(options=LIMITS, value=99.5, description='limit: percentile of |map|', style=LONG,
+                                            layout=W.Layout(width='330px'))
+        self.shown, self.line, self.cross = map(_box, ('map', 'target outlined', 'voxel marked'))
+        named = dict(method='M-map', channel='M-channel', sign='M-sign', opacity='S-opacity', threshold='S-threshold',
+                     smooth='S-smooth', percentile='S-limit', shown='C-map', line='C-target', cross='C-voxel')
+        for k, name in named.items(): getattr(self, k).add_class(name)
+        show_if(len(maps.all) > 1, self.method)
+        show_if(maps.sample.n_channels > 1 and maps.several, self.channel)
+        show_if(maps.signed, self.sign)
+        super().__init__([W.HBox([self.method, self.channel]), self.sign, self.opacity, self.threshold, self.percentile,
+                          self.smooth, W.HBox([self.shown, self.line, self.cross])])
+
+    @property
+    def controls(self): "Whose change means another picture of the same map."; return [getattr(self, k) for k in HOW]
+
+
+HOW = 'channel', 'sign', 'opacity', 'threshold', 'smooth', 'percentile', 'shown', 'line', 'cross'
+LONG = {'description_width': 'initial'}
+
+
+def _fraction(value, top, step, text, form):
+    return W.FloatSlider(value, min=0, max=top, step=step, description=text, readout_format=form, style=LONG,
+                         layout=W.Layout(width='330px'))
+
+
+def _box(text): return W.Checkbox(True, description=text, indent=False, layout=W.Layout(width='auto', margin='0 14px 0 0'))
+
+# %% ../../nbs/api/widgets/attribution.ipynb #80250c5a
+@patch(as_prop=True)
+def key(self: MapLook): "What the map depends on."; return self.method.value, self.channel.value, self.smooth.value
+@patch(as_prop=True)
+def chosen(self: MapLook) -> np.ndarray: "The map (X, Y, Z)."; return self.maps.of(*self.key)
+@patch(as_prop=True)
+def limits(self: MapLook): "Where the colours end; is there anything below zero?"; return self.maps.limit(*self.key, percentile=self.percentile.value)
+
+
+@patch(as_prop=True)
+def colours(self: MapLook):
+    "See `misas.view.maps.palette`."
+    return dict(opacity=self.opacity.value*self.shown.value, threshold=self.threshold.value, sign=self.sign.value)
+
+
+@patch
+def shares(self: MapLook) -> dict:
+    "Fractions of |map|: inside the target, at its border, not hidden; and the inside's share of the voxels. NaN: no map of this sign."
+    return {**self.maps.where(*self.key, self.sign.value), 'shown': self._not_hidden()}
+
+
+@patch
+def _not_hidden(self: MapLook):
+    key = *self.key, self.sign.value, self.threshold.value, self.limits
+    if key not in self._seen:
+        size = np.abs(of_sign(self.chosen, self.sign.value))
+        seen = size.sum(dtype=float, where=size >= self.threshold.value*self.limits[0])
+        self._seen = {key: float(seen/(size.sum(dtype=float) or np.nan))}
+    return self._seen[key]
+
+
+def of_sign(
+    map,  # an array
+    sign: str,  # 'both', 'positive' or 'negative'
+) -> np.ndarray:
+    "What is shown of a map; of one sign only its size."
+    if sign == 'both': return map
+    return np.maximum(map if sign == 'positive' else -map, 0)
+
+# %% ../../nbs/api/widgets/attribution.ipynb #cd821ce1
+def image_words(
+    sample: Sample,
+    at: tuple,  # index of a voxel
+    channel: int | None = None,  # None: all
+) -> dict:  # what -> text
+    "Where a voxel is, and its grey values."
+    told = {}
+    if sample.ndim == 3 and sample.affine is not None: told['position'] = in_patient(sample.affine, at)
+    for i in range(sample.n_channels) if channel is None else [channel]:
+        told[f'grey value, channel {i}' if sample.n_channels > 1 else 'grey value'] = f'{sample.image[(i, *at)]:.5g}'
+    return told
+
+
+def map_words(
+    one: Attribution,
+    at: tuple,  # index of a voxel
+    value: float,  # of the map there
+    below: float,  # share of the voxels that have less
+) -> dict:  # what -> text
+    "The map at a voxel, and the classes there."
+    told = {'map here': f'{value:+.3g} {one.unit}'.rstrip(), 'its size': f'above {below:.1%} of voxels'}
+    given = ('prediction', one.prediction, one.model.classes), ('truth', one.sample.labels, one.sample.classes)
+    for what, labels, classes in given:
+        if labels is not None: told[what] = class_at(labels, at, value_names(classes, [labels], one.sample.valid))
+    told['target'] = 'inside' if one.target.mask[at] else 'outside'
+    return told
+
+
+def share_words(
+    share: dict,  # see `MapLook.shares`
+) -> dict:  # what -> text
+    "The map as a whole."
+    if np.isnan(share['inside']): return dict.fromkeys(('of |map| inside the target', 'of |map| not hidden'), 'no map of this sign')
+    return {'of |map| inside the target': f'{share["inside"]:.0%} (of voxels {share["voxels"]:.1%})',
+            'of |map| at its border': f'{share["border"]:.0%}', 'of |map| not hidden': f'{share["shown"]:.0%}'}
+
+# %% ../../nbs/api/widgets/attribution.ipynb #3e027d83
+class AttributionExplorer(Linked):
     "A map, or several of the same image, over that image; see `explore`."
     def __init__(
         self, attributions,  # an Attribution, a list of them, or a dict name -> Attribution, all of one image
         width=None,  # of the pictures together, in pixels; None: 380 for a picture, 760 for a volume
     ):
-        self.all = check_attributions(attributions)
-        self.sample = next(iter(self.all.values())).sample
-        super().__init__()
-        self.flat, self.volume = self.sample.ndim == 2, as_volume(self.sample)
-        self.grey, self._cache, self._drawn = as_frame(self.volume).grey, {}, {}
-        self._busy, self._voxel, self._limit, self._shares = True, (0, 0, 0), (None,), (None,)
-        self._views(width or (380 if self.flat else 760))
-        self._controls()
-        self._place()
+        self.maps = maps = Maps(attributions)
+        self.sample, volume = maps.sample, as_volume(maps.sample)
+        named = [('picture', 2)] if maps.flat else None
+        views = make_views(volume, width or (380 if maps.flat else 760), named)
+        super().__init__(volume, views, self.sample.name or 'image', 'click to choose a voxel')
+        self.grey, self.look, self._bar = as_frame(volume).grey, MapLook(maps), None
+        self._build()
         self._observe()
-        self._busy = False
-        self.choose(next(iter(self.all)))
-        self.go_to_target()
+        self.choose(self.name)
+        self.move(focus(self.shown_map, self.target))
 
-    def _views(self, width):
-        "Pictures, and a slider below each view of a volume."
-        self.views, self.pictures, self.sliders = make_views(self.volume, self.flat, width), {}, {}
-        for v in self.views:
-            click = lambda x, y, a=v.axis: self.guarded(self.pick, a, x, y)
-            self.pictures[v.axis] = Picture(v.width, click, f'{self.sample.name or "image"}, {v.name}; click to choose a voxel')
-            self.sliders[v.axis] = W.IntSlider(0, min=0, max=self.volume.shape[v.axis] - 1, description=v.name,
-                                               style={'description_width': 'initial'}, layout=W.Layout(width=f'{max(v.width, 190)}px'))
-            short = v.name.replace('across ', '').replace(' ', '')
-            self.pictures[v.axis].add_class(f'O-{short}')
-            self.sliders[v.axis].add_class(f'S-{short}')
-            if self.flat: self.sliders[v.axis].layout.display = 'none'
+    @property
+    def name(self) -> str: "Of the map that is shown."; return self.look.method.value
+    @property
+    def attribution(self) -> Attribution: "The one that is shown."; return self.maps.all[self.name]
+    @property
+    def shown_map(self) -> np.ndarray: "The map of the chosen channel, smoothed, as a volume."; return self.look.chosen
+    @property
+    def limit(self) -> float: "Where the colours end."; return self.look.limits[0]
+    @property
+    def target(self) -> np.ndarray: "Its voxels, as a volume."; return self.maps.target(self.name)
+    @property
+    def voxel(self) -> tuple: "The chosen voxel: (row, column) of a picture, else three indices."; return self.at[1::-1] if self.maps.flat else self.at
 
-
-def check_attributions(attributions) -> dict:  # name -> Attribution
-    "Attributions of one image by name. TypeError or ValueError for anything else."
-    given = attributions
-    if not isinstance(given, dict):
-        given = list(given) if isinstance(given, (list, tuple)) else [given]
-        names = [getattr(a, 'method', '') for a in given]
-        given = {n if names.count(n) == 1 else f'{n} ({i})': a for i, (n, a) in enumerate(zip(names, given), 1)}
-    if not given: raise ValueError('attributions is empty: there is nothing to show')
-    for a in given.values():
-        if not isinstance(a, Attribution):
-            raise TypeError(f'attributions must be what attribute(model, sample, target) gives, got {type(a).__name__}')
-    first = next(iter(given.values())).sample
-    for name, a in given.items():
-        s = a.sample
-        if s is not first and (s.shape != first.shape or s.n_channels != first.n_channels or (s.image != first.image).any()):
-            raise ValueError(f'attributions must be of one image: {name} is of {s.name!r}, the first of {first.name!r}')
-    return {str(k): a for k, a in given.items()}
-
-# %% ../../nbs/api/widgets/attribution.ipynb #4efde81b
+# %% ../../nbs/api/widgets/attribution.ipynb #de11cb39
 @patch
-def _controls(self: AttributionExplorer):
-    "What is shown, and how."
-    long, wide, c = {'description_width': 'initial'}, W.Layout(width='330px'), self.sample.n_channels
-    self.method = W.Dropdown(options=list(self.all), description='map', style=long, layout=W.Layout(width='300px'))
-    self.channel = W.Dropdown(options=[('sum of channels', None), *((f'channel {i}', i) for i in range(c))], layout=W.Layout(width='150px'))
-    self.sign = W.ToggleButtons(options=[('both signs', 'both'), ('raises', 'positive'), ('lowers', 'negative')], style={'button_width': '100px'},
-                                tooltips=['all of the map', 'only what raises the score', 'only what lowers the score'])
-    slider = lambda value, top, step, text, form: W.FloatSlider(value, min=0, max=top, step=step, description=text, readout_format=form,
-                                                                style=long, layout=wide)
-    self.opacity = slider(.85, 1, .05, 'opacity', '.0%')
-    self.threshold = slider(0., 1, .02, 'hide below, of the limit', '.0%')
-    self.smooth = slider(0., max(1., round(8*max(self.sample.spacing))), .5, 'smooth by (mm)', '.1f')
-    self.smooth.continuous_update = self.flat  # a volume takes longer
-    self.percentile = W.SelectionSlider(options=LIMITS, value=99.5, description='limit: percentile of |map|', style=long, layout=wide)
-    box = lambda text: W.Checkbox(True, description=text, indent=False, layout=W.Layout(width='auto', margin='0 14px 0 0'))
-    self.shown, self.line, self.cross = box('map'), box('target outlined'), box('voxel marked')
-    self.to_peak, self.to_target = (W.Button(description=o, layout=W.Layout(width='130px')) for o in ('go to the peak', 'go to the target'))
+def _build(self: AttributionExplorer):
+    "Where things stand; the controls are known by their own names, too."
+    for k in ('method', *HOW): setattr(self, k, getattr(self.look, k))
+    self.to_peak = W.Button(description='go to the peak', layout=W.Layout(width='130px'))
+    self.to_target = W.Button(description='go to the target', layout=W.Layout(width='130px'))
     self.title, self.numbers, self.bar = W.HTML(), W.HTML(), Picture(84, name='colours of the map')
-    self._name(several=c > 1 and any(len(a.map) > 1 for a in self.all.values()))
-
-
-@patch
-def _name(self: AttributionExplorer, several):  # is there a map with several channels?
-    "Classes of the controls; those with nothing to choose are hidden."
-    names = dict(method='M-map', channel='M-channel', sign='M-sign', opacity='S-opacity', threshold='S-threshold', smooth='S-smooth',
-                 percentile='S-limit', shown='C-map', line='C-target', cross='C-voxel', to_peak='B-peak', to_target='B-target',
-                 numbers='N-voxel', bar='O-bar')
-    for k, name in names.items(): getattr(self, k).add_class(name)
-    signed = any(a.signed for a in self.all.values())
-    for w, needed in ((self.method, len(self.all) > 1), (self.channel, several), (self.sign, signed)): w.layout.display = None if needed else 'none'
-
-
-@patch
-def _place(self: AttributionExplorer):
-    "Where things stand."
-    columns = [W.VBox([self.pictures[v.axis], self.sliders[v.axis]]) for v in self.views]
-    row = W.Box([*columns, self.bar], layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
-    left = W.VBox([W.HBox([self.method, self.channel]), self.sign, self.opacity, self.threshold, self.percentile, self.smooth,
-                   W.HBox([self.shown, self.line, self.cross]), W.HBox([self.to_peak, self.to_target])])
-    below = W.Box([left, self.numbers], layout=W.Layout(flex_flow='column' if self.flat else 'row wrap', width='338px' if self.flat else 'auto'))
-    self.children = [self.title, W.Box([row, below], layout=W.Layout(flex_flow='row wrap')), self.message]
+    named = dict(to_peak='B-peak', to_target='B-target', numbers='N-voxel', bar='O-bar')
+    for k, name in named.items(): getattr(self, k).add_class(name)
+    row = W.Box([*self.columns, self.bar], layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
+    left, flat = W.VBox([self.look, W.HBox([self.to_peak, self.to_target])]), self.maps.flat
+    layout = W.Layout(flex_flow='column' if flat else 'row wrap', width='338px' if flat else 'auto')
+    both = W.Box([row, W.Box([left, self.numbers], layout=layout)], layout=W.Layout(flex_flow='row wrap'))
+    self.children = [self.title, both, self.message]
 
 
 @patch
 def _observe(self: AttributionExplorer):
     self.watch(self.method, self.choose)
-    look = self.sign, self.opacity, self.threshold, self.smooth, self.percentile, self.shown, self.line, self.cross
-    for w in (self.channel, *look, *self.sliders.values()): self.watch(w, lambda _: self.redraw())
-    self.watch(self.to_peak, self.go_to_peak)
-    self.watch(self.to_target, self.go_to_target)
-
-# %% ../../nbs/api/widgets/attribution.ipynb #80250c5a
-@patch(as_prop=True)
-def attribution(self: AttributionExplorer): "The one that is shown."; return self.all[self.method.value]
+    for control in self.look.controls: self.watch(control, lambda _: self.redraw())
+    self.watch(self.to_peak, lambda: self.go_to_peak())
+    self.watch(self.to_target, lambda: self.go_to_target())
 
 
-@patch(as_prop=True)
-def _key(self: AttributionExplorer): return self.method.value, self.channel.value, self.smooth.value
-
-
-@patch(as_prop=True)
-def shown_map(self: AttributionExplorer):
-    "The map of the chosen channel, smoothed, as a volume."
-    if (key := self._key) not in self._cache:
-        a, c = self.attribution.map, self.channel.value
-        m = a.sum(0) if c is None else a[c if len(a) > 1 else 0]
-        m = smooth_map(m, self.sample.spacing, self.smooth.value)
-        while self._cache and (1 + len(self._cache))*m.nbytes > KEPT: self._cache.pop(next(iter(self._cache)))
-        self._cache[key] = deep(m) if self.flat else m
-    return self._cache[key]
-
-
-@patch(as_prop=True)
-def limit(self: AttributionExplorer):
-    "Where the colours end."
-    key = *self._key, self.percentile.value
-    if self._limit[0] != key: self._limit = key, map_limit(self.shown_map, self.percentile.value), bool(self.shown_map.min() < 0)
-    return self._limit[1]
-
-
-@patch(as_prop=True)
-def target(self: AttributionExplorer):
-    "Its voxels, as a volume."
-    mask = self.attribution.target.mask
-    return deep(mask) if self.flat else mask
-
-
-@patch(as_prop=True)
-def look(self: AttributionExplorer):
-    "How the map is coloured."
-    return dict(opacity=self.opacity.value*self.shown.value, threshold=self.threshold.value, sign=self.sign.value)
-
-# %% ../../nbs/api/widgets/attribution.ipynb #9cec9cfd
 @patch
-def choose(self: AttributionExplorer, name):
+def choose(self: AttributionExplorer, name: str):
     "Show another map."
-    if name not in self.all: raise ValueError(f'there is no map {name!r}; there are {", ".join(self.all)}')
+    if name not in self.maps.all: raise ValueError(f'there is no map {name!r}; there are {", ".join(self.maps.all)}')
     with self.quietly(): self.method.value = name
-    a = self.attribution
-    unit, who = f' ({a.unit})'*bool(a.unit), self.sample.name or 'image'
-    self.title.value = f'<b>{escape(a.method)}</b>{escape(unit)} of {escape(a.model.name)} on <b>{escape(who)}</b>: {escape(a.target.text)}'
+    one, who = self.attribution, escape(self.sample.name or 'image')
+    unit = escape(f' ({one.unit})') if one.unit else ''
+    self.title.value = f'<b>{escape(one.method)}</b>{unit} of {escape(one.model.name)} on <b>{who}</b>: {escape(one.target.text)}'
     self.redraw()
-
-
-@patch(as_prop=True)
-def voxel(self: AttributionExplorer):
-    "The chosen voxel: (row, column) of a picture, else three indices."
-    return self._voxel[1::-1] if self.flat else self._voxel
-
-
-@patch
-def go(self: AttributionExplorer, voxel):
-    "Choose a voxel, and in a volume the slices through it."
-    at = np.asarray(voxel)
-    if at.shape != (self.sample.ndim,) or at.dtype.kind not in 'iu' or not ((at >= 0) & (at < self.sample.shape)).all():
-        raise ValueError(f'voxel must be {self.sample.ndim} indices within {self.sample.shape}, got {voxel}')
-    self._go((*at[::-1].tolist(), 0) if self.flat else tuple(at.tolist()))
-
-
-@patch
-def _go(self: AttributionExplorer, at):
-    with self.quietly():
-        for a, s in self.sliders.items(): s.value = at[a]
-        self._voxel = at
-    self.redraw()
-
-
-@patch
-def go_to_peak(self: AttributionExplorer):
-    "To where the map, of the signs that are shown, is largest."
-    m, sign = self.shown_map, self.sign.value
-    self._go(focus(m if sign == 'both' else np.maximum(m if sign == 'positive' else -m, 0)))
-
-
-@patch
-def go_to_target(self: AttributionExplorer): "To the middle of the target."; self._go(focus(self.shown_map, self.target))
-
-
-@patch
-def pick(self: AttributionExplorer, axis, x, y):  # place in the picture, both from 0 to 1
-    "Choose the voxel that was clicked in the view across `axis`; in the margin nothing happens."
-    view = next((v for v in self.views if v.axis == axis), None)
-    if view is None: raise ValueError(f'axis must be one of {", ".join(str(v.axis) for v in self.views)}, got {axis}')
-    at = view.voxel(x, y)
-    if at is not None: self._go(tuple(at.get(a, self._voxel[a]) for a in range(3)))
 
 # %% ../../nbs/api/widgets/attribution.ipynb #9bbeb8a5
 @patch
+def look_key(self: AttributionExplorer):
+    look = self.look
+    return *look.key, *look.limits, self.line.value, *look.colours.values()
+
+
+@patch
+def paint(self: AttributionExplorer, view, index):
+    channel = self.channel.value
+    colour = channel is None and self.sample.n_channels == 3
+    grey = self.grey if colour else self.grey[channel or 0]
+    target = self.target if self.line.value else None
+    return draw_map_view(view, index, grey, self.shown_map, self.limit, target, self.volume.valid, **self.look.colours)
+
+
+@patch
+def point(self: AttributionExplorer, rgb, view):
+    return mark(rgb, view, self.at) if self.cross.value else rgb
+
+
+@patch
 def redraw(self: AttributionExplorer):
     "Pictures, colour bar and numbers."
-    if self._busy: return
-    if not self.flat: self._voxel = tuple(self.sliders[a].value for a in range(3))
-    look, limit, m, c = self.look, self.limit, self.shown_map, self.channel.value
-    same = *self._limit[0], self.line.value, *look.values()
-    for v in self.views:
-        key = self._voxel[v.axis], *same
-        if self._drawn.get(v.axis, (None,))[0] != key:
-            grey = self.grey if c is None and self.sample.n_channels == 3 else self.grey[c or 0]  # a colour picture
-            arrays = grey, self.volume.valid, m, self.target if self.line.value else None
-            self._drawn[v.axis] = key, draw_slice(v, arrays, self._voxel[v.axis], self.volume.affine, limit, **look)
-        rgb = self._drawn[v.axis][1]
-        self.pictures[v.axis].show(mark(rgb.copy(), v, self._voxel) if self.cross.value else rgb)
-    if self._drawn.get('bar') != (limit, self._limit[2], look):
-        self._drawn['bar'] = limit, self._limit[2], look
-        self.bar.show(draw_bar(limit, self._limit[2], **look), exact=True)
-    self._tell()
+    Linked.redraw(self)
+    bar = *self.look.limits, self.look.colours
+    if bar == self._bar: return
+    self._bar = bar
+    self.bar.show(draw_bar(*self.look.limits, **self.look.colours), exact=True)
+
+# %% ../../nbs/api/widgets/attribution.ipynb #737fdd8d
+@patch
+def shares(self: AttributionExplorer) -> dict: "Of the map that is shown; see `MapLook.shares`."; return self.look.shares()
 
 
 @patch
-def shares(self: AttributionExplorer) -> dict:
-    "Fractions of |map|, of the signs that are shown: inside the target, and not hidden by the threshold; and the target's share of the voxels."
-    limit = self.limit
-    key = *self._limit[0], self.sign.value, self.threshold.value
-    if self._shares[0] != key:
-        size = dict(both=np.abs, positive=lambda m: np.maximum(m, 0), negative=lambda m: np.maximum(-m, 0))[self.sign.value](self.shown_map)
-        total = float(size.sum(dtype=float)) or np.nan
-        seen = float(size.sum(dtype=float, where=size >= self.threshold.value*limit))
-        self._shares = key, dict(inside=float(size[self.target].sum(dtype=float))/total, voxels=float(self.target.mean()), shown=seen/total)
-    return self._shares[1]
-
-
-@patch
-def _tell(self: AttributionExplorer):
+def tell(self: AttributionExplorer):
     "The voxel in numbers, and the map as a whole."
-    a, s, at, share = self.attribution, self.sample, self.voxel, self.shares()
-    value, rows = float(self.shown_map[self._voxel]), {'voxel': ', '.join(map(str, at))}
-    if s.ndim == 3 and s.affine is not None:
-        rows['position'] = ' '.join(f'{c} {o:.1f}' for c, o in zip('RAS', (s.affine @ [*at, 1])[:3] + 0.)) + ' mm'
-    for c in range(s.n_channels) if self.channel.value is None else [self.channel.value]:
-        rows['grey value' + (f', channel {c}' if s.n_channels > 1 else '')] = f'{s.image[(c, *at)]:.5g}'
-    rows['map here'] = f'{value:+.3g} {a.unit}'.rstrip()
-    rows['its size'] = f'above {np.mean(np.abs(self.shown_map) < abs(value)):.1%} of voxels'
-    for what, labels, names in (('prediction', a.prediction, a.model.classes), ('truth', s.labels, s.classes)):
-        if labels is not None: rows[what] = class_names(names, int(labels[at]) + 1)[-1]
-    rows['target'] = 'inside' if a.target.mask[at] else 'outside'
-    none = 'no map of this sign' if np.isnan(share['inside']) else ''
-    rows['of |map| in the target'] = none or f'{share["inside"]:.0%} (of voxels {share["voxels"]:.1%})'
-    rows['of |map| not hidden'] = none or f'{share["shown"]:.0%}'
-    self.words = rows
-    cells = ''.join(f'<tr><td style="padding-right:12px">{escape(k)}</td><td>{escape(v)}</td></tr>' for k, v in rows.items())
-    self.numbers.value = f'<table>{cells}</table>'
+    at, value = self.voxel, float(self.shown_map[self.at])
+    below = np.mean(np.abs(self.shown_map) < abs(value))
+    self.words = {'voxel': ', '.join(map(str, at)), **image_words(self.sample, at, self.channel.value),
+                  **map_words(self.attribution, at, value, below), **share_words(self.shares())}
+    self.numbers.value = pairs_table(self.words)
 
 
 @patch
 def snapshot(self: AttributionExplorer) -> np.ndarray:
     "The pictures next to each other, with the bar and the voxel in words."
-    pictures = [self.pictures[v.axis].rgb[::v.fine, ::v.fine] for v in self.views]
-    a, told = self.attribution, self.words
-    below = [a.target.text, f'voxel {told["voxel"]}: map {told["map here"]}', f'of |map| in the target: {told["of |map| in the target"]}']
-    return with_text(beside(*pictures, self.bar.rgb), self.method.value + f' ({a.unit})'*bool(a.unit), below)
+    one, told, inside = self.attribution, self.words, 'of |map| inside the target'
+    pictures = beside(Linked.snapshot(self), self.bar.rgb)
+    head = f'{self.name} ({one.unit})' if one.unit else self.name
+    lines = [one.target.text, f'voxel {told["voxel"]}: map {told["map here"]}', f'{inside}: {told[inside]}']
+    return with_text(pictures, head, lines)
+
+# %% ../../nbs/api/widgets/attribution.ipynb #9cec9cfd
+@patch
+def go(
+    self: AttributionExplorer,
+    voxel,  # (row, column) of a picture, else three indices
+):
+    "Choose a voxel, and in a volume the slices through it."
+    at = voxel_index(voxel, self.sample.shape)
+    self.move((*at[::-1], 0) if self.maps.flat else at)
+
+
+@patch
+def go_to_peak(self: AttributionExplorer):
+    "To where the map, of the signs that are shown, is largest."
+    self.move(focus(of_sign(self.shown_map, self.sign.value)))
+
+
+@patch
+def go_to_target(self: AttributionExplorer):
+    "To the middle of the target."
+    self.move(focus(self.shown_map, self.target))

@@ -11,13 +11,15 @@ from html import escape
 
 import ipywidgets as W
 import numpy as np
+from fastcore.basics import patch
 
-from ..view import plot
-from ..transforms.base import Transform
+from ..view import draw, plot
+from ..transforms.scale import LINEAR
+from ..view.page import asset
 
 # %% auto #0
-__all__ = ['CLICK', 'PANELS', 'LEGEND', 'as_bytes', 'beside', 'enlarged', 'with_text', 'value_texts', 'Picture', 'png64', 'Panel',
-           'close_tree', 'open_widgets', 'CurvePicture']
+__all__ = ['PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'enlarged', 'with_text', 'Picture', 'close_tree',
+           'show_if', 'open_widgets', 'Panel', 'png64', 'working', 'CurvePicture']
 
 # %% ../../nbs/api/widgets/base.ipynb #15bc86dc
 def as_bytes(
@@ -35,13 +37,17 @@ def as_bytes(
 def beside(*pictures, gap=12) -> np.ndarray:
     "Pictures (H, W, 3) next to each other on white."
     height = max(len(p) for p in pictures)
-    blank = lambda w: np.full((height, w, 3), 255, np.uint8)
-    columns = []
-    for p in pictures:
-        column = blank(p.shape[1])
-        column[:len(p)] = p
-        columns += [column, blank(gap)]
-    return np.concatenate(columns[:-1], 1)
+    width = sum(p.shape[1] for p in pictures) + gap*(len(pictures) - 1)
+    out, left = blank(height, width), 0
+    for picture in pictures:
+        out[:len(picture), left:left + picture.shape[1]] = picture
+        left += picture.shape[1] + gap
+    return out
+
+
+def blank(height, width) -> np.ndarray:  # (H, W, 3)
+    "White paper."
+    return np.full((height, width, 3), 255, np.uint8)
 
 
 def enlarged(
@@ -58,35 +64,18 @@ def with_text(
     above='', below=(),  # a line above, lines below
 ) -> np.ndarray:
     "A picture with text, for pages without a kernel."
-    from matplotlib import get_data_path
-    from PIL import Image, ImageDraw, ImageFont
-    lines, top = list(below), 20 if above else 0
-    font = ImageFont.truetype(f'{get_data_path()}/fonts/ttf/DejaVuSans.ttf', 12)
+    from PIL import Image, ImageDraw
+    lines, top, font = list(below), 20 if above else 0, draw.font(12)
     wide = int(max([rgb.shape[1], *(font.getlength(o) + 8 for o in (above, *lines))]))
-    out = Image.new('RGB', (wide, len(rgb) + top + 18*len(lines)), 'white')
+    bottom = top + len(rgb)
+    out = Image.new('RGB', (wide, bottom + 18*len(lines)), 'white')
     out.paste(Image.fromarray(rgb), (0, top))
-    draw = ImageDraw.Draw(out)
-    for y, o in ((2, above), *((len(rgb) + top + 2 + 18*i, o) for i, o in enumerate(lines))): draw.text((2, y), o, fill='black', font=font)
+    pen = ImageDraw.Draw(out)
+    pen.text((2, 2), above, fill='black', font=font)
+    for i, line in enumerate(lines): pen.text((2, bottom + 2 + 18*i), line, fill='black', font=font)
     return np.asarray(out)
 
-# %% ../../nbs/api/widgets/base.ipynb #a6e474be
-def value_texts(
-    transform: Transform,
-    values,  # of a sweep
-) -> list:  # of text, all different
-    "Values with their unit, in as many digits as are needed to tell them apart."
-    texts = [transform.text(v).replace('\n', ' ') for v in values]
-    for digits in range(4, 16):
-        if len(set(texts)) == len(texts): break
-        texts = [f'{v:.{digits}g}{"" if transform.unit == "°" else " "}{transform.unit}'.strip() for v in values]
-    return texts
-
 # %% ../../nbs/api/widgets/base.ipynb #0213d6b2
-CLICK = ("const r=this.getBoundingClientRect(),f=this.closest('.misas-picture').querySelector('.misas-place input');"
-         "f.value=[(event.clientX-r.left)/r.width,(event.clientY-r.top)/r.height,Date.now()].join(' ');"
-         "for(const e of ['input','change'])f.dispatchEvent(new Event(e,{bubbles:true}))")
-
-
 class Picture(W.GridBox):
     "An image with a width on the screen, and a function to call when it is clicked."
     def __init__(
@@ -94,35 +83,63 @@ class Picture(W.GridBox):
         on_click=None,  # f(x, y), both from 0 (left, top) to 1
         name='picture',  # what it shows, for those who cannot see it
     ):
-        self.rgb, self.width, self.name, self.on_click, self._height = None, width, name, on_click, None
+        self.rgb, self._height = None, None
+        self.width, self.name, self.on_click = width, name, on_click
         self.image = W.Image(format='jpeg', layout=W.Layout(grid_area='1/1', width=f'{width}px'))
-        self.place, self.layer = W.Text(layout=W.Layout(display='none')), W.HTML(layout=W.Layout(grid_area='1/1', margin='0'))
+        self.layer = W.HTML(layout=W.Layout(grid_area='1/1', margin='0'))
+        self.place = W.Text(layout=W.Layout(display='none'))
         self.place.add_class('misas-place')
-        super().__init__([self.image, self.layer, self.place], layout=W.Layout(width=f'{width}px', flex='0 0 auto'))
+        layout = W.Layout(width=f'{width}px', flex='0 0 auto')
+        super().__init__([self.image, self.layer, self.place], layout=layout)
         self.add_class('misas-picture')
         self.place.observe(lambda change: self.clicked(change.new), 'value')
 
     def show(self, rgb, exact=False):
         "Replace the picture."
         height = round(self.width*len(rgb)/rgb.shape[1])
-        if height != self._height:
-            self._height, self.image.layout.height = height, f'{height}px'
-            click = f' cursor:crosshair" onclick="{CLICK}' if self.on_click else ''
-            self.layer.value = f'<div role="img" aria-label="{escape(self.name)}" style="width:{self.width}px; height:{height}px;{click}"></div>'
+        if height != self._height: self._resize(height)
         self.rgb = rgb
         self.image.format, self.image.value = 'png' if exact else 'jpeg', as_bytes(rgb, exact)
+
+    def _resize(self, height):
+        "Another height, also of the layer that is clicked."
+        self._height, self.image.layout.height = height, f'{height}px'
+        style = f'width:{self.width}px; height:{height}px;' + ' cursor:crosshair'*bool(self.on_click)
+        click = f' onclick="{escape(asset("click.js"))}"' if self.on_click else ''
+        self.layer.value = f'<div role="img" aria-label="{escape(self.name)}" style="{style}"{click}></div>'
 
     def clicked(self, place):
         "What a click does; `place` is 'x y time'."
         if self.on_click is not None and place: self.on_click(*map(float, place.split()[:2]))
 
+# %% ../../nbs/api/widgets/base.ipynb #5d83e988
+def _inside(widget):
+    "All widgets in a box, at any depth."
+    for child in getattr(widget, 'children', ()):
+        yield from _inside(child)
+        yield child
+
+
+def close_tree(widget):
+    "Close a widget and all that is in it, with layouts and styles."
+    for widget in [*_inside(widget), widget]:
+        widget.unobserve_all()
+        for part in (widget.layout, getattr(widget, 'style', None)):
+            if part is not None: part.close()
+        W.Widget.close(widget)
+
+
+def show_if(on: bool, *widgets) -> None:
+    "Show widgets, or hide them."
+    for widget in widgets: widget.layout.display = None if on else 'none'
+
+
+def open_widgets() -> int:
+    "How many widgets the kernel keeps."
+    from ipywidgets.widgets import widget
+    return len(widget._instances)
+
 # %% ../../nbs/api/widgets/base.ipynb #d683c9f2
-def png64(rgb) -> str:
-    "A picture as text, for notebooks and pages."
-    from base64 import b64encode
-    return b64encode(as_bytes(rgb, exact=True)).decode()
-
-
 PANELS = {}  # cell -> (its execution count, panels made in it)
 
 
@@ -130,7 +147,8 @@ def _register(panel):
     "Remember in which cell a panel was made; panels of an earlier run of that cell are closed."
     try: shell = get_ipython()
     except NameError: return
-    cell = ((getattr(shell, 'get_parent', dict)() or {}).get('metadata') or {}).get('cellId')
+    parent = getattr(shell, 'get_parent', dict)() or {}
+    cell = (parent.get('metadata') or {}).get('cellId')
     if cell is None: return
     count, panels = PANELS.pop(cell, (None, []))
     if count != shell.execution_count:
@@ -151,7 +169,7 @@ class Panel(W.VBox):
     def __init__(
         self, register=True,  # close it when its cell is run again? A panel inside another is closed with that
     ):
-        self.message, self._watched, self._deep, self._busy = W.HTML(), [], 0, False
+        self.message, self._watched, self._deep, self._quiet = W.HTML(), [], 0, False
         self.message.add_class('misas-message')
         super().__init__(layout=W.Layout(width='auto', max_width='100%'))
         if register: _register(self)
@@ -164,36 +182,11 @@ class Panel(W.VBox):
         except Exception as e: self.fail(e)
         finally: self._deep -= 1
 
-    @contextmanager
-    def quietly(self):
-        "Change several controls, without a new picture for each: `_busy` is set."
-        self._busy = True
-        try: yield
-        finally: self._busy = False
-
     def fail(self, e):
         "Show an error in the panel."
         text = (str(e).strip() or type(e).__name__).splitlines()[0]
-        self.message.value = f'<div role="alert" style="color:#A00; border-left:3px solid #A00; padding-left:6px">{escape(text)}</div>'
-
-    def watch(self, widget, f, name='value'):
-        "Call `f(new value)` when a widget changes; of a button, `f()` when it is pressed."
-        if isinstance(widget, W.Button):
-            handler = lambda _: self.guarded(f)
-            widget.on_click(handler)
-            self._watched.append(lambda: widget.on_click(handler, remove=True))
-        else:
-            handler = lambda change: self.guarded(f, change.new)
-            widget.observe(handler, name)
-            self._watched.append(lambda: widget.unobserve(handler, name))
-
-    def close(self):
-        "Close the panel and all that is in it."
-        if '_watched' not in vars(self): return  # refused before it was made
-        for end in self._watched: end()
-        self._watched = []
-        _forget(self)
-        close_tree(self)
+        style = 'color:#A00; border-left:3px solid #A00; padding-left:6px'
+        self.message.value = f'<div role="alert" style="{style}">{escape(text)}</div>'
 
     def snapshot(self) -> np.ndarray:
         "What is seen now, as a picture (H, W, 3)."
@@ -205,30 +198,67 @@ class Panel(W.VBox):
         data = {**data, 'image/png': png64(self.snapshot())}
         return (data, *more) if more else data
 
-# %% ../../nbs/api/widgets/base.ipynb #5d83e988
-def _inside(box):
-    "All widgets in a box, at any depth."
-    for w in box.children:
-        if isinstance(w, W.Box): yield from _inside(w)
-        yield w
+
+def png64(rgb) -> str:
+    "A picture as text, for notebooks and pages."
+    from base64 import b64encode
+    return b64encode(as_bytes(rgb, exact=True)).decode()
+
+# %% ../../nbs/api/widgets/base.ipynb #1042083d
+@patch
+def watch(
+    self: Panel,
+    widget,
+    f,  # f(new value) when it changes; of a button f(), when it is pressed
+    name='value',  # of the trait
+):
+    "Call `f`, guarded; not while the panel changes its controls quietly."
+    def called(*args):
+        if not self._quiet: self.guarded(f, *args)
+
+    if isinstance(widget, W.Button):
+        def handler(_): called()
+        widget.on_click(handler)
+        self._watched.append(lambda: widget.on_click(handler, remove=True))
+    else:
+        def handler(change): called(change.new)
+        widget.observe(handler, name)
+        self._watched.append(lambda: widget.unobserve(handler, name))
 
 
-def close_tree(box):
-    "Close a box and all that is in it, with layouts and styles."
-    for w in [*_inside(box), box]:
-        w.unobserve_all()
-        for part in (w.layout, getattr(w, 'style', None)):
-            if part is not None: part.close()
-        W.Widget.close(w)
+@patch
+@contextmanager
+def quietly(self: Panel):
+    "Change several controls without a call for each."
+    was, self._quiet = self._quiet, True
+    try: yield
+    finally: self._quiet = was
 
 
-def open_widgets() -> int:
-    "How many widgets the kernel keeps."
-    from ipywidgets.widgets import widget
-    return len(widget._instances)
+@patch
+def close(self: Panel):
+    "Close the panel and all that is in it."
+    if '_watched' not in vars(self): return  # refused before it was made, or closed already
+    for end in self._watched: end()
+    del self._watched
+    _forget(self)
+    close_tree(self)
+
+
+@contextmanager
+def working(
+    button,
+    text: str,  # that it shows meanwhile
+):
+    "A button that cannot be pressed while it is being worked for."
+    was = button.disabled, button.description
+    button.disabled, button.description = True, text
+    try: yield
+    finally: button.disabled, button.description = was
 
 # %% ../../nbs/api/widgets/base.ipynb #800e5913
 LEGEND = 8  # so many classes have a legend in the curve
+MARKER = 213, 94, 0
 
 
 class CurvePicture(Picture):
@@ -240,32 +270,46 @@ class CurvePicture(Picture):
         self.size, self.on_pick = (width, height), on_pick
         super().__init__(width, self._pick, 'score against value; click to choose a value')
 
-    def draw(self, frame, identity=None, at=0, **kw):
-        "Draw the curves of one metric, with the marker at value number `at`; `kw`: see `misas.view.plot.curves`."
+    def draw(
+        self, frame,  # tidy, of one metric
+        identity=None,  # the value to mark
+        scale=LINEAR,  # `ValueScale` of the values
+        at=0,  # number of the value with the marker
+        **kw,  # see `misas.view.plot.curves`
+    ):
+        "Draw the curves."
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         fig = Figure(figsize=(self.size[0]/80, self.size[1]/80), dpi=80)
         canvas, ax = FigureCanvasAgg(fig), fig.subplots()
-        plot.curves(frame, identity, axs=ax, **kw)
-        if frame['class'].nunique() > LEGEND: ax.get_legend().remove()  # it would hide the curves; the numbers beside them name the classes
-        fig.subplots_adjust(left=.14, right=.98, top=.96, bottom=.32 if kw.get('words') else .19)
+        plot.curves(frame, identity, scale=scale, axs=ax, **kw)
+        many = frame['class'].nunique() > LEGEND
+        if many: ax.get_legend().remove()  # it would hide the curves; the numbers beside them name the classes
+        fig.subplots_adjust(left=.14, right=.98, top=.96, bottom=.19 if scale.ordered else .32)
         canvas.draw()
         self.background = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-        self.values = np.unique(frame.value)
-        where = np.arange(len(self.values)) if kw.get('words') else self.values
-        self.x = ax.transData.transform(np.stack([where, np.zeros(len(where))], 1))[:, 0]
-        box = ax.get_window_extent()
-        self.rows = int(len(self.background) - box.y1), int(len(self.background) - box.y0)
-        self.dots = {c: len(self.background) - ax.transData.transform(np.stack([where, one.sort_values('value').score], 1))[:, 1]
-                     for c, one in frame.groupby('class', sort=False)}
+        self._measure(frame, ax, scale)
         self.mark(at)
+
+    def _measure(self, frame, ax, scale):
+        "Where values and scores are, in pixels."
+        self.values, height = np.unique(frame.value), len(self.background)
+        where = scale.places(self.values)
+
+        def pixels(scores): return ax.transData.transform(np.stack([where, scores], 1)).T
+
+        self.x = pixels(np.zeros(len(where)))[0]
+        box = ax.get_window_extent()
+        self.rows = int(height - box.y1), int(height - box.y0)
+        groups = frame.groupby('class', sort=False)
+        self.dots = {c: height - pixels(one.sort_values('value').score)[1] for c, one in groups}
 
     def mark(self, i):
         "Put the marker at value number `i`."
-        out, x = self.background.copy(), int(round(self.x[i]))
-        out[self.rows[0]:self.rows[1], x - 1:x + 1] = (213, 94, 0)
+        out, x = self.background.copy(), round(self.x[i])
+        out[self.rows[0]:self.rows[1], x - 1:x + 1] = MARKER
         for y in self.dots.values():
-            if np.isfinite(y[i]): out[max(0, int(y[i]) - 4):int(y[i]) + 4, max(0, x - 4):x + 4] = (213, 94, 0)
+            if np.isfinite(y[i]): out[max(0, int(y[i]) - 4):int(y[i]) + 4, max(0, x - 4):x + 4] = MARKER
         self.show(out, exact=True)
 
     def _pick(self, x, y):

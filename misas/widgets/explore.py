@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from ..attribution.attribute import Attribution
 from ..data.cases import Cases
 from ..data.io import as_sample
 from ..data.sample import Sample
-from ..sweep.sensitivity import Sensitivity
 from ..study.study import Study
+from ..sweep.sensitivity import Sensitivity
 from .attribution import AttributionExplorer
 from .base import Panel
 from .gallery import GalleryExplorer
@@ -46,37 +47,63 @@ def of_study(
     model = next(iter(study.models), None) if model is None else model
     if model not in study.models:
         raise ValueError(f'model {model!r} is needed for pictures: pass it to Study, which knows {", ".join(study.models) or "none"}')
-    table = study.summary(drop=np.inf, model=model, transform=transform).frame.sort_values('harm', ascending=False, kind='stable')
-    row = table.iloc[0]
-    t = next((t for k, t in study.runnable.items() if k == row['transform']), None)
-    if t is None: raise ValueError(f'transform {row["transform"]} is needed for pictures: pass it to Study')
-    value = row['worst at'] if value is None else value
-    done, cases = set(study.frame['sample']), study.sources(samples, load)
+    worst = _most_harmful(study, model, transform)
+    t = next((t for name, t in study.runnable.items() if name == worst['transform']), None)
+    if t is None: raise ValueError(f'transform {worst["transform"]} is needed for pictures: pass it to Study')
+    value = worst['worst at'] if value is None else value
+    done = set(study.frame['sample'])
+    cases = [case for case in study.sources(samples, load) if case.name in done]
     title = f'<b>{escape(model)}</b>: {escape(t.name)} {escape(t.text(t.check(value)))}'
-    return GalleryExplorer.from_cases(Changed((c for c in cases if c.name in done), t, value), study.models[model],
-                                      tuple(study.metrics), **{'title': title, **kw})
+    return GalleryExplorer.from_cases(Changed(cases, t, value), study.models[model], study.metrics, **{'title': title, **kw})
+
+
+def _most_harmful(study, model, transform):
+    "The row of the summary of the change that harms most."
+    table = study.summary(drop=np.inf, model=model, transform=transform).frame
+    return table.sort_values('harm', ascending=False, kind='stable').iloc[0]
 
 # %% ../../nbs/api/widgets/explore.ipynb #07dbac56
-def explore(
-    what,  # a Sensitivity, a Study, an Attribution (or several of one image), a Sample (or anything `as_sample` takes), or several samples or paths
-    model=None,  # for samples: a Model, or anything `as_model` takes; for a Study: the name of one of its models
-    **kw,  # for the widget; see there
-) -> Panel:
-    "The widget that shows something. TypeError for what cannot be shown."
-    if isinstance(what, Panel): return what
-    if isinstance(what, Sensitivity):
-        if model is not None: raise ValueError('model is part of the result already: explore(result) asks it by its own button')
-        return SweepExplorer(what, **kw)
-    if isinstance(what, Study): return of_study(what, model, **kw)
-    if any(isinstance(o, Attribution) for o in (what.values() if isinstance(what, dict) else what if isinstance(what, (list, tuple)) else [what])):
-        if model is not None: raise ValueError('model is part of an attribution already: explore(attribution)')
-        return AttributionExplorer(what, **kw)
-    if isinstance(what, Cases) or isinstance(what, (list, tuple)) and what and all(isinstance(o, (Sample, str, Path)) for o in what):
-        if model is None: raise ValueError('model is needed to score samples: explore(samples, model)')
-        return GalleryExplorer.from_cases(what, model, **kw)
+def _of_sweep(what, model, kw):
+    if not isinstance(what, Sensitivity): return None
+    if model is not None: raise ValueError('model is part of the result already: explore(result) asks it by its own button')
+    return SweepExplorer(what, **kw)
+
+
+def _of_study(what, model, kw):
+    return of_study(what, model, **kw) if isinstance(what, Study) else None
+
+
+def _of_attributions(what, model, kw):
+    several = isinstance(what, (list, tuple, dict))
+    given = (what.values() if isinstance(what, dict) else what) if several else [what]
+    if not any(isinstance(one, Attribution) for one in given): return None
+    if model is not None: raise ValueError('model is part of an attribution already: explore(attribution)')
+    return AttributionExplorer(what, **kw)
+
+
+def _of_cases(what, model, kw):
+    listed = isinstance(what, (list, tuple)) and what and all(isinstance(one, (Sample, str, Path)) for one in what)
+    if not listed and not isinstance(what, Cases): return None
+    if model is None: raise ValueError('model is needed to score samples: explore(samples, model)')
+    return GalleryExplorer.from_cases(what, model, **kw)
+
+
+def _of_sample(what, model, kw):
     try: sample = as_sample(what)
     except (TypeError, ValueError) as e:
         if isinstance(what, (str, Path)): raise
         raise TypeError(f'what must be the result of a sweep, a sample, or several of them, got {type(what).__name__}: {e}') from None
     if model is None and sample.ndim == 3: return VolumeExplorer(sample, **kw)
     return LiveExplorer(sample, model, **kw)
+
+
+def explore(
+    what: Any,  # a Sensitivity, a Study, an Attribution (or several of one image), a Sample (or anything `as_sample` takes), or several samples or paths
+    model: Any = None,  # for samples: a Model, or anything `as_model` takes; for a Study: the name of one of its models
+    **kw: Any,  # for the widget; see there
+) -> Panel:
+    "The widget that shows something. TypeError for what cannot be shown."
+    if isinstance(what, Panel): return what
+    for kind in (_of_sweep, _of_study, _of_attributions, _of_cases, _of_sample):  # the last one shows or raises
+        panel = kind(what, model, kw)
+        if panel is not None: return panel

@@ -5,151 +5,67 @@
 # %% ../../nbs/api/widgets/gallery.ipynb #bc414046
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
 from functools import partial
 from html import escape, unescape
-from typing import NamedTuple
 
 import ipywidgets as W
 import numpy as np
 from fastcore.basics import patch
 
-from ..view import plot
-from ..data.io import as_sample
-from ..metrics.voxels import check_metrics, loss, metric_unit, scores
-from ..models.adapt import as_model
-from ..data.sample import Sample, best_slice, class_names, cuts
+from ..metrics.metric import as_metrics
 from ..sweep.sensitivity import Sensitivity
-from ..sweep.scoring import match_classes, pack_labels, unpack_labels
-from .base import Panel, Picture, beside, enlarged, with_text
-from .sweep import Frame, Frames, Look, as_frame, channel_windows, class_table, score_text
+from ..view import draw
+from ..view.words import score_text
+from .base import Panel, Picture, beside, blank, enlarged, show_if, with_text
+from .look import Frames, Look, as_frame, channel_windows, class_table
+from .tiles import TILE, CaseItems, Item, arranged, first_look, nothing, order_words, thumbnail
 
 # %% auto #0
-__all__ = ['TILE', 'PAGE', 'Item', 'thumbnail', 'nothing', 'first_slice', 'first_look', 'again', 'CaseItems', 'arranged',
-           'order_words', 'Tile', 'GalleryExplorer', 'shortened']
+__all__ = ['PAGE', 'Order', 'Tile', 'Pages', 'lines_under', 'above_each_other', 'shortened', 'GalleryExplorer']
 
-# %% ../../nbs/api/widgets/gallery.ipynb #24f09b96
-TILE = 100  # pixels
+# %% ../../nbs/api/widgets/gallery.ipynb #bf1d3f20
+class Order(W.Box):
+    "The choice of what tiles are sorted by, and of which are shown."
+    def __init__(
+        self, classes,  # names, without the background
+        metrics: dict,  # name -> Metric
+        order: str,  # 'worst' or 'best' first, or 'given'
+    ):
+        self.metrics = metrics
+        choices = [(f'{name} of {c}', (j, k)) for k, name in enumerate(metrics) for j, c in enumerate(classes)]
+        shown = [('all', 'all'), ('score below', 'below'), ('score above', 'above'), ('undefined or failed', 'undefined')]
+        self.score = _menu('score', 210, options=choices)
+        self.order, self.only = _menu('order', 170), _menu('show', 190, options=shown)
+        self.limit = W.FloatText(.8, step=.05, layout=W.Layout(width='80px'))
+        named = dict(score='D-score', order='D-order', only='D-show', limit='T-limit')
+        for k, name in named.items(): getattr(self, k).add_class(name)
+        layout = W.Layout(flex_flow='row wrap', align_items='center')
+        super().__init__([self.score, self.order, self.only, self.limit], layout=layout)
+        self.fit(order)
 
+    @property
+    def metric(self): "The metric of the score."; return list(self.metrics.values())[self.score.value[1]]
 
-class Item(NamedTuple):
-    "A tile of a gallery."
-    title: str
-    frame: Callable | None  # () -> Frame, called when the tile is enlarged; None: there is nothing to show
-    scores: np.ndarray  # (classes without background, metrics); NaN: undefined
-    thumbnail: np.ndarray | None = None  # (TILE, TILE, 3) uint8; None: made from the frame
-    note: str = ''  # what else is to be said; why it failed
+    def fit(self, order=None):
+        "Words and limit that go with the score; the order stays what it is, unless another one is given."
+        order, words = order or self._words[self.order.value], order_words(self.metric)
+        if tuple(words) != self.order.options: self.order.options = list(words)
+        self.order.value, self._words = {kind: word for word, kind in words.items()}[order], words
+        show_if(self.only.value in ('below', 'above'), self.limit)
 
+    @property
+    def as_given(self): return self._words[self.order.value] == 'given'
 
-def thumbnail(picture) -> np.ndarray:  # (H, W, 3) -> (TILE, TILE, 3)
-    "A picture made small, in the middle of a dark square."
-    from PIL import Image, ImageOps
-    small = np.asarray(ImageOps.contain(Image.fromarray(picture), (TILE, TILE), Image.Resampling.BOX))
-    out, (h, w) = np.full((TILE, TILE, 3), 40, np.uint8), small.shape[:2]
-    top, left = (TILE - h)//2, (TILE - w)//2
-    out[top:top + h, left:left + w] = small
-    return out
-
-
-def nothing() -> np.ndarray:  # (TILE, TILE, 3)
-    "The thumbnail of a case that failed: a cross."
-    off = np.abs(np.subtract.outer(range(TILE), range(TILE))) < 2
-    return np.where((off | off[:, ::-1])[..., None], 120, 225).astype(np.uint8).repeat(3, -1)
-
-
-def first_slice(
-    shown,  # a Sample or a Frame, of a volume
-    axis,  # across which axis
-    prediction=None,  # (X, Y, Z) label map
-) -> int:
-    "The slice with most labels, or most prediction where there are none; else the middle one. What is not valid does not count."
-    valid = np.ones(shown.shape, bool) if shown.valid is None else shown.valid
-    for a in (shown.labels, prediction):
-        if a is not None and ((a > 0) & valid).any(): return best_slice(a, axis, valid)
-    counts = np.flatnonzero(np.moveaxis(valid, axis, 0).any((1, 2)))
-    return int(counts[len(counts)//2]) if len(counts) else shown.shape[axis]//2
+    def of(
+        self, table,  # (items, classes, metrics) scores
+    ) -> np.ndarray:  # numbers of the items
+        "Which are shown, in which order."
+        j, k = self.score.value
+        return arranged(table[:, j, k], self.metric, self._words[self.order.value], self.only.value, self.limit.value)
 
 
-def first_look(
-    frame: Frame,
-    like=None,  # a Sample or a Frame: of a volume the same place as there; None: of this one
-) -> np.ndarray:  # (H, W, 3)
-    "The overlay; of a volume that of the first axial slice to be shown."
-    if frame.ndim == 2: return frame.picture()
-    like = frame if like is None else like
-    axis = cuts(like.affine)[0][1]
-    index = first_slice(like, axis, getattr(like, 'prediction', None))
-    return frame.picture(plot.same_place(index, like.shape[axis], frame.shape[axis]), axis)
-
-# %% ../../nbs/api/widgets/gallery.ipynb #e4cfe1b1
-def again(samples):
-    "Samples that can be asked for by number, more than once; what can be read only once is kept. TypeError for what is no collection."
-    several = hasattr(samples, '__iter__') or hasattr(samples, '__getitem__')
-    if isinstance(samples, (str, os.PathLike, Sample, Mapping)) or not several: raise TypeError(
-        f'samples must be a list (or another iterable) of samples or paths, got {type(samples).__name__}')
-    return samples if hasattr(samples, '__getitem__') and hasattr(samples, '__len__') else list(samples)
-
-
-class CaseItems:
-    "Tiles for cases: each is predicted once, and loaded again when its frame is asked for."
-    def __init__(self, samples, model, metrics=('dice',)):
-        self.samples, self.model, self.metrics = again(samples), as_model(model), check_metrics(metrics)
-        self.classes = None  # known after the first prediction
-        if not len(self.samples): raise ValueError('samples is empty: there is nothing to show')
-
-    def __len__(self): return len(self.samples)
-
-    def __getitem__(self, i) -> Item:
-        name = f'case {i}'
-        try:
-            case = self.samples[i]
-            if isinstance(case, (str, os.PathLike)): name = os.path.basename(case) or str(case)
-            sample = as_sample(case)
-            name = sample.name or name
-            prediction = self.model.label(sample)[0]
-            self._name_classes(sample)
-            table = np.full((len(self.classes) - 1, len(self.metrics)), np.nan) if sample.labels is None else scores(
-                prediction, sample.labels, self.metrics, len(self.classes), sample.valid, sample.spacing if sample.spacing_known else None)
-            small = thumbnail(first_look(as_frame(sample, prediction)))
-            note = 'no labels, no score' if sample.labels is None else ''
-            return Item(name, partial(self._frame, i, pack_labels(prediction)), table, small, note)
-        except Exception as e:
-            return Item(name, None, None, nothing(), (str(e).strip() or type(e).__name__).splitlines()[0])
-
-    def _frame(self, i, packed):
-        return as_frame(as_sample(self.samples[i]), unpack_labels(packed))
-
-    def _name_classes(self, sample):
-        "The names of the first case must be those of all."
-        names = class_names(match_classes(self.model, sample), self.model.n_classes)
-        if self.classes is None: self.classes = names
-        elif names[1:] != self.classes[1:]: raise ValueError(f'classes are {", ".join(names[1:])}, of the cases before {", ".join(self.classes[1:])}')
-
-# %% ../../nbs/api/widgets/gallery.ipynb #75c80a2a
-def arranged(
-    values,  # scores, one an item
-    metric,  # name or function
-    order='worst',  # 'worst' or 'best' first, or 'given'; of a metric where neither way is better the lowest or the highest
-    show='all',  # or only those 'below', 'above' a limit, or 'undefined'
-    limit=0.,
-) -> np.ndarray:  # numbers of the items
-    "In which order items are shown, and which of them."
-    values = np.asarray(values, float)
-    try: bad = loss(metric, values)
-    except ValueError: bad = -values
-    gone = np.isnan(values)
-    with np.errstate(invalid='ignore'): keep = dict(all=gone | True, below=values < limit, above=values > limit, undefined=gone)[show]
-    if order == 'given': return np.flatnonzero(keep)
-    by = np.argsort(np.where(gone, np.inf, -bad if order == 'worst' else bad), kind='stable')
-    return np.array([i for last in (False, True) for i in by if keep[i] and gone[i] == last], int)
-
-
-def order_words(metric) -> dict:  # name -> order
-    "What the orders are called."
-    try: loss(metric, [0.])
-    except ValueError: return {'lowest first': 'worst', 'highest first': 'best', 'as given': 'given'}
-    return {'worst first': 'worst', 'best first': 'best', 'as given': 'given'}
+def _menu(what, width, **kw):
+    return W.Dropdown(description=what, style={'description_width': 'initial'}, layout=W.Layout(width=f'{width}px'), **kw)
 
 # %% ../../nbs/api/widgets/gallery.ipynb #b9a8cadb
 PAGE = 24  # tiles
@@ -157,17 +73,23 @@ PAGE = 24  # tiles
 
 class Tile(W.VBox):
     "A thumbnail that can be clicked, a button with the title, and a score."
-    def __init__(self, name, enlarge):  # f(number of the item)
+    def __init__(
+        self, name: str,  # of its class
+        enlarge,  # f(number of the item)
+    ):
         self.number, self.item = None, None
         self.picture = Picture(TILE, lambda x, y: enlarge(self.number), 'thumbnail; click to enlarge')
-        self.button = W.Button(layout=W.Layout(width=f'{TILE}px', height='22px', margin='0', padding='0 2px'), style={'font_size': '11px'})
+        layout = W.Layout(width=f'{TILE}px', height='22px', margin='0', padding='0 2px')
+        self.button = W.Button(layout=layout, style={'font_size': '11px'})
         self.caption = W.HTML(layout=W.Layout(width=f'{TILE}px', height='20px', margin='0', overflow='hidden'))
-        for w, kind in ((self.picture, 'O'), (self.button, 'B'), (self.caption, 'N')): w.add_class(f'{kind}-{name}')
+        self.picture.add_class(f'O-{name}')
+        self.button.add_class(f'B-{name}')
+        self.caption.add_class(f'N-{name}')
         super().__init__([self.picture, self.button, self.caption], layout=W.Layout(margin='0 4px 6px 0', display='none'))
 
-    def show(self, number, item: Item, text):
+    def show(self, number, item: Item | None, text):
         "Fill the tile with an item; with None it disappears."
-        self.layout.display = 'none' if item is None else None
+        show_if(item is not None, self)
         if item is None: return
         if item is not self.item:
             self.picture.show(item.thumbnail)
@@ -176,13 +98,83 @@ class Tile(W.VBox):
         style = 'font-size:11px; line-height:14px; white-space:nowrap; overflow:hidden; text-overflow:ellipsis'
         self.caption.value = f'<div title="{escape(text)}" style="{style}">{escape(text)}</div>'
 
+    @property
+    def seen(self): return self.layout.display != 'none'
+
+# %% ../../nbs/api/widgets/gallery.ipynb #3891a78f
+class Pages(W.VBox):
+    "A page of tiles, and buttons to turn it."
+    def __init__(
+        self, n: int,  # items that there are
+        enlarge,  # f(number of the item), called when a thumbnail is clicked
+    ):
+        self.n, self.page = n, 0
+        self.previous = W.Button(description='◀ previous', tooltip='previous page', layout=W.Layout(width='90px'))
+        self.next = W.Button(description='next ▶', tooltip='next page', layout=W.Layout(width='90px'))
+        self.where, self.tiles = W.HTML(), [Tile(f'tile{i}', enlarge) for i in range(min(PAGE, n))]
+        named = dict(previous='B-previous', next='B-next', where='N-page')
+        for k, name in named.items(): getattr(self, k).add_class(name)
+        row = W.Box([self.previous, self.next, self.where], layout=W.Layout(flex_flow='row wrap', align_items='center'))
+        grid = W.Box(self.tiles, layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
+        super().__init__([row, grid])
+
+    def show(
+        self, items,  # all of them
+        numbers,  # which are shown, in their order
+        text,  # f(number) -> what stands under a tile
+        more: str = '',  # what else is said about them
+        page: int = 0,
+    ):
+        "Fill the tiles of a page."
+        last = max(0, (len(numbers) - 1)//PAGE)
+        self.page = min(max(page, 0), last)
+        self.previous.disabled, self.next.disabled = self.page == 0, self.page == last
+        self.where.value = f'page {self.page + 1} of {last + 1}: {len(numbers)} of {self.n}{more}'
+        here = list(numbers[self.page*PAGE:(self.page + 1)*PAGE])
+        for tile, i in zip(self.tiles, here + [None]*PAGE):
+            tile.show(i, None if i is None else items[i], '' if i is None else text(i))
+
+    def mark(self, number):
+        "Colour the button of a tile."
+        for tile in self.tiles: tile.button.button_style = 'info' if tile.number == number else ''
+
+    def snapshot(self) -> np.ndarray:  # (H, W, 3)
+        "The page, eight tiles a row."
+        tiles = [lines_under(t.picture.rgb, t.item.title, t.text) for t in self.tiles if t.seen]
+        return above_each_other(beside(*tiles[i:i + 8], gap=6) for i in range(0, len(tiles), 8))
+
+# %% ../../nbs/api/widgets/gallery.ipynb #980d3e84
+def lines_under(
+    rgb,  # (H, W, 3)
+    *lines: str,
+) -> np.ndarray:  # (H', W, 3)
+    "A picture with lines of text below, cut where they are too long."
+    return with_text(rgb, below=[shortened(line, rgb.shape[1]) for line in lines])
+
+
+def above_each_other(pictures) -> np.ndarray:  # (H, W, 3)
+    "Pictures (H, W, 3) on white, one above the other."
+    pictures = list(pictures)
+    width = max((p.shape[1] for p in pictures), default=1)
+    return np.concatenate([blank(0, width), *(np.hstack([p, blank(len(p), width - p.shape[1])]) for p in pictures)])
+
+
+def shortened(
+    text: str,
+    width: int,  # pixels
+) -> str:
+    "A text cut where it is too long for `with_text` on a picture of this width."
+    font, short = draw.font(12), text
+    while short and font.getlength(short if short == text else f'{short}…') > width - 8: short = short[:-1]
+    return short if short == text else f'{short}…'
+
 # %% ../../nbs/api/widgets/gallery.ipynb #2709b7fd
 class GalleryExplorer(Panel):
     "Tiles that can be sorted by any score, and one of them enlarged; see `from_sensitivity` and `from_cases`."
     def __init__(
         self, items,  # Items
         classes,  # names, without the background
-        metrics=('dice',),  # names or functions, those of the scores
+        metrics=('dice',),  # names, functions or Metrics: those of the scores
         *, title='',  # above the gallery
         sample=None,  # a Sample of which all items are variants; None: every item is of another one
         order='worst',  # or 'best', 'given'
@@ -191,19 +183,19 @@ class GalleryExplorer(Panel):
         progress=True,  # show a progress bar while thumbnails are made?
     ):
         if order not in ('worst', 'best', 'given'): raise ValueError(f"order must be 'worst', 'best' or 'given', got {order!r}")
-        self.items, self.classes, self.metrics = list(items), tuple(classes), check_metrics(metrics)
+        self.items, self.classes, self.metrics = list(items), tuple(classes), as_metrics(metrics)
         self.table = _check_items(self.items, self.classes, self.metrics)
-        self.sample, self.chosen, self.page, self._busy = sample, None, 0, True
+        self.sample, self.chosen = sample, None
         first = sample or next((o.frame() for o in self.items if o.frame is not None), None)
         if first is None: raise ValueError(f'items: there is no picture in any of the {len(self.items)}; the first one: {self.items[0].note}')
         self._thumbnails(progress)
         super().__init__()
         self.frames, self.look, self.ndim = Frames(lambda i: self.items[i].frame()), Look(first, self.classes), first.ndim
-        self._controls(width, lines)
+        self.choice = Order(self.classes, self.metrics, order)
+        self.page = Pages(len(self.items), lambda number: self.guarded(self.enlarge, number))
+        self.picture = Picture(width, name=f'prediction and {lines} of the chosen tile')
         self._build(title)
         self._observe()
-        self.order.value = {v: k for k, v in self._words.items()}[order]
-        self._busy = False
         self.sort()
         self.picture.show(nothing())
         self.guarded(self.enlarge, self.shown[0])
@@ -213,9 +205,9 @@ class GalleryExplorer(Panel):
         from tqdm.auto import tqdm
         missing = [i for i, o in enumerate(self.items) if o.thumbnail is None]
         for i in tqdm(missing, 'thumbnails', leave=False, disable=not (progress and missing)):
-            o = self.items[i]
-            picture = None if o.frame is None else first_look(o.frame(), self.sample)
-            self.items[i] = o._replace(thumbnail=nothing() if picture is None else thumbnail(picture))
+            item = self.items[i]
+            small = nothing() if item.frame is None else thumbnail(first_look(item.frame(), self.sample))
+            self.items[i] = item._replace(thumbnail=small)
 
 
 def _check_items(items, classes, metrics):
@@ -223,174 +215,117 @@ def _check_items(items, classes, metrics):
     if not items: raise ValueError('items is empty: there is nothing to show')
     if not classes: raise ValueError('classes is empty; name at least one besides the background')
     shape = len(classes), len(metrics)
-    for i, o in enumerate(items):
-        if np.shape(o.scores) != shape: raise ValueError(
-            f'scores of item {i} ({o.title}) have the shape {np.shape(o.scores)}; for {shape[0]} classes and {shape[1]} metrics it must be {shape}')
-    return np.stack([o.scores for o in items]).astype(float)
+    for i, item in enumerate(items):
+        found = np.shape(item.scores)
+        if found != shape: raise ValueError(f'scores of item {i} ({item.title}) have the shape {found}; '
+                                            f'for {shape[0]} classes and {shape[1]} metrics it must be {shape}')
+    return np.stack([item.scores for item in items]).astype(float)
 
 # %% ../../nbs/api/widgets/gallery.ipynb #a6efc29d
 @patch
-def _controls(self: GalleryExplorer, width, lines):
-    "Make the controls."
-    wide = {'description_width': 'initial'}
-    choices = [(f'{m} of {c}', (j, k)) for k, m in enumerate(self.metrics) for j, c in enumerate(self.classes)]
-    self.score = W.Dropdown(options=choices, description='score', style=wide, layout=W.Layout(width='210px'))
-    self._words = order_words(self._metric())
-    self.order = W.Dropdown(options=list(self._words), description='order', style=wide, layout=W.Layout(width='170px'))
-    self.only = W.Dropdown(options=[('all', 'all'), ('score below', 'below'), ('score above', 'above'), ('undefined or failed', 'undefined')],
-                           description='show', style=wide, layout=W.Layout(width='190px'))
-    self.limit = W.FloatText(.8, step=.05, layout=W.Layout(width='80px', display='none'))
-    self.previous, self.next = (W.Button(description=d, tooltip=t, layout=W.Layout(width='90px')) for d, t in (
-        ('◀ previous', 'previous page'), ('next ▶', 'next page')))
-    self.pages, self.title, self.numbers = W.HTML(), W.HTML(), W.HTML()
-    self.tiles = [Tile(f'tile{i}', lambda number: self.guarded(self.enlarge, number)) for i in range(min(PAGE, len(self.items)))]
-    self.picture = Picture(width, name=f'prediction and {lines} of the chosen tile')
-    for w, name in ((self.score, 'D-score'), (self.order, 'D-order'), (self.only, 'D-show'), (self.limit, 'T-limit'), (self.previous, 'B-previous'),
-                    (self.next, 'B-next'), (self.pages, 'N-page'), (self.title, 'N-title'), (self.picture, 'O-chosen'), (self.numbers, 'N-chosen')):
-        w.add_class(name)
-
-
-@patch
 def _build(self: GalleryExplorer, title):
-    "Where things stand."
-    row = lambda *w: W.Box(w, layout=W.Layout(flex_flow='row wrap', align_items='center'))
-    grid = W.Box(self.tiles, layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
-    below = W.Box([self.picture, W.VBox([self.title, self.look, self.numbers])], layout=W.Layout(flex_flow='row wrap'))
-    choose, pages = row(self.score, self.order, self.only, self.limit), row(self.previous, self.next, self.pages)
-    self.children = [W.HTML(title), choose, pages, grid, below, self.message]
+    "Where things stand; the parts are known by their own names, too."
+    self.title, self.numbers = W.HTML(), W.HTML()
+    for k in ('score', 'order', 'only', 'limit'): setattr(self, k, getattr(self.choice, k))
+    for k in ('tiles', 'previous', 'next', 'where'): setattr(self, k, getattr(self.page, k))
+    named = dict(title='N-title', picture='O-chosen', numbers='N-chosen')
+    for k, name in named.items(): getattr(self, k).add_class(name)
+    beside_it = W.VBox([self.title, self.look, self.numbers])
+    below = W.Box([self.picture, beside_it], layout=W.Layout(flex_flow='row wrap'))
+    self.children = [W.HTML(title), self.choice, self.page, below, self.message]
 
 
 @patch
 def _observe(self: GalleryExplorer):
-    self.watch(self.score, lambda _: self.sort())
-    for w in (self.order, self.only, self.limit): self.watch(w, lambda _: self.sort())
+    for control in (self.score, self.order, self.only, self.limit): self.watch(control, lambda _: self.sort())
     self.watch(self.previous, lambda: self.turn(-1))
     self.watch(self.next, lambda: self.turn(1))
     self.watch(self.look.axis, self.to_axis)
-    for w in self.look.controls: self.watch(w, lambda _: self.redraw())
+    for control in self.look.controls: self.watch(control, lambda _: self.redraw())
     for tile in self.tiles: self.watch(tile.button, partial(lambda tile: self.enlarge(tile.number), tile))
 
 # %% ../../nbs/api/widgets/gallery.ipynb #adf4394f
 @patch
-def _metric(self: GalleryExplorer): "The metric that is sorted by."; return list(self.metrics.values())[self.score.value[1]]
-
-
-@patch
-def _unit(self: GalleryExplorer, metric, ndim=None): return metric_unit(metric, ndim or self.ndim)
-
-
-@patch
 def sort(self: GalleryExplorer):
     "Arrange the tiles as chosen, from the first page."
-    if self._busy: return
-    j, k = self.score.value
-    words = order_words(self._metric())
-    if words != self._words:  # other words for the same order
-        self._busy, order, self._words = True, self._words[self.order.value], words
-        self.order.options, self.order.value = list(words), {v: n for n, v in words.items()}[order]
-        self._busy = False
-    self.limit.layout.display = None if self.only.value in ('below', 'above') else 'none'
-    self.shown = arranged(self.table[:, j, k], self._metric(), self._words[self.order.value], self.only.value, self.limit.value)
-    self.turn(-self.page)
+    with self.quietly(): self.choice.fit()  # other words for the same order
+    self.shown = self.choice.of(self.table)
+    self.turn(-self.page.page)
 
 
 @patch
-def turn(self: GalleryExplorer, by):  # pages
+def turn(self: GalleryExplorer, by: int):  # pages
     "Turn pages."
-    n = max(1, -(-len(self.shown)//PAGE))
-    self.page = min(max(self.page + by, 0), n - 1)
-    self.previous.disabled, self.next.disabled = self.page == 0, self.page == n - 1
     j, k = self.score.value
     gone = int(np.isnan(self.table[self.shown, j, k]).sum())
-    where = '' if self._words[self.order.value] == 'given' else ' (at the end)'
-    undefined = f', {gone} without this score{where}' if gone else ''
-    self.pages.value = f'page {self.page + 1} of {n}: {len(self.shown)} of {len(self.items)}{undefined}'
-    here = self.shown[self.page*PAGE:(self.page + 1)*PAGE].tolist()
-    for tile, i in zip(self.tiles, here + [None]*len(self.tiles)):
-        tile.show(i, None if i is None else self.items[i], '' if i is None else self.text(i))
-    self._mark()
+    where = '' if self.choice.as_given else ' (at the end)'
+    more = f', {gone} without this score{where}' if gone else ''
+    self.page.show(self.items, self.shown, self.text, more, self.page.page + by)
+    self.page.mark(self.chosen)
 
 
 @patch
-def text(self: GalleryExplorer, i) -> str:
+def text(self: GalleryExplorer, i: int) -> str:
     "What stands under tile number `i`: the score, or why there is none."
-    (j, k), o = self.score.value, self.items[i]
-    return o.note if o.note else score_text(self.table[i, j, k], self._unit(self._metric()))
+    j, k = self.score.value
+    return self.items[i].note or score_text(self.table[i, j, k], self.choice.metric.unit_in(self.ndim), digits=3)
 
 # %% ../../nbs/api/widgets/gallery.ipynb #2b77e561
 @patch
-def enlarge(self: GalleryExplorer, i):  # number of the item, in the order given
+def enlarge(self: GalleryExplorer, i: int):  # number of the item, in the order given
     "Show an item in full size."
     if not 0 <= i < len(self.items): raise ValueError(f'item {i} is not one of the {len(self.items)} (0 to {len(self.items) - 1})')
     frame = None if self.items[i].frame is None else self.frames[i]  # where this fails, all stays as it is
     if frame is not None and self.sample is None:
-        self._busy = True
-        try: self.look.fit(frame)
-        finally: self._busy = False
+        with self.quietly(): self.look.fit(frame)
     self._draw(int(i))
-
-
-@patch
-def _mark(self: GalleryExplorer):
-    for tile in self.tiles: tile.button.button_style = 'info' if tile.number == self.chosen else ''
 
 
 @patch
 def _draw(self: GalleryExplorer, i):
     "Picture, title and scores of an item; the picture first, as it may fail."
-    o, table = self.items[i], self.table[i]
-    picture = o.thumbnail if o.frame is None else enlarged(self.look.picture(self.frames[i]), self.picture.width)
-    self.title.value = f'<b>{escape(o.title)}</b>' + (f': {escape(o.note)}' if o.note else '')
-    units = [self._unit(m, self.look.sample.ndim) for m in self.metrics.values()]
-    columns = {m: [score_text(x, u) for x in table[:, k]] for k, (m, u) in enumerate(zip(self.metrics, units))}
-    self.numbers.value = class_table(self.classes, columns) if o.frame is not None else ''
+    item, there = self.items[i], self.items[i].frame is not None
+    picture = enlarged(self.look.picture(self.frames[i]), self.picture.width) if there else item.thumbnail
+    self.title.value = f'<b>{escape(item.title)}</b>' + (f': {escape(item.note)}' if item.note else '')
+    self.numbers.value = class_table(self.classes, self._columns(i)) if there else ''
     self.picture.show(picture)
     self.chosen = i
-    self._mark()
+    self.page.mark(i)
+
+
+@patch
+def _columns(self: GalleryExplorer, i):
+    "name of a metric -> texts of its scores, one a class."
+    units = [metric.unit_in(self.look.sample.ndim) for metric in self.metrics.values()]
+    table = zip(self.metrics, self.table[i].T, units)
+    return {name: [score_text(x, unit, digits=3) for x in scores] for name, scores, unit in table}
 
 
 @patch
 def redraw(self: GalleryExplorer):
     "Draw the chosen item."
-    if not self._busy and self.chosen is not None: self._draw(self.chosen)
+    if self.chosen is not None: self._draw(self.chosen)
 
 
 @patch
-def to_axis(self: GalleryExplorer, axis):
+def to_axis(self: GalleryExplorer, axis: int):
     "Cut a volume across another axis."
-    busy, self._busy = self._busy, True
-    try: self.look.to_axis(axis)
-    finally: self._busy = busy
+    with self.quietly(): self.look.to_axis(axis)
     self.redraw()
-
-# %% ../../nbs/api/widgets/gallery.ipynb #37918e6e
-def shortened(
-    text,
-    width,  # pixels
-) -> str:
-    "A text cut where it is too long for `with_text` on a picture of this width."
-    from matplotlib import get_data_path
-    from PIL import ImageFont
-    font, short = ImageFont.truetype(f'{get_data_path()}/fonts/ttf/DejaVuSans.ttf', 12), text
-    while short and font.getlength(short if short == text else f'{short}…') > width - 8: short = short[:-1]
-    return short if short == text else f'{short}…'
 
 
 @patch
 def snapshot(self: GalleryExplorer) -> np.ndarray:
-    "The page, and the chosen item with its scores below."
-    blank = lambda h, w: np.full((h, w, 3), 255, np.uint8)
-    write = lambda rgb, *lines: with_text(rgb, below=[shortened(o, rgb.shape[1]) for o in lines])
-    tiles = [write(t.picture.rgb, t.item.title, t.text) for t in self.tiles if t.layout.display != 'none']
-    rows = [beside(*tiles[i:i + 8], gap=6) for i in range(0, len(tiles), 8)]
-    parts = [write(blank(0, 848), f'{self.score.label}, {self.order.label}; {unescape(self.pages.value)}'), *rows]
+    "The page, and the chosen item with its scores beside it."
+    head = lines_under(blank(0, 848), f'{self.score.label}, {self.order.label}; {unescape(self.where.value)}')
+    parts = [head, self.page.snapshot()]
     if self.chosen is not None:
-        o, table, ndim = self.items[self.chosen], self.table[self.chosen], self.look.sample.ndim
-        scores = [f'{m} of {c}: {score_text(table[j, k], self._unit(f, ndim))}'
-                  for k, (m, f) in enumerate(self.metrics.items()) for j, c in enumerate(self.classes) if o.frame is not None]
-        parts.append(beside(self.picture.rgb, write(blank(0, 400), o.title, *([o.note] if o.note else []), *scores)))
-    width = max(p.shape[1] for p in parts)
-    return np.concatenate([np.concatenate([p, blank(len(p), width - p.shape[1])], 1) for p in parts])
+        item = self.items[self.chosen]
+        columns = self._columns(self.chosen) if item.frame is not None else {}
+        scores = [f'{name} of {c}: {text}' for name, texts in columns.items() for c, text in zip(self.classes, texts)]
+        told = [item.title, *([item.note] if item.note else []), *scores]
+        parts.append(beside(self.picture.rgb, lines_under(blank(0, 400), *told)))
+    return above_each_other(parts)
 
 # %% ../../nbs/api/widgets/gallery.ipynb #e176c799
 @patch(cls_method=True)
@@ -398,36 +333,39 @@ def from_cases(
     cls: GalleryExplorer,
     samples,  # list, `Cases` or other iterable of Samples or paths; what can be read only once is kept in memory
     model,  # a Model, or anything `as_model` takes
-    metrics=('dice',),  # names or functions f(prediction == k, truth == k)
+    metrics=('dice',),  # names, functions f(prediction == k, truth == k), or Metrics
     progress=True,  # show a progress bar?
     **kw,  # see `GalleryExplorer`
 ):  # -> GalleryExplorer
     "Every case predicted once. What fails is a tile that says why; ValueError if all do."
     from tqdm.auto import tqdm
-    cases, items = CaseItems(samples, model, metrics), []
-    for i in tqdm(range(len(cases)), cases.model.name, leave=False, disable=not progress): items.append(cases[i])
-    if cases.classes is None: raise ValueError(f'none of the {len(items)} cases could be predicted; {items[0].title}: {items[0].note}')
-    none = np.full((len(cases.classes) - 1, len(cases.metrics)), np.nan)
-    items = [o if o.scores is not None else o._replace(scores=none) for o in items]
+    cases = CaseItems(samples, model, metrics)
+    name = cases.model.name
+    items = [cases[i] for i in tqdm(range(len(cases)), name, leave=False, disable=not progress)]
+    if cases.foreground is None: raise ValueError(f'none of the {len(items)} cases could be predicted; {items[0].title}: {items[0].note}')
+    items = [o if o.scores is not None else o._replace(scores=cases.no_scores) for o in items]
     failed = sum(o.frame is None for o in items)
-    title = f'<b>{escape(cases.model.name)}</b>: {len(items)} cases' + (f', {failed} of them failed' if failed else '')
-    return cls(items, cases.classes[1:], list(cases.metrics.values()), progress=progress, **{'title': title, **kw})
+    title = f'<b>{escape(name)}</b>: {len(items)} cases' + (f', {failed} of them failed' if failed else '')
+    return cls(items, cases.foreground, cases.scoring.metrics, progress=progress, **{'title': title, **kw})
 
 
 @patch(cls_method=True)
 def from_sensitivity(
     cls: GalleryExplorer,
-    result,  # of a sweep
+    result: Sensitivity,  # of a sweep
     progress=True,  # show a progress bar while thumbnails are made?
     **kw,  # see `GalleryExplorer`
 ):  # -> GalleryExplorer
     "Every value of a sweep one tile."
     if not isinstance(result, Sensitivity): raise TypeError(f'result must be a Sensitivity, got {type(result).__name__}')
-    window, t = channel_windows(result.sample.image), result.transform
-    make = lambda i: as_frame(result.samples[i], result.predictions[i], window)
-    items = [Item(t.text(v).replace('\n', ' '), partial(make, i), result._table[i]) for i, v in enumerate(result.values)]
+    window = channel_windows(result.sample.image)
+
+    def frame(i): return as_frame(result.samples[i], result.predictions[i], window)
+
+    texts = [result.transform.text(value).replace('\n', ' ') for value in result.values]
+    items = [Item(text, partial(frame, i), result._table[i]) for i, text in enumerate(texts)]
     lines = 'truth' if result.reference == 'labels' else 'its own prediction on the unchanged image'
     against = '' if lines == 'truth' else f' (scores and lines: {lines}, not the truth)'
-    title = f'<b>{escape(result.model)}</b> on <b>{escape(result.sample.name or "sample")}</b>: {escape(t.name)}{against}'
+    title = f'<b>{escape(result.model)}</b> on <b>{escape(result.sample.name or "sample")}</b>: {escape(result.transform.name)}{against}'
     kw = {'title': title, 'order': 'given', 'lines': lines, **kw}
-    return cls(items, result.classes[1:], list(result._metrics.values()), sample=result.sample, progress=progress, **kw)
+    return cls(items, result.foreground, result.scoring.metrics, sample=result.sample, progress=progress, **kw)

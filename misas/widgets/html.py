@@ -5,625 +5,214 @@
 # %% ../../nbs/api/widgets/html.ipynb #9ff812a7
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
-from base64 import b64encode
 from html import escape
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..view import plot
-from ..metrics.voxels import METRICS, metric_unit
-from ..data.sample import Sample
-from ..sweep.sensitivity import Sensitivity
 from ..metrics.limits import check_drop
-from ..sweep.tolerance import Tolerance
-from .base import LEGEND, as_bytes, value_texts
+from ..sweep.sensitivity import Sensitivity
+from ..view import draw
+from ..view.page import asset, check_page_path, embedded, filled, paragraphs, pieces, write_page
+from ..view.words import change_text, score_text
+from .layers import Pool, channel_window, frame_script, layers
+from .svg import WIDTH, curve_svg
 
 # %% auto #0
-__all__ = ['WIDTH', 'HEIGHT', 'LEFT', 'RIGHT', 'BOTTOM', 'CSS', 'PAGE', 'SCRIPT', 'CONTROLS', 'Layers', 'channel_window',
-           'layers', 'compose', 'mask_bytes', 'embedded', 'frame_script', 'x_axis', 'y_axis', 'Curve', 'curve_svg',
-           'score_texts', 'swatch', 'all_scores', 'summary_html', 'to_html']
-
-# %% ../../nbs/api/widgets/html.ipynb #abc8f62c
-class Layers(NamedTuple):
-    "What a picture is made of. `lines` has the pixels of the picture, the others those of the image."
-    grey: np.ndarray  # (h, w), or (h, w, 3) in colours; uint8
-    filled: dict  # label value -> (h, w) bool: the prediction
-    hatched: np.ndarray | None  # (h, w) bool: hatching over what is not valid
-    lines: dict  # label value -> (H, W) bool: outline of the truth
-    size: tuple  # (H, W) of the picture, whole multiples of (h, w)
-    mm: tuple  # height and width of what is seen
-
-
-def channel_window(
-    image,  # (C, *S)
-    channel=0,  # which of them is shown; three are shown together as colours, unless it is not 0
-) -> tuple:  # (black, white)
-    "Grey values shown as black and white: those of the channel that is seen, as channels may differ in scale."
-    if channel not in range(len(image)): raise ValueError(f'channel {channel} is not one of the {len(image)} (0 to {len(image) - 1}) of the image')
-    return plot.grey_window(image if len(image) == 3 and channel == 0 else image[channel])
-
-
-def layers(
-    sample: Sample,  # 2D
-    prediction=None,  # (h, w) label map
-    window=None,  # (black, white); None: those of the channel
-    channel=0,  # of the image; see `misas.view.plot.overlay`
-) -> Layers:
-    "A picture in its parts. Labels of what is not valid mean nothing, and are not drawn."
-    window = window or channel_window(sample.image, channel)
-    labels = sample.labels if sample.labels is None or sample.valid is None else np.where(sample.valid, sample.labels, 0)
-    dark = sample.replace(image=np.zeros((1, *sample.shape)), labels=labels, classes=None, valid=None)  # what is not black in its overlay is a line
-    square = dark.replace(labels=None, affine=None, spacing=1.)
-    grey = plot.overlay(square.replace(image=sample.image), window=window, channel=channel, scale=1)
-    hatched = None if sample.valid is None else plot.overlay(square.replace(valid=sample.valid), scale=1).any(-1)
-    here = lambda labels: [] if labels is None else [int(k) for k in np.unique(labels) if k]
-    lines = {k: plot.overlay(dark, classes=[k]).any(-1) for k in here(labels)}
-    return Layers(grey[..., 0] if (grey == grey[..., :1]).all() else grey, {k: np.asarray(prediction) == k for k in here(prediction)},
-                  hatched, lines, plot.overlay(dark.replace(labels=None)).shape[:2], tuple(n*mm for n, mm in zip(sample.shape, sample.spacing)))
-
-# %% ../../nbs/api/widgets/html.ipynb #419a28a5
-def compose(
-    parts: Layers,
-    alpha=.45,  # of the prediction
-    prediction=True, truth=True,  # show them?
-    classes=None,  # label values to show; None: all
-) -> np.ndarray:  # (H, W, 3) uint8
-    "The picture of some layers; what the page does in the browser."
-    rows, cols = (((np.arange(p) + .5)*n/p).astype(int) for n, p in zip(parts.grey.shape, parts.size))
-    big = lambda a: a[rows][:, cols]
-    shown = lambda masks, on: [(k, m) for k, m in masks.items() if on and (classes is None or k in classes)]
-    grey = parts.grey if parts.grey.ndim == 3 else np.repeat(parts.grey[..., None], 3, -1)
-    out = big(grey).copy()
-    for k, m in shown(parts.filled, prediction): out[big(m)] = ((1 - alpha)*out[big(m)] + alpha*plot.rgb(k)).astype(np.uint8)
-    if parts.hatched is not None: out[big(parts.hatched)] = 90
-    for k, m in shown(parts.lines, truth): out[m] = plot.rgb(k)
-    return out
-
-# %% ../../nbs/api/widgets/html.ipynb #145050ab
-def mask_bytes(
-    mask,  # (h, w) bool
-    rgb,  # its colour
-) -> bytes:
-    "A mask as a PNG: one colour, and transparent elsewhere."
-    from PIL import Image
-    im, out = Image.fromarray(mask.astype(np.uint8)), io.BytesIO()
-    im.putpalette([0, 0, 0, *map(int, rgb)])
-    im.save(out, 'PNG', bits=1, transparency=0, optimize=True)
-    return out.getvalue()
-
-
-def embedded(x) -> str:
-    "JSON that can stand inside a script of a page, whatever its strings hold."
-    text = json.dumps(x, allow_nan=False, separators=(',', ':'))
-    return text.replace('<', '\\u003c').replace('>', '\\u003e').replace('&', '\\u0026')
-
-
-def frame_script(
-    parts: Layers,
-    known: dict,  # digest of a file -> its number in the page; grows
-    exact=False,  # grey values without any loss?
-) -> str:
-    "A piece of the page that adds one picture: the files that are new, and the numbers of those it is made of."
-    new = []
-
-    def number(kind, data):
-        key = hashlib.blake2b(data, digest_size=16).digest()
-        if key not in known:
-            known[key] = len(known)
-            new.append(f'{kind};base64,{b64encode(data).decode()}')
-        return known[key]
-
-    masks = lambda found: {k: number('png', mask_bytes(m, plot.rgb(k))) for k, m in found.items()}
-    png, jpeg = as_bytes(parts.grey, True), as_bytes(parts.grey)
-    grey = number('png', png) if exact or len(png) < len(jpeg) else number('jpeg', jpeg)
-    frame = dict(grey=grey, filled=masks(parts.filled), lines=masks(parts.lines),
-                 hatched=None if parts.hatched is None else number('png', mask_bytes(parts.hatched, (90, 90, 90))), size=parts.size, mm=parts.mm)
-    return f'<script>misas.add({embedded(new)}, {embedded(frame)})</script>\n'
-
-# %% ../../nbs/api/widgets/html.ipynb #5d46e377
-WIDTH, HEIGHT = 430, 300  # of a curve
-LEFT, RIGHT, BOTTOM = 58, 12, 46  # room for the axes
-
-
-def x_axis(
-    values,  # numbers
-    words=None,  # texts of values that are only cases
-) -> tuple:  # place of every value, [(place, text)] of the ticks
-    "Where values stand; logarithmic as in `plot.curves`."
-    values, n = np.asarray(values, float), len(values)
-    if words:
-        places = LEFT + (np.arange(n) + .5)*(WIDTH - LEFT - RIGHT)/n
-        return places, list(zip(places, words))
-    log = values.min() > 0 and values.max() > 4*values.min()
-    f = np.log2 if log else np.asarray
-    lo, hi = f(values.min()), f(values.max())
-    pad = .04*(hi - lo) or 1.
-    place = lambda v: LEFT + (f(v) - lo + pad)/(hi - lo + 2*pad)*(WIDTH - LEFT - RIGHT)
-    if log: ticks = 2.**np.arange(np.ceil(lo), np.floor(hi) + 1)[::max(1, round((hi - lo)/8))]
-    else: ticks = _ticks(lo - pad, hi + pad)
-    return place(values), [(place(v), f'{v:.6g}') for v in ticks]
-
-
-def _ticks(lo, hi):
-    "Round numbers from `lo` to `hi`."
-    from matplotlib.ticker import MaxNLocator
-    ticks = MaxNLocator(9, steps=[1, 2, 3, 5, 10]).tick_values(lo, hi)
-    return [0. if abs(v) < 1e-9*(hi - lo) else v for v in ticks if lo <= v <= hi]
-
-
-def y_axis(
-    scores,  # (classes, values)
-    top, bottom,  # rows of the drawing
-) -> tuple:  # f(score) -> place; places of undefined and of infinite scores, by class; ticks
-    "Where scores stand: room below for undefined ones and above for infinite ones."
-    low, high = plot._ends(scores)
-    span, rows = high - low, len(scores) + 1
-    lo = low - .05*span*(rows if np.isnan(scores).any() else 1)
-    hi = high + .05*span*(rows if np.isinf(scores).any() else 1)
-    place = lambda s: bottom - (s - lo)/(hi - lo)*(bottom - top)
-    gone, far = ([place(edge + sign*.05*k*span) for k in range(1, rows)] for edge, sign in ((low, -1), (high, 1)))
-    return place, gone, far, [(place(v), f'{v:.6g}') for v in _ticks(low, high)]
-
-# %% ../../nbs/api/widgets/html.ipynb #e156207c
-def _text(x, y, text, more='', limit=60):
-    "A line of text; longer ones are cut, and whole when pointed at."
-    short = text if len(text) <= limit else text[:limit - 1] + '…'
-    return f'<text x="{x:.1f}" y="{y:.1f}"{more}>{escape(short)}<title>{escape(text)}</title></text>'
-
-
-def _legend(entries):
-    "Entries (symbol, text), as many in a row as there is room for -> SVG, and the height it takes."
-    out, x, y = [], LEFT, 14
-    for symbol, text in entries:
-        wide = 38 + 7*min(len(text), 40)
-        if x + wide > WIDTH and x > LEFT: x, y = LEFT, y + 17
-        out.append(f'<g transform="translate({x:.0f} {y})">{symbol}{_text(22, 4, text, limit=40)}</g>')
-        x += wide
-    return ''.join(out), y + 14
-
-
-def _points(xs, ys):
-    "A path through points, broken where one is missing."
-    out, pen = [], 'M'
-    for x, y in zip(xs, ys):
-        if np.isfinite(y): out.append(f'{pen}{x:.1f} {y:.1f}')
-        pen = 'L' if np.isfinite(y) else 'M'
-    return ' '.join(out)
-
-
-def _symbol(kind, x, y, colour):
-    "A dot, a cross (undefined), or a triangle (infinite)."
-    if kind == 'dot': return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>'
-    d = 'm-4 -4l8 8m0 -8l-8 8' if kind == 'cross' else 'm0 -5l4.5 8h-9z'
-    return f'<path d="M{x:.1f} {y:.1f}{d}" stroke="{colour}" stroke-width="1.8" fill="{"none" if kind == "cross" else colour}"/>'
-
-# %% ../../nbs/api/widgets/html.ipynb #0f9251f4
-class Curve(NamedTuple):
-    "A drawing, and where its marker goes."
-    svg: str
-    places: list  # x of every value
-    dots: list  # for each class and value (x, y), or None where the score is no number
-
-
-def curve_svg(
-    values, scores,  # (values,) numbers; (values, classes)
-    classes,  # names, without the background
-    identity,  # number of the value that scores are compared with
-    xlabel='', ylabel='',  # with units
-    words=None,  # texts of values that are only cases
-    zero='unchanged',  # what the image is at the identity
-) -> Curve:
-    "Score against value, a line a class."
-    scores, colours = np.asarray(scores, float).T, [plot.colour(k) for k in range(1, len(classes) + 1)]
-    entries = [(f'<path d="M0 0h18" stroke="{c}" stroke-width="3"/>', name) for c, name in zip(colours, classes)]
-    if len(classes) > LEGEND: entries = []  # too many: they stand in the table
-    entries.append(('<path d="M0 0h18" class="same"/>', zero))
-    if np.isnan(scores).any(): entries.append((_symbol('cross', 9, 0, '#333'), 'undefined'))
-    if np.isinf(scores).any(): entries.append((_symbol('triangle', 9, 0, '#333'), 'infinite'))
-    legend, top = _legend(entries)
-    tall, bottom = top + HEIGHT - 28 + (64 if words else 0), top + HEIGHT - 28 - BOTTOM
-    places, xticks = x_axis(values, words)
-    place, gone, far, yticks = y_axis(scores, top, bottom)
-    groups, dots = [], []
-    for k, (row, c) in enumerate(zip(scores, colours)):
-        xs = places + ((k - (len(classes) - 1)/2)*min(8, 40/len(classes)) if words else 0)
-        kinds = ['cross' if np.isnan(s) else 'triangle' if np.isinf(s) else 'dot' for s in row]
-        ys = np.array([dict(cross=gone[k], triangle=far[k], dot=place(s))[kind] for s, kind in zip(row, kinds)])
-        line = '' if words else f'<path d="{_points(xs, place(np.where(np.isfinite(row), row, np.nan)))}" stroke="{c}" stroke-width="2" fill="none"/>'
-        groups.append(f'<g class="curve" data-k="{k + 1}"><title>{escape(classes[k])}</title>{line}'
-                      + ''.join(_symbol(kind, x, y, c) for kind, x, y in zip(kinds, xs, ys)) + '</g>')
-        dots.append([(round(x, 1), round(y, 1)) if kind == 'dot' else None for kind, x, y in zip(kinds, xs, ys)])
-    axes = legend + _axes(xticks, yticks, top, bottom, tall, xlabel, ylabel, words)
-    svg = _drawing(axes, groups, places[identity], places[0], top, bottom, tall, f'{ylabel} against {xlabel}')
-    return Curve(svg, places.round(1).tolist(), dots)
-
-# %% ../../nbs/api/widgets/html.ipynb #9d525634
-def _axes(xticks, yticks, top, bottom, tall, xlabel, ylabel, words):
-    "Frame, grid, ticks and labels."
-    right, slant = WIDTH - RIGHT, lambda x: f' text-anchor="end" transform="rotate(-35 {x:.1f} {bottom + 14:.1f})"'
-    grid = ''.join(f'<path d="M{x:.1f} {top}V{bottom}" class="grid"/>' for x, _ in xticks if not words)
-    grid += ''.join(f'<path d="M{LEFT} {y:.1f}H{right}" class="grid"/>' for y, _ in yticks)
-    text = ''.join(_text(x, bottom + 14 + 2*(not words), t, slant(x) if words else ' text-anchor="middle"', 18) for x, t in xticks)
-    text += ''.join(_text(LEFT - 7, y + 4, t, ' text-anchor="end"') for y, t in yticks)
-    text += _text((LEFT + right)/2, tall - 6, xlabel, ' text-anchor="middle"')
-    text += _text(14, (top + bottom)/2, ylabel, f' text-anchor="middle" transform="rotate(-90 14 {(top + bottom)/2:.1f})"', 40)
-    return f'{grid}<path d="M{LEFT} {top}V{bottom}H{right}" class="axis"/>{text}'
-
-
-def _drawing(axes, groups, same, first, top, bottom, tall, alt):
-    "All of a curve as SVG; the marker stands on the first value."
-    dots = ''.join(f'<circle class="dot" data-k="{k}" cx="-9" cy="-9" r="5"/>' for k in range(1, len(groups) + 1))
-    style = ('text{font:12px system-ui,sans-serif;fill:#222} .grid{stroke:#ddd} .axis{stroke:#555;fill:none} '
-             '.same{stroke:#222;stroke-dasharray:5 3} .mark{stroke:#D55E00;stroke-width:2} .dot{fill:none;stroke:#D55E00;stroke-width:2}')
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {tall}" role="img" aria-label="{escape(alt)}"><style>{style}</style>{axes}'
-            f'<path class="same" d="M{same:.1f} {top}V{bottom}"/>{"".join(groups)}'
-            f'<g class="marker"><line class="mark" x1="{first:.1f}" x2="{first:.1f}" y1="{top}" y2="{bottom}"/>{dots}</g></svg>')
+__all__ = ['score_texts', 'swatch', 'all_scores', 'summary_html', 'SweepPage', 'head_html', 'sweep_to_html', 'to_html']
 
 # %% ../../nbs/api/widgets/html.ipynb #b45014ba
-def score_texts(scores, identity, unit=''):
-    "(values, classes) scores -> the same as texts, and texts of the change from the identity; by class, then value."
-    number = lambda x: 'undefined' if np.isnan(x) else 'infinite' if np.isinf(x) else f'{x:.3f} {unit}'.strip()
-    change = lambda x, y: f'{x - y:+.3f}' if np.isfinite(x) and np.isfinite(y) else '–'
+def score_texts(
+    scores,  # (values, classes)
+    identity: int,  # number of the value that changes nothing
+    unit: str = '',
+) -> tuple:  # texts by class, then value; the same of the change from the identity
+    "Scores as people read them."
     table = np.asarray(scores, float).T
-    return [[number(x) for x in row] for row in table], [[change(x, row[identity]) for x in row] for row in table]
+    texts = [[score_text(x, unit, digits=3) for x in row] for row in table]
+    return texts, [[change_text(x, row[identity]) for x in row] for row in table]
 
 
-def swatch(k):
+def swatch(k: int) -> str:
     "A small square in the colour of a class."
-    return f'<span class="swatch" style="background:{plot.colour(k)}" aria-hidden="true"></span>'
+    return f'<span class="swatch" style="background:{draw.colour(k)}" aria-hidden="true"></span>'
 
 
 def all_scores(
-    what,  # head of the first column
+    what: str,  # head of the first column
     texts,  # of the values
     metrics,  # names with units
     classes,  # names
     scores,  # texts: by metric, class, value
 ) -> str:
     "The table of all scores."
-    head = ''.join(f'<th scope="colgroup" colspan="{len(classes)}">{escape(m)}</th>' for m in metrics)
+    head = ''.join(f'<th scope="colgroup" colspan="{len(classes)}">{escape(name)}</th>' for name in metrics)
     names = ''.join(f'<th scope="col">{swatch(k)}{escape(c)}</th>' for _ in metrics for k, c in enumerate(classes, 1))
-    cells = lambda i: ''.join(f'<td>{row[i]}</td>' for table in scores for row in table)
-    rows = (f'<tr><th scope="row">{escape(t)}</th>{cells(i)}</tr>' for i, t in enumerate(texts))
-    return (f'<table id="all"><thead><tr><th scope="col" rowspan="2">{escape(what)}</th>{head}</tr><tr>{names}</tr></thead>\n'
-            '<tbody>' + '\n'.join(rows) + '</tbody></table>')
+    top = f'<tr><th scope="col" rowspan="2">{escape(what)}</th>{head}</tr><tr>{names}</tr>'
+    rows = []
+    for i, text in enumerate(texts):
+        cells = ''.join(f'<td>{row[i]}</td>' for table in scores for row in table)
+        rows.append(f'<tr><th scope="row">{escape(text)}</th>{cells}</tr>')
+    body = '\n'.join(rows)
+    return f'<table id="all"><thead>{top}</thead>\n<tbody>{body}</tbody></table>'
 
 
 def summary_html(
     result: Sensitivity,
-    metric,  # name
-    drop=None,  # how much worse than unchanged still holds; None: 0.1 for ratios
+    metric: str,  # name
+    drop: float | None = None,  # how much worse than unchanged still holds; None: 0.1 for ratios
 ) -> str:
     "The summary of one metric as paragraphs and a list; or why there is none."
-    unit = metric_unit(metric, result.sample.ndim)
-    if metric in METRICS and METRICS[metric].loss is None: return f'<p>{metric} is neither good nor bad: there is no summary.</p>'
-    if unit and drop is None: return f'<p>There is no summary for {metric}: nothing was said about how many {unit} worse still holds.</p>'
-    out, inside = [], False
-    for line in result.summary(drop, metric).text.splitlines():
-        item = line.startswith('- ')
-        if item != inside: out.append('<ul>' if item else '</ul>')
-        inside = item
-        out.append(f'<li>{escape(line[2:])}</li>' if item else f'<p>{escape(line)}</p>')
-    return ''.join(out) + ('</ul>' if inside else '')
-
-# %% ../../nbs/api/widgets/html.ipynb #a40e07b7
-CSS = '''
-* { box-sizing: border-box }
-body { font: 16px/1.45 system-ui, -apple-system, "Segoe UI", sans-serif; color: #222; background: #fff;
-  max-width: 1120px; margin: 0 auto; padding: 12px 16px }
-h1 { font-size: 1.35rem; margin: .2em 0 } h2 { font-size: 1.05rem; margin: 1em 0 .3em } p, ul { margin: .3em 0 }
-main { display: flex; flex-wrap: wrap; gap: 8px 28px; align-items: flex-start }
-.look, .scores { flex: 1 1 430px; min-width: 0 }
-.bar { display: flex; flex-wrap: wrap; gap: 4px 10px; align-items: center; margin: 8px 0 }
-.bar output { font-weight: 600; max-width: 100% }
-#value { flex: 1 1 220px; min-width: 120px; height: 32px; accent-color: #D55E00 }
-#stage { display: grid; place-items: center; background: #000; margin: 0 auto; overflow: hidden }
-#picture { display: block; image-rendering: pixelated }
-fieldset { position: relative; border: 0; margin: 6px 0; padding: 0 0 0 4.4em } fieldset label { display: inline-block; margin-right: 14px }
-fieldset legend { position: absolute; left: 0; top: 0; padding: 0; color: #555 } #opacity { width: 80px; vertical-align: middle }
-h1, p, li, label, #now tbody th { overflow-wrap: anywhere } #now tbody th { min-width: 6em }
-select { max-width: 100% }
-input[type=checkbox] { width: 1.1em; height: 1.1em; vertical-align: -.15em; margin-left: 0 }
-button, select { font: inherit; padding: 4px 12px; border: 1px solid #888; border-radius: 4px; background: #f6f6f6; color: #222 }
-button { min-width: 6.2em }
-:focus-visible { outline: 3px solid #0072B2; outline-offset: 2px }
-.swatch { display: inline-block; width: .8em; height: .8em; margin: 0 .35em; vertical-align: -.05em;
-  print-color-adjust: exact; -webkit-print-color-adjust: exact }
-figure { margin: 6px 0 } figure svg { display: block; width: 100%; height: auto; cursor: crosshair; touch-action: pan-y }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th { text-align: left; font-weight: 600 } td { text-align: right } th, td { padding: 2px 14px 2px 0; white-space: nowrap }
-#now th { white-space: normal } #now thead th + th { text-align: right }
-#all { font-size: .9rem } #all td, #all tbody th { border-top: 1px solid #ddd } #all tr.now > * { background: #FFE9D6 }
-.wide { overflow-x: auto; max-width: 100% }
-.note { color: #555; font-size: .9rem } #message { color: #A00 } #message:empty { display: none }
-details { margin: 1em 0 } summary { cursor: pointer; font-weight: 600; padding: 4px 0 }
-[hidden] { display: none !important }
-@media (min-width: 920px) { .look { position: sticky; top: 8px } }
-@media print {
-  .bar button, .bar input, fieldset, .scores .bar, .help { display: none }
-  body { max-width: none; padding: 0 } main { flex-wrap: nowrap }
-  .look, .scores { position: static; flex: 1 1 0; break-inside: avoid } tr { break-inside: avoid }
-  #stage { print-color-adjust: exact; -webkit-print-color-adjust: exact }
-}
-'''
-
-# %% ../../nbs/api/widgets/html.ipynb #dee07ec8
-PAGE = '''<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
-  style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>{css}</style>
-</head>
-<body>
-<header><h1>{title}</h1><p class="note">{about}</p></header>
-<noscript><p>The slider and the picture need JavaScript; summary and scores are below.</p></noscript>
-<p id="message" role="alert"></p>
-<main>
-<section class="look" aria-label="picture">
-  <div class="bar">
-    <button id="play" type="button" aria-pressed="false" title="play the sweep (space bar)">▶ play</button>
-    <label for="value">{transform}</label>
-    <output id="shown" for="value" style="min-width:{room}ch">{value}</output>
-    <input id="value" type="range" min="0" max="{last}" step="1" value="{start}" autocomplete="off">
-  </div>
-  <div id="stage"><canvas id="picture" role="img" aria-label="{sample}"></canvas></div>
-  <fieldset><legend>show</legend>
-    <label><input id="prediction" type="checkbox" checked autocomplete="off"> prediction (filled)</label>
-    <label><input id="truth" type="checkbox" checked autocomplete="off"> {lines} (lines)</label>
-    <label>opacity <input id="opacity" type="range" min="0" max="1" step="0.05" value="0.45" autocomplete="off"></label>
-  </fieldset>
-  <fieldset><legend>classes</legend>{classes}</fieldset>
-  <p id="hatched" class="note" hidden>Hatched: outside the field of view or without a label; it does not count.</p>
-</section>
-<section class="scores" aria-label="scores">
-  <div class="bar"><label for="metric">score</label> <select id="metric" autocomplete="off">{metrics}</select></div>
-  {curves}
-  <p class="note help">Click on the curve to go to a value. Keys: arrows on the slider, space to play.</p>
-  <h2>Scores at {transform} <span id="here">{value}</span></h2>
-  <table id="now"><thead><tr><th scope="col">class</th><th scope="col">score</th><th scope="col">change from {zero}</th></tr></thead>
-  <tbody>{rows}</tbody></table>
-  <h2>Summary</h2>
-  {summaries}
-</section>
-</main>
-<details><summary>All scores</summary><div class="wide" tabindex="0" role="region" aria-label="all scores">{table}</div></details>
-<script>
-const misas = {data};
-misas.pool = []; misas.frames = [];
-misas.add = (files, frame) => {{ misas.pool.push(...files); misas.frames.push(frame) }};
-</script>
-'''
-
-# %% ../../nbs/api/widgets/html.ipynb #598787df
-SCRIPT = r'''
-'use strict';
-const $ = id => document.getElementById(id), all = selector => [...document.querySelectorAll(selector)];
-const M = misas, n = M.values.length, canvas = $('picture'), slider = $('value'), images = new Map();
-let asked = 0, painted = 0, timer = 0;
-const at = () => Number(slider.value), metric = () => Number($('metric').value);
-const classes = M.classes.map((_, j) => j + 1), shown = k => $('class-' + k).checked;
-
-function load(number) {  // a file of the page as a decoded image
-  if (!images.has(number)) {
-    const image = new Image();
-    image.src = 'data:image/' + M.pool[number];
-    images.set(number, image.decode().then(() => image));
-  }
-  return images.get(number);
-}
-
-function layers(frame) {  // [file, opacity] from below
-  const out = [[frame.grey, 1]];
-  const add = (files, alpha) => classes.filter(k => k in files && shown(k)).forEach(k => out.push([files[k], alpha]));
-  if ($('prediction').checked) add(frame.filled, Number($('opacity').value));
-  if (frame.hatched !== null) out.push([frame.hatched, 1]);
-  if ($('truth').checked) add(frame.lines, 1);
-  return out;
-}
-
-async function paint() {
-  const mine = ++asked, i = at(), frame = M.frames[i], stack = layers(frame);
-  let files;
-  try { files = await Promise.all(stack.map(([file]) => load(file))) }
-  catch (e) { $('message').textContent = 'The picture at ' + M.values[i] + ' cannot be shown: ' + e.message; return }
-  if (mine < painted) return;  // a later one is there already
-  painted = mine;
-  [canvas.height, canvas.width] = frame.size;
-  const pen = canvas.getContext('2d');
-  pen.imageSmoothingEnabled = false;
-  files.forEach((file, j) => { pen.globalAlpha = stack[j][1]; pen.drawImage(file, 0, 0, canvas.width, canvas.height) });
-  canvas.style.width = 100*frame.mm[1]/M.wide + '%';
-  canvas.style.height = 100*frame.mm[0]/M.high + '%';
-  sharpen();
-  $('hatched').hidden = frame.hatched === null;
-  canvas.setAttribute('aria-label', M.sample + ', ' + M.transform + ' ' + M.values[i] + ': ' + M.alt);
-  canvas.dataset.shown = i;
-}
-
-function sharpen() {  // whole pixels; where there are more than the screen has, thin lines would be lost
-  const fits = canvas.width <= canvas.getBoundingClientRect().width*window.devicePixelRatio + 1;
-  canvas.style.imageRendering = fits ? 'pixelated' : 'auto';
-}
-
-function stage() {  // room for the largest picture, so that nothing jumps
-  M.high = Math.max(...M.frames.map(f => f.mm[0]));
-  M.wide = Math.max(...M.frames.map(f => f.mm[1]));
-  $('stage').style.aspectRatio = M.wide + ' / ' + M.high;
-  $('stage').style.maxWidth = 'max(240px, ' + 75*M.wide/M.high + 'vh)';
-}
-'''
-
-# %% ../../nbs/api/widgets/html.ipynb #ddf60c7a
-CONTROLS = r'''
-function numbers() {  // marker, scores and texts of the value shown
-  const i = at(), m = metric(), text = M.values[i];
-  slider.setAttribute('aria-valuetext', text);
-  $('shown').textContent = $('here').textContent = text;
-  all('figure').forEach((figure, j) => {
-    figure.hidden = j !== m;
-    const line = figure.querySelector('.mark');
-    line.setAttribute('x1', M.places[i]);
-    line.setAttribute('x2', M.places[i]);
-    classes.forEach(k => {
-      const [x, y] = M.dots[j][k - 1][i] || [-9, -9], dot = figure.querySelector('.dot[data-k="' + k + '"]');
-      dot.setAttribute('cx', x);
-      dot.setAttribute('cy', y);
-    });
-  });
-  all('.summary').forEach((o, j) => { o.hidden = j !== m });
-  all('#now tbody tr').forEach((row, j) => {
-    row.cells[1].textContent = M.scores[m][j][i];
-    row.cells[2].textContent = M.changes[m][j][i];
-  });
-  all('#all tbody tr').forEach((row, j) => row.classList.toggle('now', j === i));
-  classes.forEach(k => all('figure [data-k="' + k + '"]').forEach(o => { o.style.display = shown(k) ? '' : 'none' }));
-}
-
-function show() { numbers(); return paint() }
-function go(i) { slider.value = i; return show() }
-
-function pick(event) {  // the value nearest to a place on the curve
-  const box = event.currentTarget.getBoundingClientRect(), x = (event.clientX - box.left)/box.width*M.width;
-  go(M.places.reduce((best, p, i) => Math.abs(p - x) < Math.abs(M.places[best] - x) ? i : best, 0));
-}
-
-function play(on) {
-  clearTimeout(timer);
-  timer = on ? setTimeout(async () => { await go((at() + 1) % n); if (timer) play(true) }, 250) : 0;
-  $('play').setAttribute('aria-pressed', String(Boolean(on)));
-  $('play').textContent = on ? '⏸ pause' : '▶ play';
-}
-
-slider.addEventListener('input', show);
-$('metric').addEventListener('change', numbers);
-all('fieldset input').forEach(o => o.addEventListener('input', show));
-all('figure svg').forEach(o => {
-  o.addEventListener('pointerdown', pick);
-  o.addEventListener('pointermove', e => { if (e.buttons === 1) pick(e) });
-});
-$('play').addEventListener('click', () => play(!timer));
-document.addEventListener('keydown', e => {
-  const busy = e.target.closest('button, select, summary, input[type=checkbox]');
-  if (e.key === ' ' && !busy) { e.preventDefault(); if (!e.repeat) play(!timer) }
-});
-window.addEventListener('resize', sharpen);
-stage();
-show();
-'''
+    kind = result.scoring.metrics[metric]
+    unit = kind.unit_in(result.sample.ndim)
+    if not kind.better: return f'<p>{escape(metric)} is neither good nor bad: there is no summary.</p>'
+    if unit and drop is None:
+        return f'<p>There is no summary for {escape(metric)}: nothing was said about how many {unit} worse still holds.</p>'
+    return paragraphs(result.summary(drop, metric).text)
 
 # %% ../../nbs/api/widgets/html.ipynb #a293f114
-def _fill(result, title, drawings, texts, scores, drops):
-    "The head of the page: all that is known before the first picture."
-    t, classes, same = result.transform, result.classes[1:], result.values.index(result.transform.identity)
-    units = [f'{m} ({u})' if (u := metric_unit(m, result.sample.ndim)) else m for m in result.metrics]
-    own = result.reference == 'prediction'
-    lines = 'prediction on the unchanged image' if own else 'truth'
-    about = f'{result.model} on {result.sample.name or "sample"}, {t.name}, {len(texts)} values. Scores are taken against ' + (
-        'its own prediction on the unchanged image, not the truth.' if own else 'the truth.')
-    each = lambda make: ''.join(make(k, escape(c)) for k, c in enumerate(classes, 1))
-    row = lambda k, c: f'<tr><th scope="row">{swatch(k)}{c}</th>' + ''.join(f'<td>{o[k - 1][same]}</td>' for o in scores[0]) + '</tr>'
-    words = (f'<div class="summary"{" hidden"*(j > 0)}>{summary_html(result, m, drops.get(m))}</div>' for j, m in enumerate(result.metrics))
-    return PAGE.format(
-        title=escape(title), css=CSS, about=escape(about), transform=escape(t.name), sample=escape(result.sample.name or 'sample'), lines=lines,
-        last=len(texts) - 1, start=same, value=escape(texts[same]), room=1 + max(map(len, texts)),
+class SweepPage:
+    "The parts of a page that are known before the first picture."
+    def __init__(
+        self, result: Sensitivity,
+        title: str,
+        drops: dict,  # name of a metric -> how much worse still holds
+    ):
+        self.result, self.title, self.drops = result, title, drops
+        t, ndim = result.transform, result.sample.ndim
+        self.texts, self.same = t.texts(result.values), result.values.index(t.identity)
+        kinds = result.scoring.metrics.values()
+        self.labels = [kind.label(ndim) for kind in kinds]
+        self.curves = [self._curve(k, label) for k, label in enumerate(self.labels)]
+        self.scores = [score_texts(result._table[:, :, k], self.same, kind.unit_in(ndim)) for k, kind in enumerate(kinds)]
+        self.sample = result.sample.name or 'sample'
+        self.lines = 'truth' if result.reference == 'labels' else 'prediction on the unchanged image'
+
+    def _curve(self, k, label):
+        result, t = self.result, self.result.transform
+        xlabel = t.scale.label(t.name, t.unit) or t.name
+        return curve_svg(result.values, result._table[:, :, k], result.foreground, self.same, xlabel, label, t.scale, self.texts, t.zero)
+
+    @property
+    def about(self) -> str:
+        own = 'its own prediction on the unchanged image, not the truth'
+        against = 'the truth' if self.result.reference == 'labels' else own
+        t = self.result.transform
+        return f'{self.result.model} on {self.sample}, {t.name}, {len(self.texts)} values. Scores are taken against {against}.'
+
+    @property
+    def data(self) -> dict:
+        "What the script needs."
+        result = self.result
+        return dict(values=self.texts, classes=result.foreground, sample=self.sample, transform=result.transform.name, width=WIDTH,
+                    alt=f'prediction filled, {self.lines} as lines', places=self.curves[0].places,
+                    dots=[curve.dots for curve in self.curves],
+                    scores=[texts for texts, _ in self.scores], changes=[changes for _, changes in self.scores])
+
+# %% ../../nbs/api/widgets/html.ipynb #c0b65f28
+def _checkbox(k, name):
+    box = f'<input id="class-{k}" type="checkbox" checked autocomplete="off">'
+    return f'<label>{box}{swatch(k)}{escape(name)}</label>'
+
+
+def _now(page):
+    "Rows of the table of the value that is shown: class, score, change."
+    texts, changes = page.scores[0]
+    rows = []
+    for k, name in enumerate(page.result.foreground, 1):
+        cells = f'<td>{texts[k - 1][page.same]}</td><td>{changes[k - 1][page.same]}</td>'
+        rows.append(f'<tr><th scope="row">{swatch(k)}{escape(name)}</th>{cells}</tr>')
+    return ''.join(rows)
+
+
+def _only_first(parts, tag, more=''):
+    "Parts of which one is shown, to begin with the first."
+    return ''.join(f'<{tag}{more}{" hidden" if j else ""}>{part}</{tag}>' for j, part in enumerate(parts))
+
+
+def head_html(
+    page: SweepPage,
+) -> str:
+    "The head of the page."
+    result, t, text = page.result, page.result.transform, escape(page.texts[page.same])
+    summaries = [summary_html(result, name, page.drops.get(name)) for name in result.metrics]
+    return filled(
+        'sweep.html', title=escape(page.title), about=escape(page.about), transform=escape(t.name), sample=escape(page.sample),
+        lines=page.lines, last=len(page.texts) - 1, start=page.same, value=text, room=1 + max(map(len, page.texts)),
         zero=escape(t.zero if t.zero == 'unchanged' else f'the score {t.zero}'),
-        classes=each(lambda k, c: f'<label><input id="class-{k}" type="checkbox" checked autocomplete="off">{swatch(k)}{c}</label>'),
-        metrics=''.join(f'<option value="{j}">{escape(u)}</option>' for j, u in enumerate(units)),
-        curves=''.join(f'<figure{" hidden"*(j > 0)}>{d.svg}</figure>' for j, d in enumerate(drawings)),
-        rows=each(row), summaries=''.join(words), table=all_scores(t.name, texts, units, classes, [s for s, _ in scores]),
-        data=embedded(dict(values=texts, classes=classes, sample=result.sample.name or 'sample', transform=t.name, width=WIDTH,
-                           alt=f'prediction filled, {lines} as lines', places=drawings[0].places, dots=[d.dots for d in drawings],
-                           scores=[s for s, _ in scores], changes=[c for _, c in scores])))
-
-
-def _head(result, title, drops):
-    "Curves, tables and words of a result as the first part of the page."
-    t, same = result.transform, result.values.index(result.transform.identity)
-    texts, drawings, scores = value_texts(t, result.values), [], []
-    for k, m in enumerate(result.metrics):
-        unit, table = metric_unit(m, result.sample.ndim), result._table[:, :, k]
-        drawings.append(curve_svg(result.values, table, result.classes[1:], same, f'{t.name} ({t.unit})' if t.unit and not t.words else t.name,
-                              f'{m} ({unit})' if unit else m, texts if t.words else None, t.zero))
-        scores.append(score_texts(table, same, unit))
-    return _fill(result, title, drawings, texts, scores, drops)
+        classes=''.join(_checkbox(k, name) for k, name in enumerate(result.foreground, 1)),
+        metrics=''.join(f'<option value="{j}">{escape(label)}</option>' for j, label in enumerate(page.labels)),
+        curves=_only_first([curve.svg for curve in page.curves], 'figure'), rows=_now(page),
+        summaries=_only_first(summaries, 'div', ' class="summary"'), data=embedded(page.data),
+        table=all_scores(t.name, page.texts, page.labels, result.foreground, [texts for texts, _ in page.scores]))
 
 # %% ../../nbs/api/widgets/html.ipynb #b67ec4f0
 def _check_result(result, index, axis):
     "Raise where a result cannot be shown, or not there."
-    if isinstance(result, Tolerance): raise TypeError('result is a Tolerance: pass result.sweep, the sweep that it was found with')
-    if not isinstance(result, Sensitivity): raise TypeError(
-        f'result must be a Sensitivity, which sensitivity(model, sample, transform) gives, got {type(result).__name__}')
     parts = [getattr(result, k, None) for k in ('values', '_packed', '_table')]
-    if any(p is None for p in parts) or not len(parts[0]) or len({len(p) for p in parts}) > 1: raise ValueError(
+    whole = all(part is not None for part in parts) and len({len(part) for part in parts}) == 1
+    if not whole or not len(parts[0]): raise ValueError(
         'result holds no complete sweep (values, predictions and scores): make it again with sensitivity(model, sample, transform)')
-    if result.sample.ndim == 2:
-        if index is not None: raise ValueError(f'index is for volumes; sample {result.sample.name!r} is 2D and has no slices to choose from')
-        return
+    if result.sample.ndim == 3: _check_slice(result.sample, index, axis)
+    elif index is not None:
+        raise ValueError(f'index is for volumes; sample {result.sample.name!r} is 2D and has no slices to choose from')
+
+
+def _check_slice(sample, index, axis):
     if axis not in range(-3, 3): raise ValueError(f'axis must be 0, 1 or 2, got {axis!r}')
-    n = result.sample.shape[axis]
-    if index is not None and index not in range(n): raise ValueError(f'index must be a slice from 0 to {n - 1} along axis {axis % 3}, got {index!r}')
+    n = sample.shape[axis]
+    if index is not None and index not in range(n):
+        raise ValueError(f'index must be a slice from 0 to {n - 1} along axis {axis % 3}, got {index!r}')
 
 
 def _drops(result, drop):
     "How much worse still holds, by metric."
-    found = drop if isinstance(drop, dict) else {} if drop is None else {result.metrics[0]: drop}
-    for m in found:
-        if m not in result.metrics: raise ValueError(f'drop names the metric {m!r}, which was not computed; there are {", ".join(result.metrics)}')
-    return {m: check_drop(d, m) for m, d in found.items()}
-
-
-def _check_path(path):
-    "The path of a page that can be written."
-    if not isinstance(path, (str, os.PathLike)): raise TypeError(f'path must be the name of a file that ends in .html, got {path!r}')
-    path = os.fspath(path)
-    if not path.lower().endswith('.html'): raise ValueError(f'{path}: a page ends in .html')
-    if os.path.isdir(path): raise IsADirectoryError(f'{path}: this is a folder; give the page another name')
-    if not os.path.isdir(os.path.dirname(os.path.abspath(path))): raise FileNotFoundError(f'{path}: its folder does not exist')
-    return path
-
-
-def _write(path, pieces):
-    "Write a file piece by piece; it appears when it is complete."
-    part = f'{path}.part'
-    try:
-        with open(part, 'w', encoding='utf-8', errors='xmlcharrefreplace', newline='\n') as f: f.writelines(pieces)
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part): os.remove(part)
-    return path
+    if drop is None: return {}
+    found = drop if isinstance(drop, dict) else {result.metrics[0]: drop}
+    for name in found:
+        if name not in result.metrics:
+            raise ValueError(f'drop names the metric {name!r}, which was not computed; there are {", ".join(result.metrics)}')
+    return {name: check_drop(worse, result.scoring.metrics[name]) for name, worse in found.items()}
 
 # %% ../../nbs/api/widgets/html.ipynb #10619870
-def to_html(
+def sweep_to_html(
     result: Sensitivity,
-    path,  # file ending in .html
-    *, title=None,  # None: model, sample and transform
-    index=None, axis=-1,  # of a volume: which slice across which axis; None: the one with most labels
-    channel=0,  # of the image; see `misas.view.plot.overlay`
-    window=None,  # (black, white) grey values; None: from the channel shown of the unchanged image
-    drop=None,  # for the summary: how much worse still holds, of the first metric, or a dict metric -> number; None: 0.1 for ratios
-    exact=False,  # grey values without loss (PNG); else JPEG where that is smaller
+    path: str | os.PathLike,  # file ending in .html
+    *, title: str | None = None,  # None: model, sample and transform
+    index: int | None = None, axis: int = -1,  # of a volume: which slice across which axis; None: the one with most labels
+    channel: int = 0,  # of the image; see `misas.view.draw.overlay`
+    window: tuple | None = None,  # (black, white) grey values; None: from the channel shown of the unchanged image
+    drop: float | dict | None = None,  # for the summary: how much worse still holds, of the first metric, or by metric; None: 0.1 for ratios
+    exact: bool = False,  # grey values without loss (PNG); else JPEG where that is smaller
 ) -> str:  # the path
     """A sweep as one page for any browser, without Python and network: slider, picture with layers to switch, curve, scores, summary.
 
-    TypeError where `result` is no Sensitivity; ValueError where it holds no sweep, or `index`, `axis`, `channel` or the name do not fit."""
+    ValueError where `result` holds no sweep, or `index`, `axis`, `channel`, `drop` or the name do not fit."""
     _check_result(result, index, axis)
-    path, drops = _check_path(path), _drops(result, drop)
-    usual, known = channel_window(result.sample.image, channel), {}
-    place = lambda i: plot.flat(result.samples[i], result.predictions[i], index, axis, like=result.sample)
-    title = title or f'{result.model} on {result.sample.name or "sample"}: {result.transform.name}'
+    path, drops = check_page_path(path), _drops(result, drop)
+    window = window or channel_window(result.sample.image, channel)
+    title = str(title or f'{result.model} on {result.sample.name or "sample"}: {result.transform.name}')
 
-    def pieces():
-        yield _head(result, str(title), drops)
-        for i in range(len(result.values)): yield frame_script(layers(*place(i), window or usual, channel), known, exact)
-        yield f'<script>(() => {{{SCRIPT}{CONTROLS}}})()</script>\n</body>\n</html>\n'
-    return _write(path, pieces())
+    def body():
+        yield head_html(SweepPage(result, title, drops))
+        pool = Pool()
+        for sample, prediction in zip(result.samples, result.predictions):
+            shown = draw.flat(sample, prediction, index, axis, like=result.sample)
+            yield frame_script(layers(*shown, window, channel), pool, exact)
+        yield f'<script>{asset("sweep.js")}</script>'
+
+    return write_page(path, pieces(title, body(), asset('sweep.css')))
+
+
+def to_html(
+    result: Any,  # of a sweep, or another result with a page of its own
+    path: str | os.PathLike,  # file ending in .html
+    **kw: Any,  # of a sweep: see `sweep_to_html`
+) -> str:  # the path
+    "A result as one page for any browser, without Python and network. TypeError for what has no page."
+    if isinstance(result, Sensitivity): return sweep_to_html(result, path, **kw)
+    own = getattr(result, 'to_html', None)
+    if own is not None and type(result).__module__.startswith('misas.'): return own(path, **kw)
+    raise TypeError(f'result must be what sensitivity(model, sample, transform) gives, or another result of misas with a page, '
+                    f'got {type(result).__name__}')

@@ -12,127 +12,55 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.io import as_sample
-from ..metrics.voxels import check_metrics, in_mm, metric_unit, scores
+from ..metrics.metric import METRICS
 from ..models.adapt import as_model
-from ..data.sample import class_names
-from ..sweep.scoring import Probe, Scoring, as_transform, match_classes
+from ..sweep.scoring import match_classes
 from ..sweep.sensitivity import Sensitivity, sensitivity
-from ..transforms.base import Stack, Transform, sweep_values
+from ..transforms.base import Stack
 from ..transforms.catalogue import CATALOGUE
-from .base import Panel, Picture, beside, close_tree, enlarged, with_text
-from .sweep import Look, SweepExplorer, as_frame, channel_windows, class_boxes, class_table
+from .answers import YET, Answers, difference_rows, difference_table, known_names
+from .base import Panel, Picture, beside, close_tree, enlarged, show_if, with_text, working
+from .look import Look, as_frame, channel_windows
+from .part import Rows, change_words, parts_of
+from .sweep import SweepExplorer
 
 # %% auto #0
-__all__ = ['slider_range', 'is_factor', 'value_slider', 'Part', 'in_words', 'difference', 'difference_rows', 'difference_table',
-           'LiveExplorer']
+__all__ = ['BeforeAfter', 'LiveExplorer']
 
-# %% ../../nbs/api/widgets/live.ipynb #3c813a58
-def slider_range(
-    t: Transform,
-    also=(),  # values that must be within reach, besides those of a sweep
-) -> tuple:  # lowest, highest, step; of a factor their base-2 logarithms
-    "Where a slider for a transform begins and ends. The identity lies on its grid; nothing lies outside the domain."
-    values = [*sweep_values(t), *also]
-    factor = is_factor(t)
-    lo, hi, identity, ends = (np.log2(v) for v in (min(values), max(values), 1., np.maximum(t.domain, 1e-300))) if factor else (
-        min(values), max(values), t.identity, np.array(t.domain))
-    if lo == hi: lo, hi = np.maximum(lo - 1, ends[0]), np.minimum(hi + 1, ends[1])
-    step = 1/16 if factor else _round_down((hi - lo)/200) if hi > lo else 1.
-    below, above = (np.ceil(abs(v - identity)/step - 1e-6) for v in (lo, hi))
-    if identity - below*step < ends[0] - 1e-9*step: below -= 1
-    if identity + above*step > ends[1] + 1e-9*step: above -= 1
-    return float(identity - below*step), float(identity + above*step), float(step)
-
-
-def is_factor(t: Transform) -> bool:
-    "Is its value a positive factor, which is compared by ratio?"
-    return t.identity == 1 and min(sweep_values(t)) > 0 and not t.words
-
-
-def _round_down(x):
-    "The largest 1, 2 or 5 times a power of ten that is not larger than `x`."
-    power = 10.**np.floor(np.log10(x))
-    return float(f'{max(k for k in (1, 2, 5) if k*power <= x*(1 + 1e-9))*power:.1g}')
-
-
-def value_slider(t: Transform, width=260):
-    "A slider over the values of a transform, at the identity; its name is part of it, so that it is read out, too."
-    kw = dict(description=t.name, tooltip=t.name, style={'description_width': '150px'}, readout=False, continuous_update=True,
-              layout=W.Layout(width=f'{width + 154}px'))
-    if t.words: return W.SelectionSlider(options=[(t.text(v), v) for v in sweep_values(t)], value=t.identity, **kw)
-    kw |= dict(zip(('min', 'max', 'step'), slider_range(t)))
-    return W.FloatLogSlider(1., base=2, **kw) if is_factor(t) else W.FloatSlider(t.identity, **kw)
-
-# %% ../../nbs/api/widgets/live.ipynb #961bb16c
-class Part(W.HBox):
-    "A transform of the stack with its slider."
+# %% ../../nbs/api/widgets/live.ipynb #f56c91d0
+class BeforeAfter(W.Box):
+    "Two pictures with captions."
     def __init__(
-        self, transform: Transform,
-        number: int,  # tells the rows of a panel apart
-        sweep=True,  # is there a model, so that it can be swept over?
+        self, name: str,  # of the sample
+        width: int,  # of each picture, in pixels
     ):
-        self.transform, self.number, self.slider = transform, number, value_slider(transform)
-        self.text = W.Label(layout=W.Layout(width='110px'))
-        button = lambda what, tip, shown=True: W.Button(description=what, tooltip=f'{transform.name}: {tip}', layout=W.Layout(
-            width='76px' if what == 'remove' else '64px', display='' if shown else 'none'))
-        self.reset, self.up = button('reset', 'back to unchanged'), button('up', 'apply it one step earlier')
-        self.sweep, self.remove = button('sweep', 'ask the model at all of its values, the others fixed', sweep), button('remove', 'out of the stack')
-        for w, name in ((self.slider, 'S-part'), (self.text, 'N-part'), *((getattr(self, k), f'B-{k}') for k in ('reset', 'up', 'sweep', 'remove'))):
-            w.add_class(f'{name}{number}')
-        super().__init__([self.slider, self.text, self.reset, self.up, self.sweep, self.remove], layout=W.Layout(flex_flow='row wrap'))
-        self.say()
+        self.before, self.after = (Picture(width, name=f'{name}, {what}') for what in ('unchanged', 'changed'))
+        self.said, self.captions, self._drawn = [W.HTML(), W.HTML()], ['', ''], None
+        self.before.add_class('O-before')
+        self.after.add_class('O-after')
+        columns = [W.VBox([text, picture]) for text, picture in zip(self.said, (self.before, self.after))]
+        super().__init__(columns, layout=W.Layout(flex_flow='row wrap'))
 
-    @property
-    def value(self):
-        "The value, without the noise of floating point steps."
-        v, t = self.slider.value, self.transform
-        if t.words: return v
-        v = float(f'{v:.12g}')
-        return t.identity if abs(v - t.identity) < 1e-6*self.slider.step else v
+    def show(
+        self, look: Look,
+        before, after,  # Frames; of the second None: it could not be made
+    ):
+        "Draw what has changed."
+        chosen = before, look.axis.value, *(control.value for control in look.controls)
+        if self._drawn is None or self._drawn[0] is not before or self._drawn[1:] != chosen[1:]:
+            self.before.show(enlarged(look.picture(before), self.before.width))
+            self._drawn = chosen
+        if after is None: self.after.show(np.full_like(self.before.rgb, 200))
+        else: self.after.show(enlarged(look.picture(after), self.after.width))
 
-    @property
-    def changes(self): "Does it do anything?"; return self.value != self.transform.identity
-    def say(self): "Write the value."; self.text.value = self.transform.text(self.value)
+    def say(self, *captions: str):
+        "What stands above the pictures."
+        self.captions = list(captions)
+        style = f'width:{self.before.width}px; line-height:1.3; margin-right:12px'
+        for text, caption in zip(self.said, captions): text.value = f'<div style="{style}">{escape(caption)}</div>'
 
-    def go(self, value):
-        "Move the slider; beyond its ends, as long as the transform allows it."
-        v, s, t = float(self.transform.check(value)), self.slider, self.transform
-        if t.words:
-            if v not in dict(s.options).values(): s.options = sorted({*s.options, (t.text(v), v)}, key=lambda o: o[1])
-        else:
-            lo, hi, step = slider_range(t, [v, self.value])
-            if lo < s.min or hi > s.max: s.step, s.min, s.max = step, min(s.min, lo), max(s.max, hi)
-        s.value = v
-        self.say()
-
-# %% ../../nbs/api/widgets/live.ipynb #55c1b315
-def in_words(x, sign='') -> str:
-    "A score as people read it. `sign='+'`: a difference."
-    return 'undefined' if np.isnan(x) else f'{"-" if x < 0 else sign}infinite' if np.isinf(x) else f'{x:{sign}.3f}'
-
-
-def difference(before, after):
-    "After minus before; NaN where either is undefined, or both are infinite."
-    with np.errstate(invalid='ignore'): return np.asarray(after, float) - np.asarray(before, float)
-
-
-def difference_rows(before, after):
-    "For each class the words: before, after, difference. `before`, `after`: scores, or None where not predicted yet."
-    yet = 'not predicted yet'
-    for k in range(len(before if before is not None else after)):
-        a, b = (None if s is None else s[k] for s in (before, after))
-        yield tuple(yet if x is None else in_words(x) for x in (a, b)) + (yet if a is None or b is None else in_words(difference(a, b), '+'),)
-
-
-def difference_table(
-    classes,  # names without the background
-    before, after,  # scores, one a class; None: not predicted yet
-    metric='', unit='',
-) -> str:  # HTML
-    "Scores before and after in a small table."
-    if before is None: return f'{escape(metric)}: not predicted yet'
-    columns = zip(*difference_rows(before, after))
-    return f'{escape(metric)}{f" ({unit})" if unit else ""}{class_table(classes, dict(zip(("before", "after", "difference"), columns)))}'
+    def snapshot(self) -> np.ndarray:  # (H, W, 3)
+        return beside(*(with_text(p.rgb, caption) for p, caption in zip((self.before, self.after), self.captions)))
 
 # %% ../../nbs/api/widgets/live.ipynb #43e9202c
 class LiveExplorer(Panel):
@@ -145,97 +73,111 @@ class LiveExplorer(Panel):
     ):
         try: sample = as_sample(sample)
         except TypeError as e: raise TypeError(f'sample: {e}') from None
-        self.sample, self.model, begin = sample, None if model is None else as_model(model), _parts_of(transforms)
+        self.sample, self.model, begin = sample, None if model is None else as_model(model), parts_of(transforms)
         super().__init__()
-        self.parts, self._count, self.window, self.view = [], 0, channel_windows(sample.image), None  # rows, rows so far, black and white, the sweep
-        self.probe, self.known, self._scored = None, {}, {}  # what is known of the unchanged sample; predictions; scores
-        self._still, self._drawn, self._busy = None, None, False  # the unchanged frame; how it was drawn; are several controls being changed?
-        self.before, self.after = (Picture(width, name=f'{sample.name or "sample"}, {what}') for what in ('unchanged', 'changed'))
-        self._controls()
+        self.asked = None if self.model is None else Answers(self.model, sample)
+        self.window, self.view = channel_windows(sample.image), None  # black and white; the sweep
+        self.rows, self.pictures = Rows(), BeforeAfter(sample.name or 'sample', width)
+        self.before, self.after = self.pictures.before, self.pictures.after
+        self.look, self._still = Look(sample, self.names), None  # the unchanged frame
         self._build()
-        for t, v in begin: self._row(t, v)
-        self.rows.children = self.parts
+        for t, value in begin: self._row(t, value)
+        self.rows.fit()
         self._observe()
         self.guarded(self.refresh)
         if self.model is not None and not self.message.value: self.guarded(match_classes, self.model, sample)
 
-    def close_sweep(self):
-        "Close the sweep below."
-        self.about.value, self.below.children = '', []
-        if self.view is not None: self.view.close()
-        self.view = None
-
     def close(self):
+        "Close the panel, and the sweep below."
         if getattr(self, 'view', None) is not None: self.close_sweep()
         super().close()
 
+    @property
+    def parts(self) -> list: "The rows, in their order."; return self.rows.parts
+    @property
+    def key(self): "What the sliders do: equal keys, equal images."; return self.rows.key
+    @property
+    def transform(self) -> Stack: "The stack as it is now, every value fixed."; return self.rows.transform
+    @property
+    def known(self) -> dict: "Key -> prediction, as far as the model was asked."; return self.asked.known if self.asked else {}
+    @property
+    def base(self): "The unchanged sample; without labels of its own, with the model's prediction once there is one."; return self.asked.base if self.asked else self.sample
+    @property
+    def names(self): "Of the classes without the background."; return self.asked.foreground if self.asked else known_names(self.sample)
+
 # %% ../../nbs/api/widgets/live.ipynb #1683655b
 @patch
-def _controls(self: LiveExplorer):
-    "The widgets beside rows and pictures."
-    s, button = self.sample, lambda what, tip, **kw: W.Button(description=what, tooltip=tip, layout=W.Layout(width='110px'), **kw)
-    known = [(t.name, type(t)) for t in (c() for c in CATALOGUE) if s.ndim in t.dims]
-    self.choice = W.Dropdown(options=known, description='transform', layout=W.Layout(width='300px'))
-    self.more = button('add', 'to the end of the stack')
-    self.look = Look(s, self._names())
-    if s.labels is None and self.model is None:  # nothing to fill or to outline
-        for w in (self.look.filled, self.look.opacity): w.layout.display = 'none'
-    self.predict_button = button('predict', 'ask the model about what is shown', button_style='primary')
-    self.moving = W.Checkbox(False, description='predict while moving', indent=False, layout=W.Layout(width='170px'))
-    distances = ['hausdorff95', 'assd'] if s.spacing_known else []
-    self.metric = W.Dropdown(options=['dice', 'iou', 'precision', 'recall', *distances], description='metric', layout=W.Layout(width='210px'))
-    self.said = [W.HTML(), W.HTML()]  # above the pictures
-    self.title, self.legend, self.numbers, self.about = (W.HTML() for _ in range(4))
-    self.rows, self.below = W.VBox(), W.VBox()
-
-
-@patch
 def _build(self: LiveExplorer):
-    "Where things stand."
-    named = (self.before, 'O-before'), (self.after, 'O-after'), (self.numbers, 'N-scores'), (self.choice, 'D-transform'), (self.more, 'B-add'), (
-        self.predict_button, 'B-predict'), (self.moving, 'C-moving'), (self.metric, 'D-metric')
-    for w, name in named: w.add_class(name)
-    pictures = [W.VBox([text, picture]) for text, picture in zip(self.said, (self.before, self.after))]
-    ask = W.VBox([W.HBox([self.predict_button, self.moving]), self.metric, self.numbers],
-                 layout=W.Layout(display='none' if self.model is None else '', margin='0 0 0 12px'))
-    wrap = lambda *w: W.Box(w, layout=W.Layout(flex_flow='row wrap'))
-    self.children = [self.title, W.HBox([self.choice, self.more]), self.rows, self.message, wrap(*pictures), self.legend,
-                     wrap(self.look, ask), self.about, self.below]
+    "The other controls, and where things stand."
+    known = [(t.name, type(t)) for t in (kind() for kind in CATALOGUE) if self.sample.ndim in t.dims]
+    self.choice = W.Dropdown(options=known, description='transform', layout=W.Layout(width='300px'))
+    self.more = W.Button(description='add', tooltip='to the end of the stack', layout=W.Layout(width='110px'))
+    self.choice.add_class('D-transform')
+    self.more.add_class('B-add')
+    self.title, self.legend, self.about, self.below = W.HTML(), W.HTML(), W.HTML(), W.VBox()
+    if self.sample.labels is None and self.model is None: show_if(False, *self.look.ways)  # nothing to fill or to outline
+    asking = [] if self.model is None else [self._asking()]
+    controls = W.Box([self.look, *asking], layout=W.Layout(flex_flow='row wrap'))
+    self.children = [self.title, W.HBox([self.choice, self.more]), self.rows, self.message, self.pictures, self.legend, controls,
+                     self.about, self.below]
 
 
 @patch
 def _observe(self: LiveExplorer):
     self.watch(self.more, lambda: self.add(self.choice.value))
-    self.watch(self.predict_button, self.predict)
-    self.watch(self.moving, lambda on: self.predict() if on else None)
-    self.watch(self.metric, lambda _: self._say())
     self.watch(self.look.axis, self.to_axis)
-    for w in self.look.controls: self.watch(w, lambda _: self.redraw())
+    for control in self.look.controls: self.watch(control, lambda _: self.redraw())
+    if self.model is not None: self._observe_asking()
 
 
 @patch
-def _names(self: LiveExplorer):
-    "Names of the classes without the background, as far as they are known before the first prediction."
-    s, m = self.sample, self.model
-    if self.probe is not None: return self.probe.foreground
-    ours, theirs = s.classes or (), (m.classes if m is not None else None) or ()
-    named = ours or theirs if s.labels is not None else theirs or ours
-    n = max(1, len(named), 0 if s.labels is None else 1 + int(s.labels.max(initial=0, where=True if s.valid is None else s.valid)))
-    return class_names(named, n)[1:]
-
-
-def _parts_of(transforms):
-    "(transform, value) of everything in `transforms`."
-    if transforms is None: return []
-    if not isinstance(transforms, (list, tuple)): transforms = [transforms]
-    stacks = [t if isinstance(t, Stack) else Stack([(as_transform(t), None)]) for t in transforms]
-    return [(t, t.identity if v is None else v) for stack in stacks for t, v in stack.parts]
+def _row(self: LiveExplorer, t, value):
+    "A row at the end; it is shown and applied later."
+    part, old = self.rows.new(t, value, self.model is not None), len(self._watched)
+    self.watch(part.slider, lambda _: self.refresh())
+    for k, name in dict(reset='reset', up='up', remove='remove', sweep='show_sweep').items():
+        self.watch(getattr(part, k), lambda name=name: getattr(self, name)(self.parts.index(part)))
+    part.watched = self._watched[old:]
 
 # %% ../../nbs/api/widgets/live.ipynb #97b46a6a
-@patch(as_prop=True)
-def transform(self: LiveExplorer) -> Stack:
-    "The stack as it is now, every value fixed."
-    return Stack([(p.transform, p.value) for p in self.parts])
+@patch
+def add(
+    self: LiveExplorer,
+    transform,  # a Transform, also your own, or its class; or a stack
+):
+    "Put a transform at the end of the stack, at its identity."
+    for t, value in parts_of(transform): self._row(t, value)
+    self.rows.fit()
+    self.refresh()
+
+
+@patch
+def remove(self: LiveExplorer, i: int):  # number of the row, from 0
+    "Take a transform out of the stack."
+    for end in self.parts[i].watched:
+        end()
+        self._watched.remove(end)
+    self.rows.remove(i)
+    self.refresh()
+
+
+@patch
+def up(self: LiveExplorer, i: int):  # number of the row, from 0
+    "Apply a transform one step earlier."
+    self.rows.up(i)
+    self.refresh()
+
+
+@patch
+def go(self: LiveExplorer, i: int, value: float):  # number of the row, from 0
+    "Move a slider."
+    self.parts[i].go(value)
+
+
+@patch
+def reset(self: LiveExplorer, i: int):  # number of the row, from 0
+    "Back to unchanged."
+    self.go(i, self.parts[i].transform.identity)
 
 
 @patch
@@ -243,251 +185,185 @@ def to_json(self: LiveExplorer) -> str:
     "The stack as text; `Transform.from_json` reads it."
     return self.transform.to_json()
 
-
-@patch
-def _row(self: LiveExplorer, t, value):
-    "A row at the end; it is shown and applied later."
-    self._count += 1
-    part = Part(t, self._count, self.model is not None)
-    self.parts.append(part)
-    part.go(value)
-    i, old = lambda: self.parts.index(part), len(self._watched)
-    self.watch(part.slider, lambda _: self.refresh())
-    for button, f in ((part.reset, self.reset), (part.up, self.up), (part.remove, self.remove), (part.sweep, self.show_sweep)):
-        self.watch(button, lambda f=f: f(i()))
-    part.watched = self._watched[old:]
-
-
-@patch
-def add(
-    self: LiveExplorer,
-    transform,  # a Transform, also your own, or its class; or a stack
-):
-    "Put a transform at the end of the stack, at its identity."
-    for t, v in _parts_of(transform): self._row(t, v)
-    self._arrange()
-
-
-@patch
-def _arrange(self: LiveExplorer):
-    self.rows.children = self.parts
-    self.refresh()
-
-
-@patch
-def remove(self: LiveExplorer, i):  # number of the row, from 0
-    "Take a transform out of the stack."
-    part = self.parts.pop(i)
-    self.rows.children = self.parts
-    for end in part.watched:
-        end()
-        self._watched.remove(end)
-    close_tree(part)
-    self.refresh()
-
-
-@patch
-def up(self: LiveExplorer, i):  # number of the row, from 0
-    "Apply a transform one step earlier."
-    if i > 0: self.parts.insert(i - 1, self.parts.pop(i))
-    self._arrange()
-
-
-@patch
-def go(self: LiveExplorer, i, value):  # number of the row, from 0
-    "Move a slider."
-    self.parts[i].go(value)
-
-
-@patch
-def reset(self: LiveExplorer, i):  # number of the row, from 0
-    "Back to unchanged."
-    self.go(i, self.parts[i].transform.identity)
-
 # %% ../../nbs/api/widgets/live.ipynb #80abdaf0
-@patch(as_prop=True)
-def key(self: LiveExplorer):
-    "What the sliders do: equal keys, equal images."
-    return tuple((p.number, p.value) for p in self.parts if p.changes)
-
-
-@patch(as_prop=True)
-def base(self: LiveExplorer):
-    "The unchanged sample; without labels of its own, with the model's prediction once there is one."
-    return self.sample if self.probe is None else self.probe.sample
-
-
 @patch
 def refresh(self: LiveExplorer):
     "Apply the stack anew and show the result."
-    for p in self.parts: p.say()
+    for part in self.parts: part.say()
     try: self.moved, self.problem = self.transform(self.base), None
     except Exception as e: self.moved, self.problem = None, e
-    if self.moving.value and self.model is not None and self.problem is None: self.predict()
-    else: self._show()
+    if self.asked and self.moving.value and self.problem is None: self.predict()
+    else: self.show()
 
 
 @patch
-def _show(self: LiveExplorer):
-    "Pictures and numbers for the sample as it was moved."
+def show(self: LiveExplorer):
+    "Pictures and words for the sample as it was moved."
     if self._still is None: self._still = as_frame(self.base, self.known.get(()), self.window)
-    self.frames = self._still, None if self.moved is None else as_frame(self.moved, self.known.get(self.key), self.window)
-    self._say()
+    self._moved = None if self.moved is None else as_frame(self.moved, self.known.get(self.key), self.window)
+    self.tell()
     self.redraw()
 
 
 @patch
 def redraw(self: LiveExplorer):
-    "Both pictures, of a volume at the same place; the one before only where it looks different now."
-    if self._busy: return
-    look, (still, moved) = self.look, self.frames
-    draw = lambda picture, frame: picture.show(enlarged(look.picture(frame), picture.width))
-    chosen = look.axis.value, *(w.value for w in look.controls)
-    if chosen != self._drawn: draw(self.before, still)
-    self._drawn = chosen
-    if moved is not None: draw(self.after, moved)
+    "Both pictures, and what is seen in them. A transform that failed says why."
+    self.pictures.show(self.look, self._still, self._moved)
     self.legend.value = self._legend()
-    if self.problem is None: return
-    self.after.show(np.full_like(self.before.rgb, 200))
-    raise self.problem.with_traceback(None)
+    if self.problem is not None: raise self.problem.with_traceback(None)
 
 
 @patch
-def to_axis(self: LiveExplorer, axis):
+def to_axis(self: LiveExplorer, axis: int):
     "Cut a volume across another axis."
-    self._busy = True
-    try: self.look.to_axis(axis)
-    finally: self._busy = False
+    with self.quietly(): self.look.to_axis(axis)
     self.redraw()
 
 # %% ../../nbs/api/widgets/live.ipynb #34022dce
-def _change_text(parts) -> str:
-    "What a stack does, in words."
-    one = lambda p: p.transform.text(p.value) if p.transform.words else f'{p.transform.name} {p.transform.text(p.value)}'
-    return ', '.join(one(p) for p in parts if p.changes) or 'unchanged'
+@patch
+def tell(self: LiveExplorer):
+    "Title, captions and numbers."
+    name, own = f'<b>{escape(self.sample.name or "sample")}</b>', ''
+    if self.asked and self.asked.own:
+        own = ' (no labels: lines and scores are against its own prediction on the unchanged image, not the truth)'
+    self.title.value = f'<b>{escape(self.model.name)}</b> on {name}{own}' if self.asked else name
+    before, after = ('' if key in self.known or not self.asked else f' · {YET}' for key in ((), self.key))
+    self.pictures.say(f'before: unchanged{before}', f'after: {change_words(self.parts)}{after}')
+    if self.asked: self._write()
 
 
 @patch
 def _legend(self: LiveExplorer) -> str:
     "What is filled and what is a line."
-    lines = 'labels' if self.sample.labels is not None else 'its own prediction on the unchanged image' if self.probe is not None else ''
-    ways = ('filled: prediction', f'line: {lines}') if self.look.filled.value else ('coloured line: prediction', f'white line: {lines}')
-    return ', '.join(ways if self.known and lines else [f'line: {lines}'] if lines else [])
-
-
-@patch
-def _score(self: LiveExplorer, key, sample, metric):
-    "Scores (classes,) of what was predicted; None: not predicted yet."
-    if key not in self.known or sample is None: return None
-    if (key, metric) not in self._scored: self._scored[key, metric] = scores(
-        self.known[key], sample.labels, check_metrics(metric), self.model.n_classes, sample.valid, sample.spacing)[:, 0]
-    return self._scored[key, metric]
-
-
-@patch
-def _pair(self: LiveExplorer, metric):
-    "Scores before and after."
-    return self._score((), self.base, metric), self._score(self.key, self.moved, metric)
-
-
-@patch
-def _say(self: LiveExplorer):
-    "Title, captions and numbers."
-    s, m, ask = self.sample, self.metric.value, self.model is not None
-    yet = lambda key: '' if not ask or key in self.known else ' · not predicted yet'
-    own = ' (no labels: lines and scores are against its own prediction on the unchanged image, not the truth)' if ask and s.labels is None else ''
-    self.title.value = (f'<b>{escape(self.model.name)}</b> on ' if ask else '') + f'<b>{escape(s.name or "sample")}</b>{own}'
-    self.captions = [f'before: unchanged{yet(())}', f'after: {_change_text(self.parts)}{yet(self.key)}']
-    for text, caption in zip(self.said, self.captions):
-        text.value = f'<div style="width:{self.before.width}px; line-height:1.3; margin-right:12px">{escape(caption)}</div>'
-    if ask: self.numbers.value = difference_table(self._names(), *self._pair(m), m, metric_unit(m, s.ndim))
-
-
-@patch
-def differences(
-    self: LiveExplorer,
-    metrics=None,  # names or functions f(prediction == k, truth == k); None: the metric that is chosen
-):  # -> pandas.DataFrame: class, metric, before, after, difference
-    "The scores before and after. ValueError where the model was not asked yet."
-    import pandas as pd
-    if self.key not in self.known: raise ValueError('not predicted yet: press predict, or call predict()')
-    named, rows = check_metrics(self.metric.value if metrics is None else metrics), []
-    if in_mm(named) and not self.sample.spacing_known: raise ValueError(
-        f'{in_mm(named)[0]} is measured in mm, but the spacing of sample {self.sample.name!r} is not known; give the sample one, e.g. spacing=1.5')
-    for name, m in named.items():
-        b, a = self._pair(m)
-        rows += [(c, name, *row) for c, row in zip(self._names(), zip(b, a, difference(b, a)))]
-    return pd.DataFrame(rows, columns=['class', 'metric', 'before', 'after', 'difference'])
-
-# %% ../../nbs/api/widgets/live.ipynb #b23a21cc
-@patch
-def predict(self: LiveExplorer):
-    "Ask the model about what is shown, and show its answer. ValueError without a model, or where model and sample do not fit."
-    if self.model is None: raise ValueError('there is no model to ask: pass one as model=')
-    if self.problem is not None: raise self.problem.with_traceback(None)
-    with _busy(self.predict_button, 'predicting ...'):
-        try:
-            if self.probe is None: self._first()
-            if self.key not in self.known:
-                found = self.model.label(self.moved)[0]
-                self.known = {(): self.known[()], self.key: found}
-                self._scored = {k: v for k, v in self._scored.items() if k[0] == ()}
-        finally: self._show()
-
-
-@patch
-def _first(self: LiveExplorer):
-    "The prediction for the unchanged sample; now all classes are known, and without labels what to compare with."
-    self.probe = Probe(self.model, self.sample, Stack([]), Scoring(reference='prediction' if self.sample.labels is None else 'labels'))
-    self.known, self._still, self._drawn = {(): self.probe.known[()]}, None, None
-    if self.sample.labels is None: self.moved = self.transform(self.base)
-    if self._names() == tuple(b.description for b in self.look.boxes): return
-    old, (self.look.boxes, row) = self.look.children[0], class_boxes(self._names())
-    self.look.children = (row, *self.look.children[1:])
-    close_tree(old)
-    for w in self.look.boxes: self.watch(w, lambda _: self.redraw())
-
-
-class _busy:
-    "A button that is being worked for."
-    def __init__(self, button, text): self.button, self.text, self.old = button, text, button.description
-    def __enter__(self): self.button.disabled, self.button.description = True, self.text
-    def __exit__(self, *_): self.button.disabled, self.button.description = False, self.old
-
-# %% ../../nbs/api/widgets/live.ipynb #97e94a5f
-@patch
-def sweep(
-    self: LiveExplorer,
-    i,  # number of the row, from 0
-) -> Sensitivity:
-    "A sweep over one transform of the stack, the others fixed; the value of the slider is one of its values."
-    if self.model is None: raise ValueError('there is no model to ask: pass one as model=')
-    one = self.parts[i]
-    stack = Stack([(p.transform, None if p is one else p.value) for p in self.parts if p is one or p.changes])
-    return sensitivity(self.model, self.sample, stack, sorted({*one.transform.values, one.value}),
-                       metrics=list(dict.fromkeys([self.metric.value, 'dice', 'iou', 'precision', 'recall'])),
-                       reference='prediction' if self.sample.labels is None else 'labels', progress=False)
-
-
-@patch
-def show_sweep(self: LiveExplorer, i):  # number of the row, from 0
-    "Sweep over a row and show the result below."
-    part, others = self.parts[i], _change_text([p for p in self.parts if p is not self.parts[i]])
-    with _busy(part.sweep, 'wait ...'): view = SweepExplorer(self.sweep(i), register=False)
-    self.close_sweep()
-    self.view, view.slider.description = view, part.transform.name
-    self.about.value = f'<hr>sweep over {escape(part.transform.name)}' + (f'; as they are: {escape(others)}' if others != 'unchanged' else '')
-    self.below.children = [view]
-    view.go(part.value)
+    lines = 'labels' if self.sample.labels is not None else 'its own prediction on the unchanged image' if self.known else ''
+    if not lines: return ''
+    if not self.known: return f'line: {lines}'
+    first, second = ('filled', 'line') if self.look.filled.value else ('coloured line', 'white line')
+    return f'{first}: prediction, {second}: {lines}'
 
 
 @patch
 def snapshot(self: LiveExplorer) -> np.ndarray:
     "Both pictures with captions and scores (H, W, 3)."
-    m, lines = self.metric.value, []
-    if self.model is not None:
-        before, after = self._pair(m)
-        words = [('not predicted yet',)*3]*len(self._names()) if before is None else difference_rows(before, after)
-        lines = [f'{m} {c}: before {b}, after {a}, difference {d}' for c, (b, a, d) in zip(self._names(), words)]
-    pair = beside(*(with_text(p.rgb, c) for p, c in zip((self.before, self.after), self.captions)))
-    return with_text(pair, below=[o for o in (self._legend(), *lines) if o])
+    lines = [self._legend(), *(self._lines() if self.asked else [])]
+    return with_text(self.pictures.snapshot(), below=[line for line in lines if line])
+
+# %% ../../nbs/api/widgets/live.ipynb #b23a21cc
+@patch
+def _asking(self: LiveExplorer):
+    "The controls with which the model is asked, and its scores."
+    self.predict_button = W.Button(description='predict', tooltip='ask the model about what is shown', button_style='primary',
+                                   layout=W.Layout(width='110px'))
+    self.moving = W.Checkbox(False, description='predict while moving', indent=False, layout=W.Layout(width='170px'))
+    distances = ['hausdorff95', 'assd'] if self.sample.spacing_known else []
+    names = ['dice', 'iou', 'precision', 'recall', *distances]
+    self.metric = W.Dropdown(options=names, description='metric', layout=W.Layout(width='210px'))
+    self.numbers = W.HTML()
+    named = dict(predict_button='B-predict', moving='C-moving', metric='D-metric', numbers='N-scores')
+    for k, name in named.items(): getattr(self, k).add_class(name)
+    row = W.HBox([self.predict_button, self.moving])
+    return W.VBox([row, self.metric, self.numbers], layout=W.Layout(margin='0 0 0 12px'))
+
+
+@patch
+def _observe_asking(self: LiveExplorer):
+    self.watch(self.predict_button, self.predict)
+    self.watch(self.moving, lambda on: self.predict() if on else None)
+    self.watch(self.metric, lambda _: self.tell())
+
+
+@patch
+def predict(self: LiveExplorer):
+    "Ask the model about what is shown, and show its answer. ValueError without a model, or where model and sample do not fit."
+    self._need_model()
+    if self.problem is not None: raise self.problem.with_traceback(None)
+    with working(self.predict_button, 'predicting ...'):
+        try:
+            if not self.known: self._begin()
+            self.asked.ask(self.key, self.moved)
+        finally: self.show()
+
+
+@patch
+def _need_model(self: LiveExplorer):
+    if self.model is None: raise ValueError('there is no model to ask: pass one as model=')
+
+
+@patch
+def _begin(self: LiveExplorer):
+    "The first answer: now all classes are known, and without labels what to compare with."
+    self.asked.begin()
+    self._still = None
+    if self.asked.own: self.moved = self.transform(self.base)
+    if not self.look.rename(self.names): return
+    for box in self.look.boxes: self.watch(box, lambda _: self.redraw())
+
+# %% ../../nbs/api/widgets/live.ipynb #13f04d8f
+@patch
+def _pair(self: LiveExplorer):
+    "Scores before and after; None: not predicted yet."
+    metric = METRICS[self.metric.value]
+    return self.asked.scores((), self.base, metric), self.asked.scores(self.key, self.moved, metric)
+
+
+@patch
+def _write(self: LiveExplorer):
+    "Scores in a table."
+    metric = METRICS[self.metric.value]
+    self.numbers.value = difference_table(self.names, *self._pair(), metric.name, metric.unit_in(self.sample.ndim))
+
+
+@patch
+def _lines(self: LiveExplorer):
+    "Scores in words, a line a class."
+    before, after = self._pair()
+    rows = [(YET,)*3]*len(self.names) if before is None else difference_rows(before, after)
+    metric = self.metric.value
+    return [f'{metric} {c}: before {b}, after {a}, difference {d}' for c, (b, a, d) in zip(self.names, rows)]
+
+
+@patch
+def differences(
+    self: LiveExplorer,
+    metrics=None,  # names, functions f(prediction == k, truth == k), or Metrics; None: the metric that is chosen
+):  # -> 'pandas.DataFrame': class, metric, before, after, difference
+    "The scores before and after. ValueError where the model was not asked yet."
+    self._need_model()
+    return self.asked.differences(self.key, self.moved, self.metric.value if metrics is None else metrics)
+
+# %% ../../nbs/api/widgets/live.ipynb #97e94a5f
+@patch
+def sweep(
+    self: LiveExplorer,
+    i: int,  # number of the row, from 0
+) -> Sensitivity:
+    "A sweep over one transform of the stack, the others fixed; the value of the slider is one of its values."
+    self._need_model()
+    one = self.parts[i]
+    stack = Stack([(p.transform, None if p is one else p.value) for p in self.parts if p is one or p.changes])
+    values = sorted({*one.transform.values, one.value})
+    metrics = list(dict.fromkeys([self.metric.value, 'dice', 'iou', 'precision', 'recall']))
+    reference = 'prediction' if self.asked.own else 'labels'
+    return sensitivity(self.model, self.sample, stack, values, metrics=metrics, reference=reference, progress=False)
+
+
+@patch
+def show_sweep(self: LiveExplorer, i: int):  # number of the row, from 0
+    "Sweep over a row and show the result below."
+    part = self.parts[i]
+    others = change_words([p for p in self.parts if p is not part])
+    with working(part.sweep, 'wait ...'): view = SweepExplorer(self.sweep(i), register=False)
+    self.close_sweep()
+    self.view, view.slider.description = view, part.transform.name
+    fixed = '' if others == 'unchanged' else f'; as they are: {escape(others)}'
+    self.about.value = f'<hr>sweep over {escape(part.transform.name)}{fixed}'
+    self.below.children = [view]
+    view.go(part.value)
+
+
+@patch
+def close_sweep(self: LiveExplorer):
+    "Close the sweep below."
+    self.about.value, self.below.children = '', []
+    if self.view is not None: self.view.close()
+    self.view = None

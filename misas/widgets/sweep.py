@@ -5,160 +5,86 @@
 # %% ../../nbs/api/widgets/sweep.ipynb #dc6146be
 from __future__ import annotations
 
-from collections import OrderedDict
 from html import escape
-from typing import NamedTuple
 
 import ipywidgets as W
 import numpy as np
 from fastcore.basics import patch
 
-from ..view import plot
-from ..metrics.voxels import metric_unit
-from ..data.sample import Sample, best_slice, cuts
 from ..sweep.sensitivity import Sensitivity
-from .base import CurvePicture, Panel, Picture, beside, enlarged, value_texts, with_text
+from ..view.words import score_text
+from .base import CurvePicture, Panel, Picture, beside, enlarged, show_if, with_text, working
+from .look import Frames, Look, as_frame, channel_windows, score_table
 
 # %% auto #0
-__all__ = ['Frame', 'channel_windows', 'as_frame', 'Frames', 'class_boxes', 'Look', 'class_table', 'score_text', 'score_table',
-           'SweepExplorer']
+__all__ = ['SweepScores', 'Steps', 'SweepExplorer']
 
-# %% ../../nbs/api/widgets/sweep.ipynb #8f5dc962
-class Frame(NamedTuple):
-    "What is shown at one value: a sample in 8 bits, and the prediction."
-    grey: np.ndarray  # (C, *S) uint8, from black to white
-    labels: np.ndarray | None  # (*S)
-    valid: np.ndarray | None  # (*S)
-    prediction: np.ndarray | None  # (*S)
-    sample: Sample  # one voxel of it, for spacing, affine and names
-
-    def picture(self, index=None, axis=-1, **kw) -> np.ndarray:  # (H, W, 3); `kw`: see `misas.view.plot.overlay`
-        "The overlay, of a volume that of one slice."
-        grey, labels, valid, prediction, s = self
-        if grey.ndim == 4:  # only the slice becomes floating point numbers
-            axis = axis % 3
-            index = min(max(int(index), 0), grey.shape[axis + 1] - 1)
-            cut = (slice(None),)*axis + (slice(index, index + 1),)
-            labels, valid, prediction = (None if a is None else a[cut] for a in (labels, valid, prediction))
-            grey, index = grey[(slice(None), *cut)], 0
-        sample = Sample(grey, labels, valid=valid, spacing=s.spacing, classes=s.classes, affine=s.affine, name=s.name)
-        return plot.overlay(sample, prediction, index=index, axis=axis, window=(0, 255), **kw)
+# %% ../../nbs/api/widgets/sweep.ipynb #bb26defa
+class SweepScores(W.VBox):
+    "A choice of metrics, its curve with a marker, and the scores at the marker."
+    def __init__(
+        self, result: Sensitivity,
+        on_pick,  # f(number of the value), called when the curve is clicked
+    ):
+        self.metric = W.Dropdown(options=result.metrics, description='metric', layout=W.Layout(width='210px'))
+        self.curve, self.numbers = CurvePicture(on_pick), W.HTML()
+        named = dict(metric='M-metric', curve='O-curve', numbers='N-value')
+        for k, name in named.items(): getattr(self, k).add_class(name)
+        super().__init__([self.metric, self.curve, self.numbers])
+        self.result = result
 
     @property
-    def shape(self): "Spatial shape."; return self.grey.shape[1:]
+    def unit(self): "Of the metric."; return self.result.scoring.metrics[self.metric.value].unit_in(self.result.sample.ndim)
     @property
-    def ndim(self): return self.grey.ndim - 1
-    @property
-    def n_channels(self): return len(self.grey)
-    @property
-    def affine(self): return self.sample.affine
-    @property
-    def size(self): "Bytes."; return sum(a.nbytes for a in self[:4] if a is not None)
+    def table(self): "(values, classes) scores."; return self.result._table[:, :, self.result.metrics.index(self.metric.value)]
+
+    def draw(
+        self, i: int,  # number of the value
+        shown,  # numbers of the classes; none: all
+    ):
+        "Draw the curve."
+        result, metric = self.result, self.metric.value
+        t, frame, colours = result.transform, result.frame, {c: k for k, c in enumerate(result.foreground, 1)}
+        classes = [c for c, k in colours.items() if k in shown or not shown]
+        frame = frame[(frame.metric == metric) & frame['class'].isin(classes)]
+        self.curve.draw(frame, t.identity, t.scale, i, units={metric: self.unit}, zero=t.zero, colours=colours)
+        self._write(i)
+
+    def mark(self, i: int):
+        "Go to value number `i`."
+        self.curve.mark(i)
+        self._write(i)
+
+    def _write(self, i):
+        same = self.result.values.index(self.result.transform.identity)
+        rows = list(zip(self.table[i], self.table[same]))
+        self.numbers.value = score_table(self.result.foreground, rows, self.unit)
+
+# %% ../../nbs/api/widgets/sweep.ipynb #7d334fc5
+class Steps:
+    "A slider over the values of a sweep, and a button that plays them."
+    def __init__(
+        self, result: Sensitivity,
+        width: int,  # of the slider, in pixels
+    ):
+        t, wide = result.transform, {'description_width': 'initial'}
+        same = result.values.index(t.identity)
+        self.slider = W.SelectionSlider(options=_options(result), value=same, description=t.name, style=wide,
+                                        continuous_update=True, layout=W.Layout(width=f'{width}px'))
+        self.play = W.Play(same, min=0, max=len(result.values) - 1, interval=250, show_repeat=True, description='play')
+        self.slider.add_class('S-value')
+        self.play.add_class('B-play')
+        self._link = W.jslink((self.play, 'value'), (self.slider, 'index'))
+
+    def fit(self, result: Sensitivity, i: int):
+        "Offer the values of another result, and go to number `i`."
+        with self.slider.hold_sync(): self.slider.options, self.slider.index = _options(result), i
+        self.play.max = len(result.values) - 1
+
+    def unlink(self): self._link.unlink()
 
 
-def channel_windows(image):  # -> (black, white), each (C, 1, ...)
-    "Grey windows of the channels: one for each, as sequences differ in scale; a common one for the three of a colour picture."
-    ends = [plot.grey_window(c[None]) for c in image] if len(image) != 3 else [plot.grey_window(image)]*3
-    return tuple(np.reshape(e, (-1, *[1]*(image.ndim - 1))).astype(np.float32) for e in zip(*ends))
-
-
-def as_frame(
-    sample: Sample,
-    prediction=None,  # (*S) label map
-    window=None,  # (black, white), each a number, or one for each channel (C, 1, ...); None: those of its channels
-) -> Frame:
-    "A sample and a prediction in 8 bits, ready to be shown."
-    lo, hi = window or channel_windows(sample.image)
-    grey = ((sample.image - lo)*(255/np.maximum(hi - lo, 1e-12))).clip(0, 255).astype(np.uint8)
-    small = lambda a: a if a is None or a.max(initial=0) > 255 else a.astype(np.uint8)
-    tiny = sample.replace(image=np.zeros((1, *[1]*sample.ndim)), labels=None, valid=None)
-    return Frame(grey, small(sample.labels), sample.valid, small(prediction), tiny)
-
-
-class Frames:
-    "Frames by number, made when asked for and kept while there is room; the longest unused goes first."
-    def __init__(self, make, limit=256e6):
-        self.make, self.limit, self.kept = make, limit, OrderedDict()  # limit: bytes
-
-    def __getitem__(self, i) -> Frame:
-        if i not in self.kept: self.kept[i] = self.make(i)
-        self.kept.move_to_end(i)
-        while len(self.kept) > 1 and sum(f.size for f in self.kept.values()) > self.limit: self.kept.popitem(last=False)
-        return self.kept[i]
-
-# %% ../../nbs/api/widgets/sweep.ipynb #29e7f303
-def class_boxes(classes):
-    "A checkbox for each class but the background, with its colour."
-    boxes = [W.Checkbox(True, description=c, indent=False, layout=W.Layout(width='auto', margin='0 14px 0 0')) for c in classes]
-    marks = [W.HTML(f'<span style="color:{plot.colour(k)}; font-size:18px" aria-hidden="true">■</span>') for k in range(1, len(classes) + 1)]
-    return boxes, W.Box([w for pair in zip(marks, boxes) for w in pair], layout=W.Layout(flex_flow='row wrap', align_items='center'))
-
-
-class Look(W.VBox):
-    "Controls of an overlay: classes, filling, opacity, channel, and of a volume axis and slice."
-    def __init__(self, sample, classes):  # a Sample or a Frame; classes without the background
-        self.boxes, row = class_boxes(classes)
-        self.filled = W.ToggleButtons(options=[('fill', True), ('outline', False)], style={'button_width': '70px'}, tooltips=[
-            'prediction filled, truth as a line', 'prediction as a coloured line, truth as a white one'])
-        self.opacity = W.FloatSlider(.45, min=0, max=1, step=.05, description='opacity', continuous_update=True, layout=W.Layout(width='230px'))
-        self.channel, self.axis = (W.Dropdown(layout=W.Layout(width='130px')) for _ in range(2))
-        self.slice = W.IntSlider(0, min=0, max=0, description='slice', layout=W.Layout(width='300px'))
-        for w, name in ((self.slice, 'S-slice'), (self.opacity, 'S-opacity'), (self.filled, 'M-filled'), (self.axis, 'M-axis'),
-                        (self.channel, 'M-channel'), *((box, 'C-class') for box in self.boxes)): w.add_class(name)
-        super().__init__([row, W.HBox([self.filled, self.opacity]), W.HBox([self.axis, self.slice, self.channel])])
-        self.fit(sample)
-
-    def fit(self, sample):
-        "Offer the channels, axes and slices of a Sample or Frame; the channel and the direction chosen stay, if it has them too."
-        self.sample, names = sample, [(f'channel {c}', c) for c in range(sample.n_channels)]
-        for w, options in ((self.channel, names), (self.axis, cuts(sample.affine))):
-            if w.options != tuple(options):
-                label, w.options = w.label, options
-                w.label = label if label in dict(options) else options[0][0]
-        self.to_axis(self.axis.value)
-        for w, needed in ((self.axis, sample.ndim == 3), (self.slice, sample.ndim == 3), (self.channel, sample.n_channels > 1)):
-            w.layout.display = None if needed else 'none'
-
-    def to_axis(self, axis):
-        "Cut across another axis, at the slice with most labels."
-        if self.sample.ndim != 3: return
-        labels, n = self.sample.labels, self.sample.shape[axis]
-        self.slice.max = n - 1
-        self.slice.value = n//2 if labels is None else best_slice(labels, axis, self.sample.valid)
-
-    @property
-    def controls(self): "The widgets whose change means another picture."; return [*self.boxes, self.filled, self.opacity, self.channel, self.slice]
-    @property
-    def classes(self): "Label values that are shown."; return [k for k, b in enumerate(self.boxes, 1) if b.value]
-
-    def picture(self, frame: Frame) -> np.ndarray:
-        "The overlay as chosen; of a volume the same place, also where the number of slices differs."
-        axis, index = self.axis.value, None
-        if self.sample.ndim == 3: index = int((self.slice.value + .5)*frame.grey.shape[axis + 1]/self.sample.shape[axis])
-        return frame.picture(index, axis, alpha=self.opacity.value, filled=self.filled.value, classes=self.classes, channel=self.channel.value)
-
-# %% ../../nbs/api/widgets/sweep.ipynb #e0984122
-def class_table(
-    classes,  # without the background
-    columns,  # heading -> a text for each class
-) -> str:  # HTML
-    "A small table, a row a class with its colour."
-    from html import escape
-    cell = lambda x, tag='td': f'<{tag} style="padding:1px 10px 1px 0; text-align:right">{escape(x)}</{tag}>'
-    rows = ''.join(f'<tr><td style="padding-right:10px"><span style="color:{plot.colour(k)}">■</span> {escape(c)}</td>{"".join(map(cell, row))}</tr>'
-                   for k, (c, *row) in enumerate(zip(classes, *columns.values()), 1))
-    return f'<table class="misas-scores"><tr><th></th>{"".join(cell(h, "th") for h in columns)}</tr>{rows}</table>'
-
-
-def score_text(x, unit=''):
-    "A score in words."
-    return 'undefined' if np.isnan(x) else 'infinite' if np.isinf(x) else f'{x:.3f} {unit}'.rstrip()
-
-
-def score_table(classes, rows, unit=''):
-    "Scores in a small table: class, score, and how far it is from unchanged. `rows`: (score, unchanged) for each class."
-    change = lambda x, y: f'{x - y:+.3f}' if np.isfinite(x) and np.isfinite(y) else '–'
-    return class_table(classes, {'score': [score_text(x, unit) for x, _ in rows], 'change': [change(x, y) for x, y in rows]})
+def _options(result): return [(text, i) for i, text in enumerate(result.transform.texts(result.values))]
 
 # %% ../../nbs/api/widgets/sweep.ipynb #176646ac
 class SweepExplorer(Panel):
@@ -168,35 +94,17 @@ class SweepExplorer(Panel):
         width=340,  # of the picture, in pixels
         register=True,  # see `Panel`
     ):
-        if not isinstance(result, Sensitivity): raise TypeError(
-            f'result must be a Sensitivity, got {type(result).__name__}' + ('; look at its .sweep' if hasattr(result, 'sweep') else ''))
+        if not isinstance(result, Sensitivity):
+            more = '; look at its .sweep' if hasattr(result, 'sweep') else ''
+            raise TypeError(f'result must be a Sensitivity, got {type(result).__name__}{more}')
         super().__init__(register)
-        self.result, self.classes, self._busy = result, result.classes[1:], True
-        t, who = result.transform, result.sample.name or 'sample'
-        lines = 'truth' if result.reference == 'labels' else 'its own prediction on the unchanged image'
-        zero = result.values.index(t.identity)
-        self.slider = W.SelectionSlider(options=self._options(), value=zero, description=t.name, continuous_update=True,
-                                        style={'description_width': 'initial'}, layout=W.Layout(width=f'{width + 80}px'))
-        self.play = W.Play(zero, min=0, max=len(result.values) - 1, interval=250, show_repeat=True, description='play')
-        self.metric = W.Dropdown(options=result.metrics, description='metric', layout=W.Layout(width='210px'))
-        self.look, self.picture = Look(result.sample, self.classes), Picture(width, name=f'{who}: prediction and {lines}')
-        self.curve, self.numbers, self.title = CurvePicture(self.pick), W.HTML(), W.HTML()
-        self.value = W.FloatText(description=f'other value ({t.unit})' if t.unit else 'other value', style={'description_width': 'initial'},
-                                 layout=W.Layout(width='190px'))
-        self.predict = W.Button(description='predict here', tooltip='ask the model at this value', layout=W.Layout(width='110px'))
-        for w, name in ((self.slider, 'S-value'), (self.picture, 'O-value'), (self.curve, 'O-curve'), (self.numbers, 'N-value'),
-                        (self.value, 'T-value'), (self.predict, 'B-predict'), (self.play, 'B-play'), (self.metric, 'M-metric')): w.add_class(name)
-        if result._probe is None: self.predict.disabled, self.predict.tooltip = True, 'this result was saved without its model'
-        self.window = channel_windows(result.sample.image)
-        self.frames = Frames(self._make)
-        self._link = W.jslink((self.play, 'value'), (self.slider, 'index'))
+        self.result, self.classes = result, result.foreground
+        self.window, self.frames = channel_windows(result.sample.image), Frames(self._make)
+        self._controls(width)
         self._build()
         self._observe()
-        self._busy = False
-        self._curve()
+        self.draw_curve()
         self.redraw()
-
-    def _options(self): return [(text, i) for i, text in enumerate(value_texts(self.result.transform, self.result.values))]
 
     def _make(self, i):
         return as_frame(self.result.samples[i], self.result.predictions[i], self.window)
@@ -204,97 +112,97 @@ class SweepExplorer(Panel):
     @property
     def index(self): "Number of the value shown."; return self.slider.value
 
-    def pick(self, i):
-        "Go to value number `i`."
-        self.guarded(setattr, self.slider, 'index', i)
-
-    def go(self, value):
-        "Go to the value of the sweep nearest to `value`."
-        self.slider.index = self.result.at(value)
-
-    def to_axis(self, axis):
-        "Cut a volume across another axis."
-        with self.quietly(): self.look.to_axis(axis)
-        self.redraw()
-
-    @property
-    def _metric(self): return self.result.metrics.index(self.metric.value)
-
     def close(self):
-        if '_link' in vars(self): self._link.unlink()
+        if 'steps' in vars(self): self.steps.unlink()
         super().close()
 
 # %% ../../nbs/api/widgets/sweep.ipynb #7b8d8ede
 @patch
+def _controls(self: SweepExplorer, width):
+    result, t = self.result, self.result.transform
+    self.steps = Steps(result, width + 80)
+    self.slider, self.play = self.steps.slider, self.steps.play
+    lines = 'truth' if result.reference == 'labels' else 'its own prediction on the unchanged image'
+    self.picture = Picture(width, name=f'{result.sample.name or "sample"}: prediction and {lines}')
+    self.look, self.title = Look(result.sample, self.classes), W.HTML()
+    self.scores = SweepScores(result, lambda i: self.pick(i))
+    self.metric, self.curve, self.numbers = self.scores.metric, self.scores.curve, self.scores.numbers
+    asked = f'other value ({t.unit})' if t.unit else 'other value'
+    self.value = W.FloatText(description=asked, style={'description_width': 'initial'}, layout=W.Layout(width='190px'))
+    self.predict = W.Button(description='predict here', layout=W.Layout(width='110px'))
+    known = result._probe is not None
+    self.predict.disabled = not known
+    self.predict.tooltip = 'ask the model at this value' if known else 'this result was saved without its model'
+
+# %% ../../nbs/api/widgets/sweep.ipynb #44c6985d
+@patch
 def _build(self: SweepExplorer):
-    "Where things stand."
-    against = '' if self.result.reference == 'labels' else ' (lines: its prediction on the unchanged image, not the truth)'
-    self.title.value = f'<b>{escape(self.result.model)}</b> on <b>{escape(self.result.sample.name or "sample")}</b>{against}'
-    ask = W.HBox([self.value, self.predict], layout=W.Layout(display='none' if self.result.transform.words else ''))
-    left = W.VBox([self.slider, self.picture, self.play, self.look])
-    right = W.VBox([self.metric, self.curve, self.numbers, ask])
+    "Where things stand, and the classes by which a page finds them."
+    named = dict(picture='O-value', value='T-value', predict='B-predict')
+    for k, name in named.items(): getattr(self, k).add_class(name)
+    result = self.result
+    against = '' if result.reference == 'labels' else ' (lines: its prediction on the unchanged image, not the truth)'
+    self.title.value = f'<b>{escape(result.model)}</b> on <b>{escape(result.sample.name or "sample")}</b>{against}'
+    ask = W.HBox([self.value, self.predict])
+    show_if(result.transform.scale.ordered, ask)
+    left, right = W.VBox([self.slider, self.picture, self.play, self.look]), W.VBox([self.scores, ask])
     self.children = [self.title, W.Box([left, right], layout=W.Layout(flex_flow='row wrap')), self.message]
 
 
 @patch
 def _observe(self: SweepExplorer):
-    self.watch(self.slider, lambda _: self.redraw())
-    for w in self.look.controls: self.watch(w, lambda _: self.redraw())
-    for w in self.look.boxes: self.watch(w, lambda _: self._curve())
-    self.watch(self.look.axis, self.to_axis)
-    self.watch(self.metric, lambda _: self._curve())
-    self.watch(self.predict, self.predict_here)
+    for control in (self.slider, *self.look.controls): self.watch(control, lambda _: self.redraw())
+    for control in (self.metric, *self.look.boxes): self.watch(control, lambda _: self.draw_curve())
+    self.watch(self.look.axis, lambda axis: self.to_axis(axis))
+    self.watch(self.predict, lambda: self.predict_here())
 
 
 @patch
-def snapshot(self: SweepExplorer):
-    scores = ', '.join(f'{c} {score_text(x)}' for c, x in zip(self.classes, self.result._table[self.index, :, self._metric]))
-    return with_text(beside(self.picture.rgb, self.curve.rgb), f'{self.result.transform.name} {self.slider.label}: {self.metric.value} {scores}')
-
-# %% ../../nbs/api/widgets/sweep.ipynb #44c6985d
-@patch
-def _curve(self: SweepExplorer):
-    "Draw the curve anew: another metric, or other classes."
-    r, m = self.result, self.metric.value
-    kept = [self.classes[k - 1] for k in self.look.classes] or list(self.classes)
-    frame = r.frame[(r.frame.metric == m) & r.frame['class'].isin(kept)]
-    colours = {c: k for k, c in enumerate(self.classes, 1)}
-    if self._busy: return
-    self.curve.draw(frame, r.transform.identity, self.index, words=r.transform.words, units={m: metric_unit(m, r.sample.ndim)},
-                    zero=r.transform.zero, colours=colours)
-    self._numbers()
-
-
-@patch
-def _numbers(self: SweepExplorer):
-    "The scores at the value shown."
-    r, i, k = self.result, self.index, self._metric
-    rows = list(zip(r._table[i, :, k], r._table[r.values.index(r.transform.identity), :, k]))
-    self.numbers.value = score_table(self.classes, rows, metric_unit(self.metric.value, r.sample.ndim))
+def draw_curve(self: SweepExplorer):
+    "Draw the curve: another metric, or other classes."
+    self.scores.draw(self.index, self.look.classes)
 
 
 @patch
 def redraw(self: SweepExplorer):
     "Picture, marker and numbers at the value shown."
-    if self._busy: return
     self.play.value = self.index  # linked in the browser; here, too, so that playing goes on from what is shown
     self.picture.show(enlarged(self.look.picture(self.frames[self.index]), self.picture.width))
-    self.curve.mark(self.index)
-    self._numbers()
+    self.scores.mark(self.index)
 
 
 @patch
+def snapshot(self: SweepExplorer):
+    scores = ', '.join(f'{c} {score_text(x, digits=3)}' for c, x in zip(self.classes, self.scores.table[self.index]))
+    text = f'{self.result.transform.name} {self.slider.label}: {self.metric.value} {scores}'
+    return with_text(beside(self.picture.rgb, self.curve.rgb), text)
+
+# %% ../../nbs/api/widgets/sweep.ipynb #68b57294
+@patch
+def pick(self: SweepExplorer, i: int):
+    "Go to value number `i`."
+    self.guarded(setattr, self.slider, 'index', i)
+
+
+@patch
+def go(self: SweepExplorer, value: float):
+    "Go to the value of the sweep nearest to `value`."
+    self.slider.index = self.result.at(value)
+
+
+@patch
+def to_axis(self: SweepExplorer, axis: int):
+    "Cut a volume across another axis."
+    with self.quietly(): self.look.to_axis(axis)
+    self.redraw()
+
+# %% ../../nbs/api/widgets/sweep.ipynb #d2e27913
+@patch
 def predict_here(self: SweepExplorer):
     "Ask the model at the value in the field, and go there."
-    v = self.value.value
-    was, label = self.predict.disabled, self.predict.description
-    self.predict.disabled = True
-    self.predict.description = 'predicting ...'
-    try: self.result = self.result.with_values([v])
-    finally: self.predict.disabled, self.predict.description = was, label
-    self.frames = Frames(self._make)
-    with self.quietly():
-        with self.slider.hold_sync(): self.slider.options, self.slider.index = self._options(), self.result.at(v)
-        self.play.max = len(self.result.values) - 1
-    self._curve()
+    value = self.value.value
+    with working(self.predict, 'predicting ...'): self.result = self.result.with_values([value])
+    self.scores.result, self.frames = self.result, Frames(self._make)
+    with self.quietly(): self.steps.fit(self.result, self.result.at(value))
+    self.draw_curve()
     self.redraw()

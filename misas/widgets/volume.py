@@ -5,278 +5,143 @@
 # %% ../../nbs/api/widgets/volume.ipynb #b9bc6035
 from __future__ import annotations
 
-from functools import lru_cache
 from html import escape
 
 import ipywidgets as W
 import numpy as np
 from fastcore.basics import patch
 
-from ..view import plot
 from ..data.io import as_sample
-from ..data.sample import Sample, as_labels, class_names, cuts, slice_array, slice_axes, slice_letters
-from .base import Panel, Picture, beside
-from .gallery import first_slice
-from .sweep import Look, as_frame
+from ..data.labels import as_labels, as_stack, is_stack
+from ..view.slices import draw_cross, draw_view, make_views
+from .linked import Linked, class_at, in_patient, numbers, value_names, voxel_index, within
+from .look import Look, as_frame, pairs_table
+from .tiles import first_slice
 
 # %% auto #0
-__all__ = ['MARGIN', 'CROSS', 'View', 'glyph', 'draw_view', 'draw_cross', 'VolumeExplorer']
-
-# %% ../../nbs/api/widgets/volume.ipynb #842bbbfa
-MARGIN = 16  # pixels around a slice
-
-
-class View:
-    "How slices across one axis are drawn: which voxel axes are rows and columns, how large they are, and what is at the edges."
-    def __init__(
-        self, sample: Sample,  # a volume
-        axis,  # the voxel axis to cut across
-        name,  # of the view
-        scale,  # screen pixels a mm
-    ):
-        self.axis, self.name = axis, name
-        self.row, flip_row, self.col, flip_col = slice_axes(sample.affine, axis)
-        self.flip = {self.row: flip_row, self.col: flip_col}
-        self.n = {a: sample.shape[a] for a in (self.row, self.col)}
-        screen = [max(1, round(scale*self.n[a]*sample.spacing[a])) for a in (self.row, self.col)]
-        self.fine = max(-(-self.n[a]//p) for a, p in zip((self.row, self.col), screen))  # picture pixels a screen pixel
-        self.pixels, self.margin, self.width = [p*self.fine for p in screen], MARGIN*self.fine, screen[1] + 2*MARGIN
-        self.rows, self.cols = (((np.arange(p) + .5)*self.n[a]/p).astype(int) for a, p in zip((self.row, self.col), self.pixels))
-        self.letters = None if sample.affine is None else slice_letters(sample.affine, axis)
-
-    def place(self, voxel) -> tuple:  # (x, y)
-        "Where the middle of a voxel is in the picture, both from 0 (left, top) to 1."
-        at = ((self.n[a] - 1 - voxel[a] if self.flip[a] else voxel[a]) + .5 for a in (self.col, self.row))
-        return tuple((v/self.n[a]*p + self.margin)/(p + 2*self.margin) for v, a, p in zip(at, (self.col, self.row), self.pixels[::-1]))
-
-    def voxel(self, x, y):  # -> {axis: index}, or None in the margin
-        "The voxel at a place in the picture; its third index is that of the slice."
-        out = {}
-        for v, a, p in zip((x, y), (self.col, self.row), self.pixels[::-1]):
-            i = int(np.floor((v*(p + 2*self.margin) - self.margin)/p*self.n[a]))
-            if not 0 <= i < self.n[a]: return None
-            out[a] = self.n[a] - 1 - i if self.flip[a] else i
-        return out
-
-# %% ../../nbs/api/widgets/volume.ipynb #674b59e7
-CROSS = 213, 94, 0  # as the marker of curves
-
-
-@lru_cache(64)
-def glyph(letter, size) -> np.ndarray:
-    "A letter as (h, w) of 0 to 1."
-    from matplotlib import get_data_path
-    from PIL import Image, ImageDraw, ImageFont
-    font = ImageFont.truetype(f'{get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf', size)
-    left, top, right, bottom = font.getbbox(letter)
-    im = Image.new('L', (right - left, bottom - top))
-    ImageDraw.Draw(im).text((-left, -top), letter, 255, font)
-    return np.asarray(im)/255
-
-
-def draw_view(
-    view: View,
-    arrays,  # (grey (X, Y, Z) uint8, labels, valid, prediction); all but the first may be None
-    index,  # of the slice
-    affine,  # (4, 4) or None
-    **kw,  # see `misas.view.plot.overlay`
-) -> np.ndarray:  # (H, W, 3)
-    "A slice with its overlay and the letters around it."
-    at = np.ix_(view.rows, view.cols)
-    grey, labels, valid, prediction = (None if a is None else slice_array(a, index, view.axis, affine)[at] for a in arrays)
-    inner = plot.overlay(Sample(grey[None], labels, valid=valid), prediction, window=(0, 255), scale=1, **kw)
-    m, (h, w) = view.margin, inner.shape[:2]
-    out = np.zeros((h + 2*m, w + 2*m, 3), np.uint8)
-    out[m:-m, m:-m] = inner
-    for letter, (y, x) in zip(view.letters or (), ((m + h//2, m//2), (m + h//2, m + w + m//2), (m//2, m + w//2), (m + h + m//2, m + w//2))):
-        g = glyph(letter, round(.75*m))
-        top, left = y - g.shape[0]//2, x - g.shape[1]//2
-        out[top:top + g.shape[0], left:left + g.shape[1]] = (255*g[..., None]).astype(np.uint8)
-    return out
-
-
-def draw_cross(
-    rgb,  # (H, W, 3), is changed
-    view: View,
-    voxel,  # index
-) -> np.ndarray:
-    "Draw the crosshair through a voxel, with a gap around it."
-    m, (x, y) = view.margin, view.place(voxel)
-    half = [max(6*view.fine, p/view.n[a]/2 + 3*view.fine) for p, a in zip(view.pixels, (view.row, view.col))]
-    y, x = y*rgb.shape[0], x*rgb.shape[1]
-    line = lambda v: slice(int(v - view.fine/2), int(v - view.fine/2) + view.fine)
-    for part in (slice(m, max(m, int(y - half[0]))), slice(int(y + half[0]), -m)): rgb[part, line(x)] = CROSS
-    for part in (slice(m, max(m, int(x - half[1]))), slice(int(x + half[1]), -m)): rgb[line(y), part] = CROSS
-    return rgb
+__all__ = ['VolumeExplorer']
 
 # %% ../../nbs/api/widgets/volume.ipynb #35a3d6c9
-class VolumeExplorer(Panel):
+class VolumeExplorer(Linked):
     "Three linked slices through a volume, with a crosshair."
     def __init__(
         self, sample,  # a volume, or anything `as_sample` takes
-        prediction=None,  # (X, Y, Z) label map
+        prediction=None,  # (X, Y, Z) label map, or masks (K, X, Y, Z) where classes overlap
         width=880,  # of the three pictures together, in pixels
     ):
         self.sample, self.prediction = sample, prediction = _check_volume(sample, prediction)
-        super().__init__()
-        maps = [a for a in (sample.labels, prediction) if a is not None]
-        counts = True if sample.valid is None else sample.valid
-        highest = max([len(sample.classes or ()) - 1, *(int(a.max(initial=0, where=counts)) for a in maps)], default=0)
-        self.names, self.grey = class_names(sample.classes, 1 + highest), as_frame(sample).grey
-        self.look, self._drawn, self._busy = Look(sample, self.names[1:]), {}, False
-        self._views(width)
-        self._controls(bool(maps))
-        self._observe()
-        self.go([first_slice(sample, a, prediction) for a in range(3)])
+        super().__init__(sample, make_views(sample, width), sample.name or 'volume', 'click to move the crosshair')
+        self.names = value_names(sample.classes, [sample.labels, prediction], sample.valid)
+        overlapping = is_stack(sample.labels if prediction is None else prediction)
+        self.grey, self.look = as_frame(sample).grey, Look(sample, self.names if overlapping else self.names[1:])
+        self._controls()
+        for w in (*self.look.boxes, *self.look.ways, self.look.channel, self.crosshair): self.watch(w, lambda _: self.redraw())
+        self.move([first_slice(sample, a, prediction) for a in range(3)])
 
-    def _views(self, width):
-        "The three views at one scale."
-        mm = [n*s for n, s in zip(self.sample.shape, self.sample.spacing)]
-        named = cuts(self.sample.affine)
-        scale = (width - 3*2*MARGIN - 24)/sum(mm[slice_axes(self.sample.affine, a)[2]] for _, a in named)
-        self.views = [View(self.sample, a, name, scale) for name, a in named]
-        short = [v.name.replace('across ', '').replace(' ', '') for v in self.views]  # axial, or axis2
-        self.pictures = {v.axis: Picture(v.width, lambda x, y, v=v: self.guarded(self.pick, v.axis, x, y),
-                                      f'{self.sample.name or "volume"}, {v.name}; click to move the crosshair')
-                         for v in self.views}
-        self.sliders = {v.axis: W.IntSlider(0, min=0, max=self.sample.shape[v.axis] - 1, description=v.name, style={'description_width': 'initial'},
-                                            layout=W.Layout(width=f'{max(v.width, 190)}px')) for v in self.views}
-        for v, name in zip(self.views, short):
-            self.pictures[v.axis].add_class(f'O-{name}')
-            self.sliders[v.axis].add_class(f'S-{name}')
+    @property
+    def voxel(self): "Index of the voxel under the crosshair."; return self.at
 
 
 def _check_volume(sample, prediction):
     "Sample and prediction, or a ValueError."
     sample = as_sample(sample)
     if sample.ndim != 3: raise ValueError(f'sample must be a volume, got {sample!r}')
-    if prediction is not None:
-        prediction = as_labels(prediction, 'prediction')
-        if prediction.shape != sample.shape: raise ValueError(
-            f'prediction of shape {prediction.shape} does not fit sample {sample.name!r} of shape {sample.shape}')
+    if prediction is None: return sample, None
+    stack = np.ndim(prediction) == 4
+    prediction = (as_stack if stack else as_labels)(prediction, 'prediction')
+    like = prediction if sample.labels is None else sample.labels
+    if prediction.shape[stack:] != sample.shape or prediction.ndim != like.ndim or (stack and len(prediction) != len(like)):
+        raise ValueError(f'prediction of shape {prediction.shape} does not fit sample {sample.name!r} of shape {sample.shape}'
+                         + f' with {len(like)} masks'*is_stack(like))
     return sample, prediction
 
 # %% ../../nbs/api/widgets/volume.ipynb #c6b10979
 @patch
-def _controls(self: VolumeExplorer, overlay):  # is there anything to overlay?
+def _controls(self: VolumeExplorer):
     "The other controls, and where things stand."
     self.crosshair = W.Checkbox(True, description='crosshair', indent=False, layout=W.Layout(width='110px'))
     self.numbers = W.HTML()
     self.numbers.add_class('N-voxel')
     self.crosshair.add_class('C-crosshair')
-    for w in (self.look.axis, self.look.slice): w.layout.display = 'none'  # each view has its own slider
-    if not overlay:
-        for w in (self.look.filled, self.look.opacity): w.layout.display = 'none'
-    columns = [W.VBox([self.pictures[v.axis], self.sliders[v.axis]]) for v in self.views]
-    row = W.Box(columns, layout=W.Layout(flex_flow='row wrap', align_items='flex-end'))
-    below = W.Box([W.VBox([self.look, self.crosshair]), self.numbers], layout=W.Layout(flex_flow='row wrap'))
+    look, hidden = self.look, [self.look.axis, self.look.slice]  # each view has its own slider
+    if self.sample.labels is None and self.prediction is None: hidden += look.ways
+    for w in hidden: w.layout.display = 'none'
+    row = W.Box(self.columns, layout=W.Layout(flex_flow='row wrap', align_items='flex-end'))
+    below = W.Box([W.VBox([look, self.crosshair]), self.numbers], layout=W.Layout(flex_flow='row wrap'))
     self.children = [W.HTML(_about(self.sample)), row, below, self.message]
 
 
 def _about(sample):
     "Name, size, and what is not known about the volume."
     mm = ' x '.join(f'{o:.3g}' for o in sample.spacing)
-    text = f'<b>{escape(sample.name or "volume")}</b>, {" x ".join(map(str, sample.shape))} voxels' + (
-        f' of {mm} mm' if sample.spacing_known else ', whose size is not known: shown as cubes')
+    size = f' of {mm} mm' if sample.spacing_known else ', whose size is not known: shown as cubes'
+    text = f'<b>{escape(sample.name or "volume")}</b>, {" x ".join(map(str, sample.shape))} voxels{size}'
     if sample.affine is None: return text + '; there is no affine, so that left and right are not known'
-    tilt = np.abs(sample.affine[:3, :3]/np.sqrt((sample.affine[:3, :3]**2).sum(0))).max(0).clip(0, 1)
-    degrees = np.rad2deg(np.arccos(tilt.min()))
+    degrees = _tilt(sample.affine)
     return text + (f'; oblique by {degrees:.0f}°, the letters are the nearest' if degrees > 1 else '')
 
 
-@patch
-def _observe(self: VolumeExplorer):
-    for s in self.sliders.values(): self.watch(s, lambda _: self.redraw())
-    for w in [*self.look.boxes, self.look.filled, self.look.opacity, self.look.channel, self.crosshair]: self.watch(w, lambda _: self.redraw())
+def _tilt(affine):
+    "The largest angle between a voxel axis and the nearest axis of the patient, in degrees."
+    directions = affine[:3, :3]/np.sqrt((affine[:3, :3]**2).sum(0))
+    return np.rad2deg(np.arccos(np.abs(directions).max(0).clip(0, 1).min()))
 
 # %% ../../nbs/api/widgets/volume.ipynb #6eee1dae
-@patch(as_prop=True)
-def voxel(self: VolumeExplorer): "Index of the voxel under the crosshair."; return tuple(self.sliders[a].value for a in range(3))
-
-
 @patch
-def go(self: VolumeExplorer, voxel):  # three indices
+def go(
+    self: VolumeExplorer,
+    voxel,  # three indices
+):
     "Move the crosshair to a voxel."
-    at = _three(voxel, what := f'voxel must be three indices within {self.sample.shape}')
-    if (at % 1).any() or not _within(at, self.sample): raise ValueError(f'{what}, got {voxel}')
-    self._busy = True
-    try:
-        for a, i in enumerate(at): self.sliders[a].value = int(i)
-    finally: self._busy = False
-    self.redraw()
+    self.move(voxel_index(voxel, self.sample.shape))
 
 
 @patch
-def go_mm(self: VolumeExplorer, position):  # (R, A, S) in mm
+def go_mm(
+    self: VolumeExplorer,
+    position,  # (R, A, S) in mm
+):
     "Move the crosshair to the voxel nearest to a position in the patient."
-    if self.sample.affine is None: raise ValueError(f'sample {self.sample.name!r} has no affine, so that positions in mm are not known; use go')
-    at = _three(position, 'position must be three numbers, R, A and S in mm')
-    at = np.rint(np.linalg.solve(self.sample.affine, [*at, 1])[:3])
-    if not _within(at, self.sample): raise ValueError(f'position must be within sample {self.sample.name!r}, got {position}')
-    self.go(at)
-
-
-def _three(given, what):
-    "Three finite numbers, or a ValueError that says what they must be."
-    try: out = np.asarray(given, float)
-    except (TypeError, ValueError): out = np.empty(0)
-    if out.shape != (3,) or not np.isfinite(out).all(): raise ValueError(f'{what}, got {given}')
-    return out
-
-
-def _within(at, sample): return bool(((at >= 0) & (at < sample.shape)).all())
-
-
-@patch
-def pick(self: VolumeExplorer, axis, x, y):  # place in the picture, both from 0 to 1
-    "Move the crosshair to where the view across `axis` was clicked; in the margin nothing happens."
-    view = next((v for v in self.views if v.axis == axis), None)
-    if view is None: raise ValueError(f'axis must be 0, 1 or 2, got {axis}')
-    if not np.isfinite([x, y]).all(): raise ValueError(f'x and y must be numbers from 0 to 1, got {x} and {y}')
-    at = view.voxel(x, y)
-    if at is not None: self.go([at.get(a, self.sliders[a].value) for a in range(3)])
+    s = self.sample
+    if s.affine is None: raise ValueError(f'sample {s.name!r} has no affine, so that positions in mm are not known; use go')
+    mm = numbers(position, 3, 'position must be three numbers, R, A and S in mm')
+    at = np.rint(np.linalg.solve(s.affine, [*mm, 1])[:3])
+    if not within(at, s.shape): raise ValueError(f'position must be within sample {s.name!r}, got {position}')
+    self.move(at)
 
 
 @patch
 def position(self: VolumeExplorer):  # (R, A, S) in mm, or None
     "Where in the patient the crosshair is."
-    return None if self.sample.affine is None else (self.sample.affine @ [*self.voxel, 1])[:3]
+    return None if self.sample.affine is None else (self.sample.affine @ [*self.at, 1])[:3]
 
 # %% ../../nbs/api/widgets/volume.ipynb #a0883ee8
 @patch
-def redraw(self: VolumeExplorer):
-    "Slices, crosshair and numbers."
-    if self._busy: return
-    look, voxel, c = self.look, self.voxel, self.look.channel.value
-    kw = dict(alpha=look.opacity.value, filled=look.filled.value, classes=tuple(look.classes))
-    for v in self.views:
-        key = voxel[v.axis], c, *kw.values()
-        if self._drawn.get(v.axis, (None,))[0] != key:
-            arrays = self.grey[c], self.sample.labels, self.sample.valid, self.prediction
-            self._drawn[v.axis] = key, draw_view(v, arrays, voxel[v.axis], self.sample.affine, **kw)
-        rgb = self._drawn[v.axis][1].copy()
-        self.pictures[v.axis].show(draw_cross(rgb, v, voxel) if self.crosshair.value else rgb)
-    self._tell()
+def look_key(self: VolumeExplorer):
+    look = self.look
+    return look.channel.value, look.opacity.value, look.filled.value, tuple(look.classes)
 
 
 @patch
-def _tell(self: VolumeExplorer):
+def paint(self: VolumeExplorer, view, index):
+    channel, alpha, filled, classes = self.look_key()
+    s = self.sample
+    return draw_view(view, index, self.grey[channel], s.labels, self.prediction, s.valid, alpha=alpha, filled=filled, classes=classes)
+
+
+@patch
+def point(self: VolumeExplorer, rgb, view):
+    return draw_cross(rgb, view, self.at) if self.crosshair.value else rgb
+
+
+@patch
+def tell(self: VolumeExplorer):
     "What is under the crosshair."
-    at, mm, s = self.voxel, self.position(), self.sample
-    rows = {'voxel': ', '.join(map(str, at))}
-    if mm is not None: rows['position'] = ' '.join(f'{c} {o:.1f}' for c, o in zip('RAS', mm + 0.)) + ' mm'
-    else: rows['position'] = 'not known (no affine)'
-    rows['grey value' + (f', channel {self.look.channel.value}' if s.n_channels > 1 else '')] = f'{s.image[(self.look.channel.value, *at)]:.5g}'
-    for what, a in (('truth', s.labels), ('prediction', self.prediction)):
-        if a is not None: rows[what] = self.names[a[at]] if a[at] < len(self.names) else f'{a[at]}, not a class'
-    if s.valid is not None and not s.valid[at]: rows['truth'] = 'not valid'
-    self.words = rows
-    cells = ''.join(f'<tr><td style="padding-right:12px">{escape(k)}</td><td>{escape(v)}</td></tr>' for k, v in rows.items())
-    self.numbers.value = f'<table>{cells}</table>'
-
-
-@patch
-def snapshot(self: VolumeExplorer) -> np.ndarray:
-    "The three views next to each other."
-    pictures = [self.pictures[v.axis].rgb[::v.fine, ::v.fine] for v in self.views]
-    return beside(*pictures)
+    s, at, channel = self.sample, self.at, self.look.channel.value
+    where = 'not known (no affine)' if s.affine is None else in_patient(s.affine, at)
+    grey = f'grey value, channel {channel}' if s.n_channels > 1 else 'grey value'
+    self.words = {'voxel': ', '.join(map(str, at)), 'position': where, grey: f'{s.image[(channel, *at)]:.5g}'}
+    for what, labels in (('truth', s.labels), ('prediction', self.prediction)):
+        if labels is not None: self.words[what] = class_at(labels, at, self.names)
+    if s.valid is not None and not s.valid[at]: self.words['truth'] = 'not valid'
+    self.numbers.value = pairs_table(self.words)
