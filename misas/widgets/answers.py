@@ -150,7 +150,7 @@ def differences(
     self: Answers,
     key, moved: Sample,  # the change
     metrics=('dice',),  # names, functions or Metrics
-):  # -> pandas.DataFrame: class, metric, before, after, difference
+):  # -> 'pandas.DataFrame': class, metric, before, after, difference
     "The scores before and after. ValueError where the model was not asked yet."
     import pandas as pd
     if key not in self.known: raise ValueError(f'{YET}: press predict, or call predict()')

@@ -145,7 +145,7 @@ def snapshot(self: LiveExplorer) -> np.ndarray:
 def differences(
     self: LiveExplorer,
     metrics=None,  # names, functions f(prediction == k, truth == k), or Metrics; None: the metric that is chosen
-):  # -> pandas.DataFrame: class, metric, before, after, difference
+):  # -> 'pandas.DataFrame': class, metric, before, after, difference
     "The scores before and after. ValueError where the model was not asked yet."
     self._need_model()
     return self.asked.differences(self.key, self.moved, self.metric.value if metrics is None else metrics)
