@@ -39,10 +39,12 @@ class Case:
 def stem(path) -> str:
     "The name of a file without its ending, or of a folder."
     name = Path(path).name
-    return next((name[:-len(end)] for end in sorted(READABLE, key=len, reverse=True) if name.lower().endswith(end)), name)
+    for ending in sorted(READABLE, key=len, reverse=True):  # .nii.gz before .gz
+        if name.lower().endswith(ending): return name[:-len(ending)]
+    return name
 
 # %% ../../nbs/api/data/cohort.ipynb #6f6c1fa4
-_OPTIONS = ('label_map', 'window', 'frame', 'spacing', 'classes', 'affine', 'valid')  # of `load`
+_OPTIONS = 'label_map', 'regions', 'window', 'frame', 'spacing', 'classes', 'affine', 'valid'  # of `load`
 
 
 def _is_path(x): return isinstance(x, (str, os.PathLike))
@@ -50,14 +52,17 @@ def _is_path(x): return isinstance(x, (str, os.PathLike))
 
 def _files(x):
     "The files that an item names, as far as they are paths."
-    return [Path(o) for o in (x if isinstance(x, (list, tuple)) else [x]) if _is_path(o)]
+    if isinstance(x, Mapping): x = list(x.values())
+    items = x if isinstance(x, (list, tuple)) else [x]
+    return [Path(item) for item in items if _is_path(item)]
 
 
-def _sizes(*items):
-    "A mark for files: how long they are (folders have none); for arrays a fingerprint."
-    files = [f for o in items for f in _files(o)]
-    if not files: return {'arrays': fingerprint(items)} if all(o is None or type(o) is np.ndarray for o in items) else None
-    return [f.stat().st_size if f.is_file() else None for f in files]
+def _mark(*items):
+    "Something small that changes with the data: how long files are (folders have no length), of arrays a fingerprint."
+    files = [file for item in items for file in _files(item)]
+    if files: return [file.stat().st_size if file.is_file() else None for file in files]
+    if all(item is None or type(item) is np.ndarray for item in items): return {'arrays': fingerprint(items)}
+    return None
 
 
 def _load_row(row):  # {'image': ..., 'labels': ..., options of load}
@@ -65,9 +70,11 @@ def _load_row(row):  # {'image': ..., 'labels': ..., options of load}
     return load(row.pop('image'), row.pop('labels', None), **row)
 
 
-def _load_pair(pair): return load(*pair) if _is_path(pair[0]) or isinstance(pair[0], list) else as_sample(*pair)
+def _load_pair(pair):
+    image, _ = pair
+    return load(*pair) if _is_path(image) or isinstance(image, list) else as_sample(*pair)
 
-
+# %% ../../nbs/api/data/cohort.ipynb #828e7685
 def as_case(
     item,  # a Sample, a path, a list of paths (channels), a pair (image, labels), or a dict of arguments of `load`
     number,  # in the cohort, for cases without a name
@@ -76,27 +83,44 @@ def as_case(
     "A case from an element of a list. TypeError for what cannot become a sample."
     name = f'case {number}'
     if isinstance(item, Case): return item
-    if isinstance(item, Sample): return Case(item.name or name, item, make or as_sample, {}, fingerprint([item.image, item.labels, item.valid]))
-    if isinstance(item, Mapping): return _row_case(dict(item), name, make)
+    if isinstance(item, Sample): return _case_of_sample(item, name, make)
+    if isinstance(item, Mapping): return _case_of_row(dict(item), name, make)
     if isinstance(item, tuple) and len(item) == 2:
-        files = _files(item[0])
-        return Case(stem(files[0]) if files else name, item, make or _load_pair, {'file': str(files[0])} if files else {}, _sizes(*item))
-    files = _files(item)
-    if files: return Case(stem(files[0]), item, make or load, {'file': str(files[0])}, _sizes(item))
-    if make is None and not hasattr(item, 'shape') and not hasattr(item, 'get_images_dict') and not hasattr(item, 'size'): raise TypeError(
-        f'samples hold a {type(item).__name__} at position {number}; they may be Samples, paths, pairs (image, labels), or dicts with an image')
+        return _case_of_files(item[0], name, item, make or _load_pair, _mark(*item))
+    if _files(item): return _case_of_files(item, name, item, make or load, _mark(item))
+    if make is None and not any(hasattr(item, o) for o in ('shape', 'get_images_dict', 'size')):
+        raise TypeError(
+            f'samples hold a {type(item).__name__} at position {number}; '
+            f'they may be Samples, paths, pairs (image, labels), or dicts with an image')
     return Case(name, item, make or as_sample)
 
 
-def _row_case(row, name, make=None):
+def _case_of_sample(sample, name, make):
+    content = fingerprint([sample.image, sample.labels, sample.valid])
+    return Case(sample.name or name, sample, make or as_sample, {}, content)
+
+
+def _case_of_files(images, name, item, make, mark):
+    "A case that is called like the first file of its image, where there is one."
+    files = _files(images)
+    if not files: return Case(name, item, make, {}, mark)
+    return Case(stem(files[0]), item, make, {'file': str(files[0])}, mark)
+
+# %% ../../nbs/api/data/cohort.ipynb #89d68ebc
+def _case_of_row(row, name, make=None):
     "A case from a dict: of what `load` takes, and of what else is known."
-    if 'image' not in row: raise TypeError(f'samples: a dict must name its image, e.g. dict(image="a.nii.gz"); this one has {", ".join(row)}')
+    if 'image' not in row:
+        raise TypeError(
+            f'samples: a dict must name its image, e.g. dict(image="a.nii.gz"); this one has {", ".join(row)}')
+    if 'sample' in row:
+        raise ValueError(
+            'samples: a column cannot be called sample, which is what cases are called in tables; call it name')
     data = {k: row[k] for k in ('image', 'labels', *_OPTIONS) if row.get(k) is not None}
-    name = str(row.get('name') or (stem(_files(row['image'])[0]) if _files(row['image']) else name))
     info = {k: v for k, v in row.items() if k not in ('image', 'labels', 'name', *_OPTIONS)}
-    if 'sample' in info: raise ValueError('samples: a column cannot be called sample, which is what cases are called in tables; call it name')
-    if files := _files(row['image']): info['file'] = str(files[0])
-    return Case(name, data if make is None else row, make or _load_row, info, _sizes(row['image'], row.get('labels')))
+    files = _files(row['image'])
+    if files: name, info['file'] = stem(files[0]), str(files[0])
+    name = str(row.get('name') or name)
+    return Case(name, data if make is None else row, make or _load_row, info, _mark(row['image'], row.get('labels')))
 
 # %% ../../nbs/api/data/cohort.ipynb #0bff8cc5
 def images_and_masks(
@@ -107,48 +131,69 @@ def images_and_masks(
     if not folder.is_dir(): raise FileNotFoundError(f'{folder}: there is no such folder')
     masks = next((folder/k for k in ('masks', 'labels') if (folder/k).is_dir()), None)
     images = folder/'images' if (folder/'images').is_dir() else folder
-    found = sorted((o for o in images.iterdir() if o.name[0] != '.' and o != masks and (o.is_dir() or o.name.lower().endswith(READABLE))),
-                   key=lambda o: (o.is_dir(), o.name))
+    found = [path for path in _visible(images) if path != masks and _may_be_image(path)]
     if not found: raise FileNotFoundError(f'{images}: there are no images in it')
-    return found, None if masks is None else {stem(o): o for o in sorted(masks.iterdir(), reverse=True) if o.name[0] != '.'}
+    found = sorted(found, key=lambda path: (path.is_dir(), path.name))
+    if masks is None: return found, None
+    return found, {stem(path): path for path in sorted(_visible(masks), reverse=True)}
+
+
+def _visible(folder): return [path for path in folder.iterdir() if path.name[0] != '.']
+
+
+def _may_be_image(path): return path.is_dir() or path.name.lower().endswith(READABLE)
 
 
 def no_mask(path, where=''):
     "The error for an image without a mask."
-    return FileNotFoundError(f'there is no mask for {Path(path).name}{where}; give it the same name, or choose the images that you want')
+    return FileNotFoundError(
+        f'there is no mask for {Path(path).name}{where}; give it the same name, or choose the images that you want')
 
 
 def folder_pairs(folder) -> list:  # (image, mask) paths; the mask is None where the folder has no masks at all
     "Images and their masks by name. FileNotFoundError where one is missing."
     found, masks = images_and_masks(folder)
-    if masks is None: return [(o, None) for o in found]
-    lost = [o for o in found if stem(o) not in masks]
-    if lost: raise no_mask(lost[0], f', and for {len(lost) - 1} other images'*bool(lost[1:]))
-    return [(o, masks[stem(o)]) for o in found]
+    if masks is None: return [(path, None) for path in found]
+    lost = [path for path in found if stem(path) not in masks]
+    if lost: raise no_mask(lost[0], f', and for {len(lost) - 1} other images' if lost[1:] else '')
+    return [(path, masks[stem(path)]) for path in found]
 
 # %% ../../nbs/api/data/cohort.ipynb #417c9b0e
 def read_manifest(
     path,  # a .csv file
 ) -> list:  # dicts, a row each; see `as_case`
     "The cases that a table lists. ValueError or FileNotFoundError where a column or a file is missing."
-    import pandas as pd
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
-    try: table = pd.read_csv(path, dtype=dict.fromkeys(('image', 'labels', 'name', 'patient'), str))  # a patient 007 is not 7
-    except Exception as e: raise ValueError(f'{path.name}: cannot be read as a table ({str(e).strip().splitlines()[0]})') from e
-    if 'image' not in table: raise ValueError(f'{path.name}: has no column image; it has {", ".join(table)}')
-    if empty := [i + 2 for i, o in enumerate(table.image.isna()) if o]: raise ValueError(f'{path.name}: line {empty[0]} names no image')
-    where = lambda text: [path.parent/o.strip() for o in text.split(';')]
-    rows, lost = [], []
-    for row in table.to_dict('records'):
-        row = {k: v for k, v in row.items() if not (isinstance(v, float) and np.isnan(v))}
-        for k in {'image', 'labels'} & set(row):
-            files = where(row[k])
-            lost += [o for o in files if not o.exists()]
-            row[k] = files if len(files) > 1 else files[0]
-        rows.append(row)
-    if lost: raise FileNotFoundError(f'{path.name}: {len(lost)} file{"s"[:len(lost) > 1]} that it lists cannot be found, the first is {lost[0]}')
+    rows = [_row_with_paths(row, path.parent) for row in _read_table(path).to_dict('records')]
+    listed = [file for row in rows for k in ('image', 'labels') for file in _files(row.get(k))]
+    lost = [file for file in listed if not file.exists()]
+    if lost:
+        files = 'file' if len(lost) == 1 else 'files'
+        raise FileNotFoundError(f'{path.name}: {len(lost)} {files} that it lists cannot be found, the first is {lost[0]}')
     return rows
+
+
+def _read_table(path):
+    "The table in a manifest. ValueError where it names no images."
+    import pandas as pd
+    if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
+    texts = dict.fromkeys(('image', 'labels', 'name', 'patient'), str)  # a patient 007 is not 7
+    try: table = pd.read_csv(path, dtype=texts)
+    except Exception as e:
+        raise ValueError(f'{path.name}: cannot be read as a table ({str(e).strip().splitlines()[0]})') from e
+    if 'image' not in table: raise ValueError(f'{path.name}: has no column image; it has {", ".join(table)}')
+    empty = np.flatnonzero(table.image.isna())
+    if len(empty): raise ValueError(f'{path.name}: line {empty[0] + 2} names no image')
+    return table
+
+
+def _row_with_paths(row, folder):
+    "A row of a manifest without its empty cells, and with paths for names of files."
+    row = {k: v for k, v in row.items() if not (isinstance(v, float) and np.isnan(v))}
+    for k in {'image', 'labels'} & set(row):
+        files = [folder/name.strip() for name in row[k].split(';')]
+        row[k] = files if len(files) > 1 else files[0]
+    return row
 
 # %% ../../nbs/api/data/cohort.ipynb #7e07484e
 def cohort(
@@ -156,42 +201,56 @@ def cohort(
     load=None,  # f(item) -> Sample, for what misas cannot load by itself
 ):  # yields Cases
     "The cases behind `samples`, one at a time. ValueError where two have one name."
-    if load is not None and not callable(load): raise TypeError(f'load must be a function of an item, got {type(load).__name__}')
+    if load is not None and not callable(load):
+        raise TypeError(f'load must be a function of an item, got {type(load).__name__}')
     if isinstance(samples, (Sample, Mapping)): samples = [samples]
-    if _is_path(samples):
-        path = Path(samples)
-        samples = read_manifest(path) if path.suffix.lower() == '.csv' else [path] if path.is_file() else [
-            o if o[1] else o[0] for o in folder_pairs(path)]
-    if isinstance(samples, Cases): found = _of_table(samples)
-    elif isinstance(samples, Iterable): found = (as_case(o, i, load) for i, o in enumerate(samples))
-    else: raise TypeError(f'samples must be a list of samples or paths, a folder, or a .csv file, got {type(samples).__name__}')
-    if not isinstance(samples, (list, tuple, Cases)): return _named_once(found)
-    found = list(_named_once(found))
+    if _is_path(samples): samples = _of_path(Path(samples))
+    found = _named_once(_cases_of(samples, load))
+    if not isinstance(samples, (list, tuple, Cases)): return found
+    found = list(found)
     if not found: raise ValueError('samples is empty: there is nothing to study')
     return iter(found)
 
 
+def _of_path(path):
+    "What a manifest, a file or a folder holds: a list of what `as_case` takes."
+    if path.suffix.lower() == '.csv': return read_manifest(path)
+    if path.is_file(): return [path]
+    return [(image, mask) if mask else image for image, mask in folder_pairs(path)]
+
+
+def _cases_of(samples, load):
+    if isinstance(samples, Cases): return _of_table(samples)
+    if isinstance(samples, Iterable): return (as_case(item, i, load) for i, item in enumerate(samples))
+    raise TypeError(
+        f'samples must be a list of samples or paths, a folder, or a .csv file, got {type(samples).__name__}')
+
+# %% ../../nbs/api/data/cohort.ipynb #2a912071
 def _of_table(cases):
     "The rows of `Cases`; each is loaded when it is asked for."
-    table = cases.frame
-    names = table['name'] if 'name' in table else table.file.map(stem) if 'file' in table else [f'case {i}' for i in range(len(table))]
-    for i, (name, row) in enumerate(zip(names, table.to_dict('records'))):
-        yield Case(str(name), cases[i:i + 1], _first, {k: v for k, v in row.items() if isinstance(v, (str, int, float, bool)) and k != 'name'})
+    rows = cases.frame.to_dict('records')
+    for i, row in enumerate(rows):
+        name = row['name'] if 'name' in row else stem(row['file']) if 'file' in row else f'case {i}'
+        info = {k: v for k, v in row.items() if isinstance(v, (str, int, float, bool)) and k != 'name'}
+        yield Case(str(name), cases[i:i + 1], _first, info)
 
 
 def _first(cases): return cases[0]
 
 
 def _named_once(found):
-    seen = {}
+    "The cases as they come. ValueError where a name was there before, or is no text."
+    seen = {}  # name -> the file that had it
     for case in found:
         try: case.name.encode()
         except UnicodeEncodeError:
-            raise ValueError(f'samples: the name {ascii(case.name)} is no valid text; rename the file, or name the case') from None
-        key = case.name.casefold()  # files of some systems do not tell a from A
+            raise ValueError(
+                f'samples: the name {ascii(case.name)} is no valid text; rename the file, or name the case') from None
+        key, file = case.name.casefold(), case.info.get('file', '')  # files of some systems do not tell a from A
         if key in seen:
-            a, b = (c.info.get('file', '') for c in (seen[key], case))
-            where = f' ({a} and {b})' if a and b else ''
-            raise ValueError(f'samples hold two cases called {case.name!r}{where}; give them different names, e.g. in the column name of a manifest')
-        seen[key] = Case(case.name, None, None, {k: v for k, v in case.info.items() if k == 'file'})
+            where = f' ({seen[key]} and {file})' if seen[key] and file else ''
+            raise ValueError(
+                f'samples hold two cases called {case.name!r}{where}; '
+                f'give them different names, e.g. in the column name of a manifest')
+        seen[key] = file
         yield case

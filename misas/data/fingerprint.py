@@ -26,58 +26,121 @@ def fingerprint(
     return digest.hexdigest()[:12]
 
 
+_PLAIN = type(None), bool, int, float, complex, str, PurePath, type(...)
+
+
 def _feed(digest, obj, parents):
     "Put what `obj` is made of into the digest; `parents` are the objects that it is part of."
     digest.update(f'<{type(obj).__name__}'.encode())
-    if any(obj is o for o in parents): digest.update(f'{[obj is o for o in parents].index(True)}'.encode())  # it refers to itself
-    elif hasattr(obj, 'detach') or isinstance(obj, (np.ndarray, np.generic)):
-        a = obj.detach().cpu().numpy() if hasattr(obj, 'detach') else np.asarray(obj)
-        digest.update(f'{a.dtype}{a.shape}'.encode())
-        digest.update(np.ascontiguousarray(a).tobytes() if a.dtype != object else repr(a.tolist()).encode())
+    itself = [number for number, parent in enumerate(parents) if parent is obj]
+    if itself: digest.update(str(itself[0]).encode())
+    elif hasattr(obj, 'detach') or isinstance(obj, (np.ndarray, np.generic)): _feed_array(digest, obj)
     elif isinstance(obj, (bytes, bytearray)): digest.update(bytes(obj))
-    elif obj is None or isinstance(obj, (bool, int, float, complex, str, PurePath, type(...))): digest.update(repr(obj).encode())
+    elif isinstance(obj, _PLAIN): digest.update(repr(obj).encode())
     else:
         for part in _parts(obj): _feed(digest, part, [*parents, obj])
     digest.update(b'>')
 
-# %% ../../nbs/api/data/fingerprint.ipynb #7ae6c781
+
+def _feed_array(digest, array):
+    "Type, shape and values of an array or a tensor."
+    array = array.detach().cpu().numpy() if hasattr(array, 'detach') else np.asarray(array)
+    digest.update(f'{array.dtype}{array.shape}'.encode())
+    if array.dtype == object: digest.update(repr(array.tolist()).encode())
+    else: digest.update(np.ascontiguousarray(array).tobytes())
+
+
+_KINDS = []  # functions that know what the objects of a kind consist of; asked one after the other
+
+
 def _parts(obj):
     "What an object consists of, in a fixed order."
-    if hasattr(obj, '__fingerprint__') and not isinstance(obj, type): return [_name(type(obj)), *obj.__fingerprint__()]
-    if isinstance(obj, dict): return [part for k, v in obj.items() for part in (k, v)]
-    if isinstance(obj, (set, frozenset)): return sorted(map(fingerprint, obj))
-    if isinstance(obj, (list, tuple, range)): return list(obj)
-    if isinstance(obj, partial): return [obj.func, obj.args, obj.keywords]
-    if isinstance(obj, MethodType): return [obj.__self__, obj.__func__]
-    if isinstance(obj, CodeType): return [obj.co_code, obj.co_consts, obj.co_names]
-    if isinstance(obj, FunctionType): return [*_code(obj), obj.__defaults__, obj.__kwdefaults__, *_around(obj)]
-    if isinstance(obj, (type, BuiltinFunctionType)): return [_name(obj)]
-    if hasattr(obj, 'state_dict') and hasattr(obj, 'modules'):  # a network: its layers with their plain options, code and weights
-        return [re.sub(r' at 0x[0-9a-f]+', '', repr(obj)), obj.state_dict(), *([_name(type(m)), _forward(m), _options(m)] for m in obj.modules())]
-    state = getattr(obj, '__dict__', None)
-    return [_name(type(obj)), *([re.sub(r' at 0x[0-9a-f]+', '', repr(obj))] if state is None else [{k: state[k] for k in sorted(state)}])]
-
-
-def _forward(module): return getattr(module, 'code', None) if hasattr(module, 'inlined_graph') else type(module).forward  # TorchScript, or Python
-
-
-def _options(module):
-    "Numbers and texts that a module keeps as attributes; whether it is training does not count."
-    plain = lambda v: v is None or isinstance(v, (bool, int, float, str)) or isinstance(v, (tuple, list)) and all(map(plain, v))
-    return {k: v for k, v in sorted(vars(module).items()) if k[0] != '_' and k != 'training' and plain(v)}
+    for parts in _KINDS:
+        found = parts(obj)
+        if found is not None: return found
+    return _attributes(obj)
 
 
 def _name(obj): return f'{obj.__module__}.{getattr(obj, "__qualname__", obj)}'
 
 
-def _code(f):
+def _repr(obj): return re.sub(r' at 0x[0-9a-f]+', '', repr(obj))  # without the place in memory
+
+# %% ../../nbs/api/data/fingerprint.ipynb #a400a2c5
+def _own_parts(obj):
+    "What an object says it consists of; None where it says nothing."
+    if isinstance(obj, type) or not hasattr(obj, '__fingerprint__'): return None
+    return [_name(type(obj)), *obj.__fingerprint__()]
+
+
+def _items(obj):
+    "What is in a collection; None for anything else."
+    if isinstance(obj, dict): return [part for item in obj.items() for part in item]
+    if isinstance(obj, (set, frozenset)): return sorted(map(fingerprint, obj))  # a set has no order
+    if isinstance(obj, (list, tuple, range)): return list(obj)
+    return None
+
+
+def _attributes(obj):
+    "Class and attributes of an object."
+    if not hasattr(obj, '__dict__'): return [_name(type(obj)), _repr(obj)]
+    return [_name(type(obj)), {name: obj.__dict__[name] for name in sorted(obj.__dict__)}]
+
+
+_KINDS += [_own_parts, _items]
+
+# %% ../../nbs/api/data/fingerprint.ipynb #53806c57
+def _code_parts(obj):
+    "What a function, method, class or piece of code does; None for anything else."
+    if isinstance(obj, partial): return [obj.func, obj.args, obj.keywords]
+    if isinstance(obj, MethodType): return [obj.__self__, obj.__func__]
+    if isinstance(obj, CodeType): return [obj.co_code, obj.co_consts, obj.co_names]
+    if isinstance(obj, FunctionType): return [*_code(obj), obj.__defaults__, obj.__kwdefaults__, *_around(obj)]
+    if isinstance(obj, (type, BuiltinFunctionType)): return [_name(obj)]
+    return None
+
+
+def _code(function):
     "What a function does, without its docstring."
-    code = f.__code__
-    return [code.co_code, [c for i, c in enumerate(code.co_consts) if c is not None and (i or c != f.__doc__)], code.co_names]
+    code = function.__code__
+    rest = [c for i, c in enumerate(code.co_consts) if c is not None and (i or c != function.__doc__)]
+    return [code.co_code, rest, code.co_names]
 
 
-def _around(f):
+def _around(function):
     "What a function refers to outside of itself: enclosed variables, and functions of its own module."
-    own = [f.__globals__.get(n) for n in f.__code__.co_names]
-    own = [o for o in own if isinstance(o, FunctionType) and o is not f and o.__module__ == f.__module__]
-    return [[c.cell_contents for c in f.__closure__ or ()], own]
+    enclosed = [cell.cell_contents for cell in function.__closure__ or ()]
+    known = [function.__globals__.get(name) for name in function.__code__.co_names]
+    others = [o for o in known if isinstance(o, FunctionType) and o is not function]
+    return [enclosed, [o for o in others if o.__module__ == function.__module__]]
+
+
+_KINDS += [_code_parts]
+
+# %% ../../nbs/api/data/fingerprint.ipynb #676b8054
+def _network_parts(obj):
+    "Layers of a network with their plain options, code and weights; None for anything else."
+    if not (hasattr(obj, 'state_dict') and hasattr(obj, 'modules')): return None
+    layers = [[_name(type(module)), _forward(module), _options(module)] for module in obj.modules()]
+    return [_repr(obj), obj.state_dict(), *layers]
+
+
+def _forward(module):
+    "The code that a module runs: TorchScript has its own, others that of their class."
+    if hasattr(module, 'inlined_graph'): return getattr(module, 'code', None)
+    return type(module).forward
+
+
+def _options(module):
+    "Numbers and texts that a module keeps as attributes; whether it is training does not count."
+    counts = [name for name in sorted(vars(module)) if name[0] != '_' and name != 'training']
+    return {name: vars(module)[name] for name in counts if _is_plain(vars(module)[name])}
+
+
+def _is_plain(value):
+    "Is it a number or a text, or a list of these?"
+    if isinstance(value, (tuple, list)): return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+_KINDS += [_network_parts]

@@ -5,463 +5,277 @@
 # %% ../../nbs/api/data/io.ipynb #312e12c3
 from __future__ import annotations
 
-import gzip
 import os
-import re
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from .dicom import DICOM, is_dicom, read_dicom, read_folder
 from .files import as_file_name
-from .labels import as_labels, foreground, to_numpy
+from .formats import (
+    ITK, NIFTI, PICTURES, ending, from_nibabel, from_pil, from_sitk, naming, read_itk, read_nifti, read_picture,
+    write_itk, write_nifti)
+from .labels import as_labels, as_stack, foreground, is_stack, to_numpy, unions
 from .sample import Sample
 
 # %% auto #0
 __all__ = ['READABLE', 'load', 'as_sample', 'save']
 
-# %% ../../nbs/api/data/io.ipynb #d3166774
-@contextmanager
-def _naming(path, what='read'):
-    "Turn whatever a reader or writer raises into one sentence that names the file."
-    try: yield
-    except Exception as e: raise ValueError(f'{path.name}: cannot be {what} ({_reason(e, path)})') from e
-
-
-def _reason(e, path):
-    "The telling part of an exception's message."
-    if path.is_file():
-        with open(path, 'rb') as f:
-            if f.read(19) == b'version https://git':
-                return 'it is a Git LFS pointer, not the file itself; run git lfs pull'
-    text = (
-        re.sub(r'(?s).*(?:ERROR: |\(0x\w+\): )', '', str(e)).replace(str(path), path.name).strip() or type(e).__name__
-    )  # less ITK's prefix
-    first = text.splitlines()[0]
-    return (' '.join(text.split()) if first.endswith(':') else first).rstrip('.')
-
 # %% ../../nbs/api/data/io.ipynb #456d5769
-_PICTURES, _NIFTI = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff'), ('.nii', '.nii.gz')
-_ITK, _DICOM = ('.nrrd', '.mha', '.mhd'), ('.dcm', '.ima')
-READABLE = _PICTURES + _NIFTI + _ITK + _DICOM
-
-
-def _suffix(path): return '.nii.gz' if path.name.lower().endswith('.nii.gz') else path.suffix.lower()
+READABLE = PICTURES + NIFTI + ITK + DICOM
 
 
 def _read(path, frame=None, labels=False):
     "One file or folder as a dict: image (C, *S), what is known of its geometry, and its names."
-    import nibabel
-    import pydicom
-    import SimpleITK
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f'{path.name}: there is no such file or folder')
-    suffix = _suffix(path) if _suffix(path) in READABLE and path.is_file() else ''
-    with _naming(path):
-        if suffix == '.nii.gz': gzip.decompress(path.read_bytes())  # looks at its checksum, which nibabel does not
-        if path.is_dir(): part = _read_folder(path)
-        elif suffix in _PICTURES: part = _read_picture(path, labels)
-        elif suffix in _NIFTI: part = _from_nibabel(nibabel.load(path))
-        elif suffix in _ITK: part = _from_sitk(SimpleITK.ReadImage(str(path)))
-        elif suffix or _is_dicom(path): part, frame = _from_dicom(pydicom.dcmread(path), frame), None
-        else: raise ValueError(f'its kind is not known; misas reads {" ".join(READABLE)} and folders of DICOM')
-        if frame is not None: raise ValueError('frame= is only for DICOM files with several frames')
+    suffix = ending(path) if ending(path) in READABLE and path.is_file() else ''
+    with naming(path):
+        part, has_frames = _read_kind(path, suffix, frame, labels)
+        if frame is not None and not has_frames: raise ValueError('frame= is only for DICOM files with several frames')
     return dict(part, file=path.name, name=path.name[:len(path.name) - len(suffix)])
+
+
+def _read_kind(path, suffix, frame, labels):
+    "What a reader makes of a file or folder, and whether it is of a kind that has frames."
+    if path.is_dir(): return read_folder(path), False
+    if suffix in PICTURES: return read_picture(path, labels), False
+    if suffix in NIFTI: return read_nifti(path), False
+    if suffix in ITK: return read_itk(path), False
+    if suffix or is_dicom(path): return read_dicom(path, frame), True
+    raise ValueError(f'its kind is not known; misas reads {" ".join(READABLE)} and folders of DICOM')
 
 # %% ../../nbs/api/data/io.ipynb #15d9381f
 def _windowed(part, window=None):
     "The image of a part clipped to a window, and turned back if it is stored in negative."
     image, who = part['image'], part.get('file') or 'image'
     if image.dtype.kind not in 'buif': raise ValueError(f'{who}: values of type {image.dtype} are not plain numbers')
-    if isinstance(window, str) and window == 'file':
-        window = part.get('window')
-        if window is None:
-            raise ValueError(f'{who}: it has no window, or not the same for all slices; pass window=(centre, width)')
+    if isinstance(window, str) and window == 'file': window = _own_window(part, who)
     if window is not None:
         if np.shape(window) != (2,) or not window[1] > 0:
             raise ValueError(f"window must be 'file' or (centre, width), got {window!r}")
-        image = np.clip(image, window[0] - window[1]/2, window[0] + window[1]/2)
+        centre, width = window
+        image = np.clip(image, centre - width/2, centre + width/2)
     return float(image.max()) + float(image.min()) - image if part.get('negative') else image
 
-# %% ../../nbs/api/data/io.ipynb #17cd94a4
-def _make(parts, labels=None, label_map=None, window=None, regions=None, **kw):
-    "A Sample of one image, or of several as channels. What is given goes before what the file says."
-    first, file = parts[0], parts[0].get('file')
-    for other in parts[1:]: _same_grid(first, other)
-    labels = first.get('labels') if labels is None else labels
-    grid = dict(first, affine=None) if 'affine' in kw else first
-    if labels is not None: labels, names = _labels_and_names(labels, grid, label_map)
-    elif label_map is not None: raise ValueError('label_map renames the values of labels, but there are no labels')
-    elif regions is not None: raise ValueError('regions are made of labels, but there are no labels')
-    if labels is not None and names: kw.setdefault('classes', names)
-    if _is_path(kw.get('valid')): kw['valid'] = _label_array(kw['valid'], grid)
-    images = [_windowed(part, window) for part in parts]
-    affine = _resized_affine(first.get('affine'), kw.get('spacing'))
-    kw = {'name': first.get('name', ''), 'spacing': first.get('spacing'), 'affine': affine, **kw}
-    try:
-        sample = Sample(images[0] if len(images) == 1 else np.concatenate(images), labels, **kw)
-        return sample.regions(**regions) if regions else sample
-    except ValueError as e: raise ValueError(f'{file}: {e}' if file else str(e)) from e
 
+def _own_window(part, who):
+    if part.get('window') is None:
+        raise ValueError(f'{who}: it has no window, or not the same for all slices; pass window=(centre, width)')
+    return part['window']
 
-def _resized_affine(affine, spacing):
-    "The header's directions, but not its voxel size, where a spacing is given."
-    if affine is None or spacing is None or np.size(spacing) not in (1, 3): return affine
-    affine = np.array(affine, float)
-    affine[:3, :3] *= np.asarray(spacing, float)/np.linalg.norm(affine[:3, :3], axis=0)
-    return affine
-
-# %% ../../nbs/api/data/io.ipynb #0ba773cc
+# %% ../../nbs/api/data/io.ipynb #70b6c58f
 def _is_path(x): return isinstance(x, (str, os.PathLike))
 
 
-def load(
-    path: str | os.PathLike | list,  # a file, a folder of DICOM slices, or a list of files that become channels
-    labels: object = None,  # label map on the same grid (file, array, tensor, image), or masks: files, dict name -> mask
-    *,
-    label_map: dict | None = None,  # {value in the label map: value wanted}, e.g. {255: 1}; 0 stays 0
-    regions: dict | None = None,  # name -> label values: masks of regions, see `Sample.regions`
-    window: tuple | str | None = None,  # clip the values to (centre, width), or to the window of a DICOM with 'file'
-    frame: int | None = None,  # which frame of a DICOM file that has several, counted from 0
-    **kw,  # fields of Sample (spacing, classes, name, affine, valid), in place of what the file says
-) -> Sample:
-    "An image from its file. Raises FileNotFoundError or ValueError with a sentence that names the file."
-    paths = list(path) if isinstance(path, (list, tuple)) else [path]
-    if not paths or not all(map(_is_path, paths)):
-        raise TypeError('path must be a file, a folder or a list of files; see also as_sample')
-    return _make([_read(p, frame) for p in paths], labels, label_map, window, regions, **kw)
-
-# %% ../../nbs/api/data/io.ipynb #229c7acb
-_FLIP = np.diag([-1., -1, 1, 1])  # LPS <-> RAS
-
-
-def _from_nibabel(img):
-    a, zooms = np.asanyarray(img.dataobj), np.round(np.array(img.header.get_zooms(), float), 6)
-    if a.ndim == 5 and a.shape[3] == 1: a = a[..., 0, :]  # how ITK stores vectors
-    if not 2 <= a.ndim <= 4: raise ValueError(f'its shape {a.shape} is not (X, Y), (X, Y, Z) or (X, Y, Z, channels)')
-    known = (
-        (zooms != 1).any()
-        or not hasattr(img, 'get_sform')
-        or img.get_sform(coded=True)[1]
-        or img.get_qform(coded=True)[1])
-    if a.ndim == 2: return dict(image=a.T[None], spacing=zooms[1::-1] if known else None)
-    return dict(image=np.moveaxis(a, -1, 0) if a.ndim == 4 else a[None], affine=img.affine if known else None)
-
-# %% ../../nbs/api/data/io.ipynb #208bd8d7
-def _from_sitk(im):
-    import SimpleITK
-    a, n = SimpleITK.GetArrayFromImage(im), im.GetDimension()
-    a = a[None] if im.GetNumberOfComponentsPerPixel() == 1 else np.moveaxis(a, -1, 0)
-    if n == 2: return dict(image=a, spacing=im.GetSpacing()[::-1])
-    if n == 4 and len(a) == 1: a = a[0]
-    if a.ndim != 4: raise ValueError(f'{n} axes and {len(a)} channels are neither a 2D image nor a volume')
-    lps = np.eye(4)
-    lps[:3] = np.c_[np.reshape(im.GetDirection(), (n, n))[:3, :3]*im.GetSpacing()[:3], im.GetOrigin()[:3]]
-    return dict(image=a.transpose(0, 3, 2, 1), affine=_FLIP @ lps)
-
-# %% ../../nbs/api/data/io.ipynb #30e91e9e
-def _from_pil(im, labels=False):
-    "A Pillow image as (C, H, W); of a label file with a palette the indices."
-    plain = im.mode in ('1', 'L', 'I', 'F', 'LA', 'RGB', 'RGBA') or im.mode.startswith('I;16')
-    if not plain and not (im.mode == 'P' and labels):
-        alpha = im.mode in ('PA', 'La', 'RGBa') or 'transparency' in im.info
-        im = im.convert('RGBA' if alpha else 'RGB')
-    a = np.asarray(im)
-    if a.ndim == 2: return a[None]
-    a = np.moveaxis(a, -1, 0)
-    return _opaque(a) if im.mode in ('LA', 'RGBA') else a
-
-
-def _opaque(a):
-    "Colours without their last channel, alpha, which must not hide anything."
-    if a[-1].min() < np.iinfo(a.dtype).max:
-        raise ValueError('it is partly transparent; save it without an alpha channel')
-    return a[:-1]
-
-# %% ../../nbs/api/data/io.ipynb #c3980ceb
-def _pixel_format(path):
-    "Of a PNG or TIFF from its header: bits of a number, numbers of a pixel, their kind 'u', 'i' or 'f'; else 8-bit."
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2
-    with open(path, 'rb') as f:
-        head = f.read(26)
-        if head.startswith(b'\x89PNG') and len(head) == 26: return head[24], {2: 3, 4: 2, 6: 4}.get(head[25], 1), 'u'
-        if head[:4] not in (b'II*\0', b'MM\0*', b'II+\0'): return 8, 3, 'u'
-        tags = ImageFileDirectory_v2(head[:16 if head[2] == 43 else 8])  # 43: BigTIFF, which has a longer header
-        start = f.seek(tags.next)
-        tags.load(f)
-    if tags.next == start: raise ValueError('it is truncated')
-    if tags.next: raise ValueError('it holds several pages; save the one you want as a file of its own')
-    return max(tags.get(258, (1,))), tags.get(277, 1), {2: 'i', 3: 'f'}.get(max(tags.get(339, (1,))), 'u')
-
-
-def _read_picture(path, labels=False):
-    from PIL import Image
-    import SimpleITK
-    bits, n, kind = _pixel_format(path)
-    if not (n > 1 and bits > 8 or (kind, bits) in (('i', 8), ('u', 32))):  # where Pillow is exact
-        with Image.open(path) as im: return dict(image=_from_pil(im, labels))
-    a = _from_sitk(SimpleITK.ReadImage(str(path)))['image']
-    if (len(a), a.dtype.itemsize*8, a.dtype.kind) != (n, bits, kind): raise ValueError(
-        f'{n} channels of {bits} bits cannot be read exactly; save it as .nrrd, or each channel as a file')
-    return dict(image=_opaque(a) if n == 4 else a)
-
-# %% ../../nbs/api/data/io.ipynb #cfb73d5d
-def _is_dicom(path):
-    with open(path, 'rb') as f: return f.read(132)[128:] == b'DICM'
-
-
-def _tag(ds, key, frame=0):
-    "A value of a DICOM header; of an enhanced file also from the frame's own or the shared groups. None: not there."
-    if key in ds: return ds.get(key)
-    for groups, i in (('PerFrameFunctionalGroupsSequence', frame), ('SharedFunctionalGroupsSequence', 0)):
-        for group in ds[groups].value[i] if groups in ds else ():
-            if group.VR == 'SQ' and group.value and key in group.value[0]: return group.value[0].get(key)
-
-# %% ../../nbs/api/data/io.ipynb #0ae5d704
-def _from_dicom(ds, frame=None):
-    "One frame of a DICOM dataset in measured values, (C, H, W)."
-    from pydicom.pixels import apply_color_lut, apply_modality_lut
-    n, i = int(ds.get('NumberOfFrames') or 1), frame or 0
-    if n > 1 and frame is None or not 0 <= i < n:
-        raise ValueError(f'it holds {n} frame{"s"[: n > 1]}; pass frame= from 0 to {n - 1}')
-    if 'Rows' not in ds: raise ValueError('it is a DICOM file without a picture')
-    a, kind = ds.pixel_array, ds.PhotometricInterpretation
-    if n > 1: a = a[i]
-    if kind == 'PALETTE COLOR': a = apply_color_lut(a, ds)
-    elif 'ModalityLUTSequence' in ds: a = apply_modality_lut(a, ds)
-    slope, intercept, *window = (
-        _tag(ds, k, i) for k in ('RescaleSlope', 'RescaleIntercept', 'WindowCenter', 'WindowWidth'))
-    a = a*float(slope or 1) + float(intercept or 0)
-    return dict(
-        image=a[None] if a.ndim == 2 else np.moveaxis(a, -1, 0),
-        spacing=_tag(ds, 'PixelSpacing', i),
-        window=None if None in window else tuple(float(np.ravel(o)[0]) for o in window),
-        negative=kind == 'MONOCHROME1')
-
-# %% ../../nbs/api/data/io.ipynb #643d07e0
-def _check_slices(slices):
-    "Raise ValueError unless all slices belong to one series and have one grid."
-    first, series = slices[0], {}
-    for o in slices:
-        series.setdefault(o['ds'].get('SeriesInstanceUID'), []).append(o['ds'].get('SeriesDescription') or o['file'])
-    named = ', '.join(f'{v[0]} ({len(v)} files)' for v in series.values())
-    if len(series) > 1: raise ValueError(f'it holds {len(series)} series, {named}; put each into a folder of its own')
-    for o in slices:
-        for k in (
-            'ImagePositionPatient',
-            'ImageOrientationPatient',
-            'PixelSpacing',
-            'Rows',
-            'Columns',
-            'SamplesPerPixel'):
-            if not o['ds'].get(k): raise ValueError(f"{o['file']} has no {k}, so its place is not known")
-            a, b = (np.array(p['ds'].get(k), float).tolist() for p in (first, o))
-            if k != 'ImagePositionPatient' and not np.allclose(a, b, atol=1e-3): raise ValueError(
-                f"{o['file']} differs from {first['file']} in {k}, {b} and {a}")
-
-
-def _sort_slices(slices):
-    "The slices in the order of their position along the normal, and the mean step from one to the next in mm (LPS)."
-    at = np.array([o['ds'].ImagePositionPatient for o in slices], float)
-    depth = at @ np.cross(*np.reshape(slices[0]['ds'].ImageOrientationPatient, (2, 3)).astype(float))
-    order, places = np.argsort(depth), len(np.unique(depth.round(2)))
-    if places < len(slices):
-        raise ValueError(
-            f'its {len(slices)} files lie at {places} position{"s"[: places > 1]}, as the phases of a cine do; keep '
-            'one file for each position')
-    steps = np.diff(at[order], axis=0)
-    typical, mm = np.median(steps, axis=0), np.linalg.norm(steps, axis=1)
-    if np.linalg.norm(steps - typical, axis=1).max() > 0.05 * np.linalg.norm(typical):
-        raise ValueError(
-            f'its slices are not evenly spaced, their distances are {mm.min():.4g} to {mm.max():.4g} mm; is a file '
-            'missing?')
-    return [slices[i] for i in order], steps.mean(0)
-
-# %% ../../nbs/api/data/io.ipynb #ba8fb0c1
-def _read_folder(folder):
-    "A folder of DICOM slices as a volume (C, X, Y, Z): X along the rows of a slice, Y its columns, Z its normal."
-    import pydicom
-    slices = []
-    for p in sorted(folder.iterdir()):
-        if p.name[0] == '.' or not p.is_file() or not (p.suffix.lower() in _DICOM or _is_dicom(p)): continue
-        with _naming(p):
-            ds = pydicom.dcmread(p)
-            kind = pydicom.uid.UID(ds.file_meta.get('MediaStorageSOPClassUID', '')).name
-            if 'Rows' in ds or 'Image Storage' in kind:
-                slices.append(dict(_from_dicom(ds), file=p.name, ds=ds))  # else a report, an index ...
-    if not slices: raise ValueError('it holds no DICOM images')
-    if len(slices) == 1: raise ValueError(f"it holds a single DICOM image; load {slices[0]['file']} itself")
-    _check_slices(slices)
-    slices, step = _sort_slices(slices)
-    ds, lps = slices[0]['ds'], np.eye(4)
-    along = np.reshape(ds.ImageOrientationPatient, (2, 3)).astype(float)*np.array(ds.PixelSpacing, float)[::-1, None]
-    lps[:3] = np.c_[along.T, step, np.array(ds.ImagePositionPatient, float)]
-    window = slices[0]['window'] if len({o['window'] for o in slices}) == 1 else None
-    return dict(
-        image=np.stack([o['image'] for o in slices], -1).swapaxes(1, 2),
-        affine=_FLIP @ lps,
-        window=window,
-        negative=slices[0]['negative'])
-
-# %% ../../nbs/api/data/io.ipynb #7eebb117
-def _same_grid(a, b):
-    "Raise ValueError when two images differ in spatial shape or place."
-    if a.get('bare') or b.get('bare'): return  # Sample will compare the shapes
-    fa, fb = a.get('file') or 'image', b.get('file') or 'labels'
-    sa, sb = (o['image'].shape[1:] for o in (a, b))
-    if sa != sb: raise ValueError(f'{fb} of shape {sb} does not fit {fa} of shape {sa}')
-    if a.get('affine') is None or b.get('affine') is None: return
-    corners = np.array([(*i, 1) for i in np.ndindex(2, 2, 2)])*(*(np.array(sa) - 1), 1)
-    off = np.linalg.norm(corners @ (np.asarray(b['affine']) - a['affine']).T, axis=1).max()
-    if off > .1*np.linalg.norm(np.asarray(a['affine'])[:3, :3], axis=0).min(): raise ValueError(
-        f'{fb} lies elsewhere than {fa}, by up to {off:.3g} mm; resample it, or pass affine= if a header is wrong')
-
-
-def _labels_and_names(labels, image, label_map=None):
-    "Labels as an array, and the names of their masks where those came with them. (Images of torchio are dicts, too.)"
-    if type(labels) is dict: return _stack_of(labels.values(), image, label_map), tuple(map(str, labels))
-    several = isinstance(labels, (list, tuple)) and len(labels) > 0 and all(map(_is_path, labels))
-    return (_stack_of(labels, image, label_map) if several else _label_array(labels, image, label_map)), None
-
-
-def _stack_of(masks, image, label_map=None):
-    "Masks of classes that may overlap, one from each file or array."
-    arrays = [(mask, _label_array(mask, image, label_map)) for mask in masks]
-    for mask, array in arrays:
-        values = [v for v in np.unique(array).tolist() if v]
-        if len(values) > 1:
-            what = Path(mask).name if _is_path(mask) else 'a mask'
-            raise ValueError(
-                f'{what} holds the values {values[0]} and {values[1]}, and a mask has one; a label map is passed by '
-                'itself')
-    return np.stack([array > 0 for _, array in arrays])
-
-
-def _label_array(x, image, label_map=None):
-    "A label map from whatever it is in, checked against the grid of the image."
-    part = _parts(x, labels=True)[0]
-    a, what = part['image'], part.get('file') or 'labels'
-    _same_grid(image, part)
-    if not part.get('bare'):
-        if (a != a[:1]).any():
-            raise ValueError(f'{what} has {len(a)} channels that differ; labels are one whole number a voxel')
-        a = a[0]
-    if part.get('bare') and a.dtype == bool: return a  # Sample decides whether it is a label map or masks
-    a = as_labels(a, what)
-    if not label_map: return a
-    strange = [str(v) for v in np.unique(a).tolist() if v and v not in label_map]
-    if strange: raise ValueError(f'{what} holds {", ".join(strange[:10])}, which label_map does not list')
-    return np.select([a == old for old in label_map], list(label_map.values()), 0)
-
-# %% ../../nbs/api/data/io.ipynb #70b6c58f
 def _parts(x, labels=False):
     "Whatever `x` is, as a list of dicts with an image (C, *S) and its geometry; several become channels."
     if _is_path(x): return [_read(x, labels=labels)]
-    kind = {o.__module__.partition('.')[0] for o in type(x).__mro__}  # the libraries it comes from
-    if 'PIL' in kind: return [dict(image=_from_pil(x, labels))]
-    if 'nibabel' in kind: return [_from_nibabel(x)]
-    if 'SimpleITK' in kind: return [_from_sitk(x)]
+    kind = {base.__module__.partition('.')[0] for base in type(x).__mro__}  # the libraries it comes from
+    if 'PIL' in kind: return [dict(image=from_pil(x, labels))]
+    if 'nibabel' in kind: return [from_nibabel(x)]
+    if 'SimpleITK' in kind: return [from_sitk(x)]
     if 'torchio' in kind: return _from_torchio(x, labels)
     if 'fastai' in kind and x.ndim > 3:
         raise ValueError('a fastai tensor with four axes is a batch; pass one image of it, e.g. x[0]')
-    if kind & {'numpy', 'torch'}:
-        return [dict(image=to_numpy(x), bare=True)]  # which of its axes are space, Sample decides
+    if kind & {'numpy', 'torch'}: return [dict(image=to_numpy(x), bare=True)]  # which axes are space, Sample decides
     raise TypeError(
-        f'{type(x).__name__} is no image or labels; pass a path, array, tensor, PIL, nibabel or SimpleITK image, or '
-        'torchio Subject')
+        f'{type(x).__name__} is no image or labels; '
+        f'pass a path, array, tensor, PIL, nibabel or SimpleITK image, or torchio Subject')
 
 
 def _from_torchio(x, labels=False):
     "All ScalarImages of a Subject as channels, or its first LabelMap."
     from torchio import LabelMap, Subject
     images = x.get_images_dict(intensity_only=False) if isinstance(x, Subject) else {'': x}
-    maps = [k for k, o in images.items() if isinstance(o, LabelMap)]
-    chosen = maps[:1] if labels else [k for k in images if k not in maps]
+    maps = [name for name, image in images.items() if isinstance(image, LabelMap)]
+    chosen = maps[:1] if labels else [name for name in images if name not in maps]
     mask = images[maps[0]] if maps and not labels else None
-    return [
-        dict(image=to_numpy(images[k].data), affine=images[k].affine, file=k, labels=mask) for k in chosen or images]
+    return [dict(image=to_numpy(images[name].data), affine=images[name].affine, file=name, labels=mask)
+            for name in chosen or images]
+
+# %% ../../nbs/api/data/io.ipynb #7eebb117
+def _same_grid(image, other):
+    "Raise ValueError when two images differ in spatial shape or place."
+    if image.get('bare') or other.get('bare'): return  # Sample will compare the shapes
+    this, that = image.get('file') or 'image', other.get('file') or 'labels'
+    shape, shape_of_other = image['image'].shape[1:], other['image'].shape[1:]
+    if shape != shape_of_other:
+        raise ValueError(f'{that} of shape {shape_of_other} does not fit {this} of shape {shape}')
+    if image.get('affine') is None or other.get('affine') is None: return
+    affine = np.asarray(image['affine'])
+    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)])*(*(np.array(shape) - 1), 1)
+    off = np.linalg.norm(corners @ (np.asarray(other['affine']) - affine).T, axis=1).max()
+    if off > .1*np.linalg.norm(affine[:3, :3], axis=0).min():
+        raise ValueError(
+            f'{that} lies elsewhere than {this}, by up to {off:.3g} mm; '
+            f'resample it, or pass affine= if a header is wrong')
+
+# %% ../../nbs/api/data/io.ipynb #bf1ed696
+def _label_array(given, image, label_map=None):
+    "A label map, or a stack of masks, from whatever it is in; checked against the grid of the image."
+    if type(given) is dict: given = list(given.values())
+    if isinstance(given, (list, tuple)): return _masks_of(given, image, label_map)
+    part = _parts(given, labels=True)[0]
+    values, what, from_file = part['image'], part.get('file') or 'labels', not part.get('bare')
+    _same_grid(image, part)
+    may_be_stack = from_file and values.ndim == 4 and len(values) > 1
+    if from_file and not may_be_stack: values = _one_channel(values, what)
+    if label_map: values = _renamed(as_labels(values, what), label_map, what)
+    if may_be_stack and np.isin(values, (0, 1)).all(): return _masks(values, what)
+    return as_labels(_one_channel(values, what) if may_be_stack else values, what)
+
+
+def _masks(values, what):
+    "A stack from the channels of a file. ValueError where they are a label map in another form."
+    if (values.sum(0) == 1).all():
+        raise ValueError(
+            f'{what} has {len(values)} channels of which one holds at every voxel, so its classes exclude each other; '
+            f'save it as a label map (the number of the channel)')
+    return as_stack(values, what)
+
+
+def _one_channel(values, what):
+    if (values != values[:1]).any():
+        raise ValueError(f'{what} has {len(values)} channels that differ; labels are one whole number a voxel')
+    return values[0]
+
+
+def _renamed(labels, label_map, what):
+    "Labels with the values wanted. ValueError for one that is not listed."
+    strange = [value for value in np.unique(labels).tolist() if value and value not in label_map]
+    if strange: raise ValueError(f'{what} holds {", ".join(map(str, strange[:10]))}, which label_map does not list')
+    return np.select([labels == old for old in label_map], list(label_map.values()), 0)
+
+
+def _masks_of(given, image, label_map):
+    "A stack (K, *S) from a mask for each class."
+    if not given: raise ValueError('labels is an empty list; pass a mask for each class')
+    masks = [_label_array(one, image, label_map) for one in given]
+    for one, mask in zip(given, masks):
+        what = Path(one).name if _is_path(one) else 'a mask in labels'
+        if mask.max(initial=0) > 1:
+            raise ValueError(
+                f'{what} holds {mask.max()}, but a mask for each class must hold 0 and 1; '
+                f'label_map={{{mask.max()}: 1}} renames a value')
+        if mask.shape != masks[0].shape:
+            raise ValueError(f'{what} has the shape {mask.shape}, the first mask {masks[0].shape}')
+    return np.stack(masks).astype(bool)
+
+# %% ../../nbs/api/data/io.ipynb #17cd94a4
+def _make(parts, labels=None, label_map=None, regions=None, window=None, **kw):
+    "A Sample of one image, or of several as channels. What is given goes before what the file says."
+    first = parts[0]
+    images = [_windowed(part, window) for part in parts]
+    for part in parts[1:]: _same_grid(first, part)
+    grid = dict(first, affine=None) if 'affine' in kw else first
+    labels = first.get('labels') if labels is None else labels
+    if type(labels) is dict: kw.setdefault('classes', tuple(labels))
+    labels = _labels_of(labels, grid, label_map)
+    if regions is not None: labels, kw['classes'] = _in_regions(labels, regions, kw.get('classes'))
+    if _is_path(kw.get('valid')): kw['valid'] = _label_array(kw['valid'], grid)
+    affine = _affine(first.get('affine'), kw.get('spacing'))
+    kw = {'name': first.get('name', ''), 'spacing': first.get('spacing'), 'affine': affine, **kw}
+    try: return Sample(images[0] if len(images) == 1 else np.concatenate(images), labels, **kw)
+    except ValueError as e: raise ValueError(f'{first["file"]}: {e}' if first.get('file') else str(e)) from e
+
+
+def _labels_of(labels, grid, label_map):
+    if labels is not None: return _label_array(labels, grid, label_map)
+    if label_map is not None:
+        raise ValueError('label_map renames the values of labels, but there are no labels')
+    return None
+
+
+def _in_regions(labels, regions, classes):
+    "Masks of unions of labels, and their names."
+    if labels is None: raise ValueError('regions are made of labels, but there are no labels')
+    if is_stack(labels): raise ValueError('regions are made of a label map, but labels are masks already')
+    return unions(labels, regions, classes), tuple(regions)
+
+
+def _affine(affine, spacing):
+    "The affine of a header, with voxels of another size where that is given."
+    if affine is None or spacing is None or np.size(spacing) not in (1, 3): return affine
+    affine = np.array(affine, float)
+    affine[:3, :3] *= np.asarray(spacing, float)/np.linalg.norm(affine[:3, :3], axis=0)
+    return affine
+
+# %% ../../nbs/api/data/io.ipynb #0ba773cc
+def load(
+    path: str | os.PathLike | list,  # a file, a folder of DICOM slices, or a list of files that become channels
+    labels: object = None,  # label map on the same grid: a file, array, tensor or image; or a list or dict of masks
+    *,
+    label_map: dict | None = None,  # {value in the label map: value wanted}, e.g. {255: 1}; 0 stays 0
+    regions: dict | None = None,  # {name: labels}: masks of unions of labels, which may overlap, become the labels
+    window: tuple | str | None = None,  # clip the values to (centre, width), or to the window of a DICOM with 'file'
+    frame: int | None = None,  # which frame of a DICOM file that has several, counted from 0
+    **kw: object,  # fields of Sample (spacing, classes, name, affine, valid), in place of what the file says
+) -> Sample:
+    "An image from its file. Raises FileNotFoundError or ValueError with a sentence that names the file."
+    paths = list(path) if isinstance(path, (list, tuple)) else [path]
+    if not paths or not all(map(_is_path, paths)):
+        raise TypeError('path must be a file, a folder or a list of files; see also as_sample')
+    return _make([_read(one, frame) for one in paths], labels, label_map, regions, window, **kw)
 
 # %% ../../nbs/api/data/io.ipynb #bf254fde
 def as_sample(
-    x: object,  # path(s), array, tensor, image of PIL, fastai, nibabel or SimpleITK, torchio Subject, Sample
-    labels: object = None,  # label map, as any of these; masks of classes that may overlap as a dict or a list of files
-    **kw,  # fields of Sample, label_map=, regions= and window=; for files also frame=
+    x: object,  # path or paths, array, tensor, PIL image (also fastai's), nibabel or SimpleITK image, torchio Subject, Sample
+    labels: object = None,  # label map, as any of these; or a list or dict of masks
+    **kw: object,  # fields of Sample, label_map=, regions= and window=; for files also frame=
 ) -> Sample:
     "Whatever `x` is as a `Sample`; of a `Sample` a copy with the given fields replaced."
-    if isinstance(x, Sample):
-        regions = kw.pop('regions', None)
-        if labels is not None:
-            kw['labels'], names = _labels_and_names(labels, vars(x), kw.pop('label_map', None))
-            if names: kw.setdefault('classes', names)
-        sample = x.replace(**kw) if kw else x
-        return sample.regions(**regions) if regions else sample
+    if isinstance(x, Sample): return _changed(x, labels, **kw)
     if _is_path(x) or isinstance(x, (list, tuple)): return load(x, labels, **kw)
     return _make(_parts(x), labels, **kw)
 
-# %% ../../nbs/api/data/io.ipynb #9c82c03e
-def _write_nifti(path, a, affine):  # a: (C, X, Y) or (C, X, Y, Z); affine None: its place is marked as not known
-    import nibabel
-    if a.ndim == 3 and len(a) > 1:
-        raise ValueError(f'NIfTI has no 2D images with {len(a)} channels; save it as .nrrd or .tif')
-    img = nibabel.Nifti1Image(a[0] if len(a) == 1 else np.moveaxis(a, 0, -1), affine)
-    if affine is not None: img.header.set_xyzt_units('mm')
-    nibabel.save(img, path)
 
-
-def _write_itk(path, a, affine):
-    import SimpleITK
-    if _suffix(path) in _PICTURES: a = _for_picture(_suffix(path), a)
-    im, n = SimpleITK.GetImageFromArray((a if len(a) > 1 else a[0]).T, isVector=len(a) > 1), a.ndim - 1
-    if affine is not None:
-        lps, spacing = _FLIP @ affine, np.linalg.norm(affine[:3, :3], axis=0)
-        im.SetSpacing(spacing[:n])
-        if n == 3: im.SetDirection((lps[:3, :3]/spacing).ravel()), im.SetOrigin(lps[:3, 3])
-    SimpleITK.WriteImage(im, str(path))
-
-
-def _for_picture(suffix, a):
-    "`a` with the number type of the format. ValueError: which format can hold it instead."
-    if a.ndim != 3 or len(a) not in (1, 3): raise ValueError(
-        f'{suffix} holds 2D images with 1 or 3 channels; save it as {".nrrd" if a.ndim == 3 else ".nii.gz"}')
-    if suffix != '.png': return a
-    if (a != np.rint(a)).any() or a.min() < 0 or a.max() > 65535: raise ValueError(
-        'PNG holds whole numbers from 0 to 65535; save it as .tif or .nii.gz')
-    return a.astype(np.uint8 if a.max() < 256 else np.uint16)
+def _changed(sample, labels=None, label_map=None, regions=None, **kw):
+    "The sample with other fields."
+    if type(labels) is dict: kw.setdefault('classes', tuple(labels))
+    array = _labels_of(labels, vars(sample), label_map)
+    if array is not None: kw['labels'] = array
+    if kw: sample = sample.replace(**kw)
+    return sample if regions is None else sample.regions(**regions)
 
 # %% ../../nbs/api/data/io.ipynb #e1f99705
-def _masks_of(sample):
-    "(what is added to the name of a file, array (C, *S)) for labels and valid voxels; a file for each mask of a stack."
-    labels = sample.labels
-    if sample.overlapping:
-        for name, mask in zip(foreground(sample.classes, len(labels), True), labels):
-            yield f'labels_{as_file_name(name)}', mask[None]
-    elif labels is not None: yield 'labels', labels[None]
-    if sample.valid is not None: yield 'valid', sample.valid[None]
-
-
 def save(
     sample: Sample,
     path: str | os.PathLike,  # .nii .nii.gz .nrrd .mha .tif .png; an existing file is replaced
-) -> list:  # the paths written: image, and labels (of classes that may overlap a file each) and valid if there are any
+) -> list:  # the paths written: image, then labels (of masks one a class) and valid if there are any
     "Write a sample, complete or not at all. Raises ValueError or FileNotFoundError naming the file."
     path = Path(path)
-    suffix, folder, flat = _suffix(path), path.parent, sample.ndim == 2
-    write = (
-        _write_nifti
-        if suffix in _NIFTI
-        else _write_itk
-        if suffix in ('.nrrd', '.mha', '.png', '.tif', '.tiff')
-        else None)
-    if not folder.is_dir(): raise FileNotFoundError(f'{path.name}: cannot be saved, there is no folder {folder.name}')
-    if not write: raise ValueError(f'{path.name}: cannot be saved, use .nii .nii.gz .nrrd .mha .tif or .png')
-    affine = None if flat else sample.affine
-    if affine is None and sample.spacing_known:
-        affine = np.diag([*sample.spacing[::-1], 1, 1] if flat else [*sample.spacing, 1.])
-    arrays = {path.name: sample.image}
-    for what, a in _masks_of(sample):
-        arrays[f'{path.name[:-len(suffix)]}_{what}{suffix}'] = a.astype(np.uint8 if a.dtype == bool else a.dtype)
-    with _naming(path, 'saved'), tempfile.TemporaryDirectory(prefix='.misas_', dir=folder) as tmp:
-        for name, a in arrays.items(): write(Path(tmp)/name, a.swapaxes(1, 2) if flat else a, affine)
+    write, folder = _writer(path), path.parent
+    affine = _affine_to_write(sample)
+    arrays = _arrays_to_write(sample, path.name[:-len(ending(path))], ending(path))
+    with naming(path, 'saved'), tempfile.TemporaryDirectory(prefix='.misas_', dir=folder) as tmp:
+        for name, array in arrays.items():
+            write(Path(tmp)/name, array.swapaxes(1, 2) if sample.ndim == 2 else array, affine)
         for name in arrays: os.replace(Path(tmp)/name, folder/name)
     return [folder/name for name in arrays]
+
+
+def _writer(path):
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'{path.name}: cannot be saved, there is no folder {path.parent.name}')
+    if ending(path) in NIFTI: return write_nifti
+    if ending(path) in ('.nrrd', '.mha', '.png', '.tif', '.tiff'): return write_itk
+    raise ValueError(f'{path.name}: cannot be saved, use .nii .nii.gz .nrrd .mha .tif or .png')
+
+
+def _affine_to_write(sample):
+    if sample.ndim == 3 and sample.affine is not None: return sample.affine
+    if not sample.spacing_known: return None
+    return np.diag([*sample.spacing[::-1], 1, 1] if sample.ndim == 2 else [*sample.spacing, 1.])
+
+
+def _arrays_to_write(sample, stem, suffix):
+    "{file name: array (C, *S)} of the image, the labels and what is valid."
+    arrays = {stem + suffix: sample.image}
+    if sample.overlapping:
+        names = foreground(sample.classes, len(sample.labels), overlapping=True)
+        for name, mask in zip(names, sample.labels): arrays[f'{stem}_labels_{as_file_name(name)}{suffix}'] = mask[None]
+    elif sample.labels is not None: arrays[f'{stem}_labels{suffix}'] = sample.labels[None]
+    if sample.valid is not None: arrays[f'{stem}_valid{suffix}'] = sample.valid[None]
+    return {name: a.astype(np.uint8) if a.dtype == bool else a for name, a in arrays.items()}

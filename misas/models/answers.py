@@ -90,6 +90,10 @@ def forward(self: Answers, x: torch.Tensor):
 def plain(self: Answers, out): "An output as a plain tensor."; return out
 @patch
 def hint(self: Answers, image): "What to add to the error when the network fails on `image`."; return ''
+
+
+@patch
+def missing(self: Answers, image): "(argument, value) that would have helped when the network fails, or None."; return None
 @patch
 def made_of(self: Answers): "What else its answers depend on."; return ()
 
