@@ -100,7 +100,7 @@ def volume_views(
     "Three slices of a volume with its map, and its projections. ValueError for a picture."
     if sample.ndim != 3: raise ValueError(f'sample must be a volume, got {sample!r}')
     whole, mask = smooth_map(as_map(sample, map), sample.spacing, smooth), as_mask(sample, target)
-    axes, total, title = cuts(sample.affine), whole.sum(0), plot._plain(title or sample.name)
+    axes, total, title = cuts(sample.affine), whole.sum(0), plot.plain_text(title or sample.name)
     shown = np.concatenate([total[None], whole]) if channels and len(whole) > 1 else total[None]
     voxel, limit = focus(total, mask, at), check_limit(limit, shown)
     high, wide = zip(*(_size_in_view(sample, axis) for _, axis in axes))
@@ -138,7 +138,7 @@ def picture_views(
     (high, wide), pictures = size_mm(flat), 1 + len(shown)
     width = width or (3.*pictures if pictures < 4 else 9.) + 1
     fig, axs, cax = panels([wide]*pictures, high, 1, width, .3 if about else .1, .2)
-    fig.suptitle(plot._plain(about), fontsize=9)
+    fig.suptitle(plot.plain_text(about), fontsize=9)
     alone = of_channel(flat, flat.image, None)[0]
     draw_map(axs[0, 0], alone, 0*flat.image[0], flat_mask, 1., window, flat.name)
     for i, ax in enumerate(axs[0, 1:]):
