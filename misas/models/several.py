@@ -34,6 +34,7 @@ def choose_output(
     size: tuple,  # spatial shape of the network's input
 ):  # -> tensor
     "The one tensor that is the segmentation. ValueError if it is not known which."
+    if output is None and isinstance(raw, torch.Tensor): return raw
     if callable(output): return _made_output(raw, output)
     if output is not None: return _only_output(_named_output(raw, output), size)
     return _only_output(raw, size)

@@ -17,6 +17,7 @@ from ..metrics.masks import confusion as confusion_matrix
 from ..metrics.metric import Metric
 from .scoring import Probe, Scoring, Series, as_transform, pair, unpack_labels
 from .sentences import curve_sentence, first_to_break
+from .stored import Stored, read_sweep, write_sweep
 from ..transforms.base import Transform, sweep_values
 from ..view import page, plot as pictures
 from ..view.words import Summary, scores_text
@@ -31,12 +32,13 @@ __all__ = ['Sensitivity', 'sensitivity']
 # %% ../../nbs/api/sweep/sensitivity.ipynb #55de8fe3
 class Sensitivity:
     "The result of a sweep; see `sensitivity`."
-    def __init__(self, probe: Probe, found: dict):
+    def __init__(self, probe: Probe | Stored, found: dict):
         "`found`: value -> (packed prediction, scores), the identity among them"
         for k in ('sample', 'transform', 'classes', 'foreground', 'scoring'): setattr(self, k, getattr(probe, k))
         self.reference, self.space = self.scoring.reference, self.scoring.space
-        self.model, self._metrics, self.metrics = probe.model.name, self.scoring.metrics, list(self.scoring.metrics)
-        self._probe = probe  # to ask at more values; not saved
+        self._metrics, self.metrics = self.scoring.metrics, list(self.scoring.metrics)
+        asks = isinstance(probe, Probe)
+        self.model, self._probe = (probe.model.name, probe) if asks else (probe.model, None)  # not saved
         self.values = sorted(found)
         self._packed = [found[value][0] for value in self.values]
         self._table = np.stack([found[value][1] for value in self.values])  # (values, classes with scores, metrics)
@@ -292,3 +294,25 @@ def to_html(
             page.figure(self.gallery(), 'image, prediction and truth at some values'),
             page.section('What is tolerated', page.table(told.frame))]
     return page.write_page(path, page.report(f'{self.model} on {self._name}: {self.transform.name}', *body))
+
+# %% ../../nbs/api/sweep/sensitivity.ipynb #3760e2d4
+@patch
+def save(
+    self: Sensitivity,
+    path: str | PathLike,  # file ending in .npz
+) -> str:  # the path
+    "Write the result completely or not at all. ValueError for a transform that cannot be written down."
+    names = self.classes, self.foreground
+    answers = self.values, self._packed, self._table
+    return write_sweep(Stored(self.sample, self.transform, self.scoring, self.model, *names, *answers), path)
+
+
+@patch(cls_method=True)
+def load(
+    cls: Sensitivity,
+    path: str | PathLike,  # a file that `save` wrote
+    functions: Iterable = (),  # those that a transform of your own is made of
+) -> Sensitivity:
+    "A saved result, without its model. ValueError for a file that holds none."
+    known = read_sweep(path, functions)
+    return cls(known, dict(zip(known.values, zip(known.packed, known.table))))

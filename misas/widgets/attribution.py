@@ -18,11 +18,11 @@ from ..view.maps import focus, map_limit, smooth_map
 from ..view.slices import as_volume, deep, draw_bar, draw_map_view, make_views, mark
 from .base import Picture, beside, show_if, with_text
 from .linked import Linked, class_at, in_patient, value_names, voxel_index
-from .look import as_frame, pairs_table
+from .look import as_frame, check_box, pairs_table
 
 # %% auto #0
-__all__ = ['KEPT', 'LIMITS', 'HOW', 'LONG', 'check_attributions', 'Maps', 'MapLook', 'of_sign', 'image_words', 'map_words',
-           'share_words', 'AttributionExplorer']
+__all__ = ['KEPT', 'LIMITS', 'HOW', 'LONG', 'INSIDE', 'check_attributions', 'Maps', 'MapLook', 'of_sign', 'about', 'image_words',
+           'map_words', 'share_words', 'AttributionExplorer']
 
 # %% ../../nbs/api/widgets/attribution.ipynb #73ec5610
 KEPT = 200e6  # bytes of smoothed maps
@@ -35,12 +35,12 @@ def check_attributions(
     named = _by_name(attributions)
     if not named: raise ValueError('attributions is empty: there is nothing to show')
     for one in named.values():
-        if not isinstance(one, Attribution):
-            raise TypeError(f'attributions must be what attribute(model, sample, target) gives, got {type(one).__name__}')
+        if not isinstance(one, Attribution): raise TypeError(
+            f'attributions must be what attribute(model, sample, target) gives, got {type(one).__name__}')
     first = next(iter(named.values())).sample
     for name, one in named.items():
-        if not _same_image(one.sample, first):
-            raise ValueError(f'attributions must be of one image: {name} is of {one.sample.name!r}, the first of {first.name!r}')
+        if not _same_image(one.sample, first): raise ValueError(
+            f'attributions must be of one image: {name} is of {one.sample.name!r}, the first of {first.name!r}')
     return named
 
 
@@ -48,13 +48,14 @@ def _by_name(attributions):
     "By the names given, or by method; where one method has several maps, these have numbers."
     if isinstance(attributions, dict): return {str(name): one for name, one in attributions.items()}
     given = list(attributions) if isinstance(attributions, (list, tuple)) else [attributions]
-    names = [getattr(one, 'method', '') for one in given]
-    return {name if names.count(name) == 1 else f'{name} ({i})': one for i, (name, one) in enumerate(zip(names, given), 1)}
+    methods = [getattr(one, 'method', '') for one in given]
+    names = [name if methods.count(name) == 1 else f'{name} ({i})' for i, name in enumerate(methods, 1)]
+    return dict(zip(names, given))
 
 
 def _same_image(a, b): return a is b or a.image.shape == b.image.shape and (a.image == b.image).all()
 
-# %% ../../nbs/api/widgets/attribution.ipynb #87a12b95
+# %% ../../nbs/api/widgets/attribution.ipynb #a8a7d88c
 class Maps:
     "Maps of one image, as volumes, smoothed when asked for and kept while there is room."
     def __init__(
@@ -104,7 +105,7 @@ class Maps:
         self, name: str, channel: int | None, mm: float,  # see `of`
         sign: str = 'both',  # or 'positive', 'negative'
     ) -> dict:
-        "Shares of the map inside the target and at its border, as `localisation` has them, and the inside's share of the voxels."
+        "Shares of the map inside the target and at its border, see `localisation`; and the inside's of the voxels."
         key = name, channel, mm, sign
         if key not in self._where: self._where = {key: self._measure(*key)}
         return self._where[key]
@@ -117,12 +118,14 @@ class Maps:
         return dict(inside=inside.share, border=border.share, voxels=inside.voxels)
 
     @property
-    def several(self) -> bool: "Is there a map with several channels?"; return any(len(a.map) > 1 for a in self.all.values())
+    def several(self) -> bool:
+        "Is there a map with several channels?"
+        return any(len(a.map) > 1 for a in self.all.values())
     @property
     def signed(self) -> bool: "Is there a map with two signs?"; return any(a.signed for a in self.all.values())
 
 # %% ../../nbs/api/widgets/attribution.ipynb #4efde81b
-LIMITS = (('90 %', 90.), ('95 %', 95.), ('98 %', 98.), ('99 %', 99.), ('99.5 %', 99.5), ('99.9 %', 99.9), ('100 %', 100.))
+LIMITS = [(f'{q:g} %', q) for q in (90., 95., 98., 99., 99.5, 99.9, 100.)]
 
 
 class MapLook(W.VBox):
@@ -139,9 +142,9 @@ class MapLook(W.VBox):
         self.threshold = _fraction(0., 1, .02, 'hide below, of the limit', '.0%')
         self.smooth = _fraction(0., max(1., round(8*max(maps.sample.spacing))), .5, 'smooth by (mm)', '.1f')
         self.smooth.continuous_update = maps.flat  # a volume takes longer
-        self.percentile = W.SelectionSlider(options=LIMITS, value=99.5, description='limit: percentile of |map|', style=LONG,
-                                            layout=W.Layout(width='330px'))
-        self.shown, self.line, self.cross = map(_box, ('map', 'target outlined', 'voxel marked'))
+        self.percentile = W.SelectionSlider(options=LIMITS, value=99.5, description='limit: percentile of |map|',
+                                            style=LONG, layout=W.Layout(width='330px'))
+        self.shown, self.line, self.cross = map(check_box, ('map', 'target outlined', 'voxel marked'))
         named = dict(method='M-map', channel='M-channel', sign='M-sign', opacity='S-opacity', threshold='S-threshold',
                      smooth='S-smooth', percentile='S-limit', shown='C-map', line='C-target', cross='C-voxel')
         for k, name in named.items(): getattr(self, k).add_class(name)
@@ -163,16 +166,15 @@ def _fraction(value, top, step, text, form):
     return W.FloatSlider(value, min=0, max=top, step=step, description=text, readout_format=form, style=LONG,
                          layout=W.Layout(width='330px'))
 
-
-def _box(text): return W.Checkbox(True, description=text, indent=False, layout=W.Layout(width='auto', margin='0 14px 0 0'))
-
 # %% ../../nbs/api/widgets/attribution.ipynb #80250c5a
 @patch(as_prop=True)
 def key(self: MapLook): "What the map depends on."; return self.method.value, self.channel.value, self.smooth.value
 @patch(as_prop=True)
 def chosen(self: MapLook) -> np.ndarray: "The map (X, Y, Z)."; return self.maps.of(*self.key)
 @patch(as_prop=True)
-def limits(self: MapLook): "Where the colours end; is there anything below zero?"; return self.maps.limit(*self.key, percentile=self.percentile.value)
+def limits(self: MapLook):
+    "Where the colours end; is there anything below zero?"
+    return self.maps.limit(*self.key, percentile=self.percentile.value)
 
 
 @patch(as_prop=True)
@@ -183,7 +185,7 @@ def colours(self: MapLook):
 
 @patch
 def shares(self: MapLook) -> dict:
-    "Fractions of |map|: inside the target, at its border, not hidden; and the inside's share of the voxels. NaN: no map of this sign."
+    "Shares of |map| inside the target, at its border, not hidden (NaN: no such sign); and the inside's of the voxels."
     return {**self.maps.where(*self.key, self.sign.value), 'shown': self._not_hidden()}
 
 
@@ -205,7 +207,15 @@ def of_sign(
     if sign == 'both': return map
     return np.maximum(map if sign == 'positive' else -map, 0)
 
-# %% ../../nbs/api/widgets/attribution.ipynb #cd821ce1
+# %% ../../nbs/api/widgets/attribution.ipynb #c194350b
+def about(
+    one: Attribution,
+) -> str:  # HTML
+    "Of which model and image, and what it explains."
+    unit, who = escape(f' ({one.unit})') if one.unit else '', escape(one.sample.name or 'image')
+    return f'<b>{escape(one.method)}</b>{unit} of {escape(one.model.name)} on <b>{who}</b>: {escape(one.target.text)}'
+
+
 def image_words(
     sample: Sample,
     at: tuple,  # index of a voxel
@@ -234,17 +244,22 @@ def map_words(
     return told
 
 
+INSIDE = 'of |map| inside the target'
+
+
 def share_words(
     share: dict,  # see `MapLook.shares`
 ) -> dict:  # what -> text
     "The map as a whole."
-    if np.isnan(share['inside']): return dict.fromkeys(('of |map| inside the target', 'of |map| not hidden'), 'no map of this sign')
-    return {'of |map| inside the target': f'{share["inside"]:.0%} (of voxels {share["voxels"]:.1%})',
+    if np.isnan(share['inside']): return dict.fromkeys((INSIDE, 'of |map| not hidden'), 'no map of this sign')
+    return {INSIDE: f'{share["inside"]:.0%} (of voxels {share["voxels"]:.1%})',
             'of |map| at its border': f'{share["border"]:.0%}', 'of |map| not hidden': f'{share["shown"]:.0%}'}
 
 # %% ../../nbs/api/widgets/attribution.ipynb #3e027d83
 class AttributionExplorer(Linked):
     "A map, or several of the same image, over that image; see `explore`."
+    pointer = staticmethod(mark)
+
     def __init__(
         self, attributions,  # an Attribution, a list of them, or a dict name -> Attribution, all of one image
         width=None,  # of the pictures together, in pixels; None: 380 for a picture, 760 for a volume
@@ -255,10 +270,11 @@ class AttributionExplorer(Linked):
         views = make_views(volume, width or (380 if maps.flat else 760), named)
         super().__init__(volume, views, self.sample.name or 'image', 'click to choose a voxel')
         self.grey, self.look, self._bar = as_frame(volume).grey, MapLook(maps), None
+        self.pointing = self.look.cross
         self._build()
         self._observe()
-        self.choose(self.name)
-        self.move(focus(self.shown_map, self.target))
+        self.title.value = about(self.attribution)
+        self.move(focus(self.shown_map, maps.target(self.name)))
 
     @property
     def name(self) -> str: "Of the map that is shown."; return self.look.method.value
@@ -267,13 +283,11 @@ class AttributionExplorer(Linked):
     @property
     def shown_map(self) -> np.ndarray: "The map of the chosen channel, smoothed, as a volume."; return self.look.chosen
     @property
-    def limit(self) -> float: "Where the colours end."; return self.look.limits[0]
-    @property
-    def target(self) -> np.ndarray: "Its voxels, as a volume."; return self.maps.target(self.name)
-    @property
-    def voxel(self) -> tuple: "The chosen voxel: (row, column) of a picture, else three indices."; return self.at[1::-1] if self.maps.flat else self.at
+    def voxel(self) -> tuple:
+        "The chosen voxel: (row, column) of a picture, else three indices."
+        return self.at[1::-1] if self.maps.flat else self.at
 
-# %% ../../nbs/api/widgets/attribution.ipynb #de11cb39
+# %% ../../nbs/api/widgets/attribution.ipynb #d0309234
 @patch
 def _build(self: AttributionExplorer):
     "Where things stand; the controls are known by their own names, too."
@@ -292,21 +306,10 @@ def _build(self: AttributionExplorer):
 
 @patch
 def _observe(self: AttributionExplorer):
-    self.watch(self.method, self.choose)
+    self.watch(self.method, lambda name: self.choose(name))
     for control in self.look.controls: self.watch(control, lambda _: self.redraw())
     self.watch(self.to_peak, lambda: self.go_to_peak())
     self.watch(self.to_target, lambda: self.go_to_target())
-
-
-@patch
-def choose(self: AttributionExplorer, name: str):
-    "Show another map."
-    if name not in self.maps.all: raise ValueError(f'there is no map {name!r}; there are {", ".join(self.maps.all)}')
-    with self.quietly(): self.method.value = name
-    one, who = self.attribution, escape(self.sample.name or 'image')
-    unit = escape(f' ({one.unit})') if one.unit else ''
-    self.title.value = f'<b>{escape(one.method)}</b>{unit} of {escape(one.model.name)} on <b>{who}</b>: {escape(one.target.text)}'
-    self.redraw()
 
 # %% ../../nbs/api/widgets/attribution.ipynb #9bbeb8a5
 @patch
@@ -320,13 +323,9 @@ def paint(self: AttributionExplorer, view, index):
     channel = self.channel.value
     colour = channel is None and self.sample.n_channels == 3
     grey = self.grey if colour else self.grey[channel or 0]
-    target = self.target if self.line.value else None
-    return draw_map_view(view, index, grey, self.shown_map, self.limit, target, self.volume.valid, **self.look.colours)
-
-
-@patch
-def point(self: AttributionExplorer, rgb, view):
-    return mark(rgb, view, self.at) if self.cross.value else rgb
+    target = self.maps.target(self.name) if self.line.value else None
+    limit, _ = self.look.limits
+    return draw_map_view(view, index, grey, self.shown_map, limit, target, self.volume.valid, **self.look.colours)
 
 
 @patch
@@ -338,31 +337,35 @@ def redraw(self: AttributionExplorer):
     self._bar = bar
     self.bar.show(draw_bar(*self.look.limits, **self.look.colours), exact=True)
 
-# %% ../../nbs/api/widgets/attribution.ipynb #737fdd8d
-@patch
-def shares(self: AttributionExplorer) -> dict: "Of the map that is shown; see `MapLook.shares`."; return self.look.shares()
-
-
+# %% ../../nbs/api/widgets/attribution.ipynb #b290cf7f
 @patch
 def tell(self: AttributionExplorer):
     "The voxel in numbers, and the map as a whole."
     at, value = self.voxel, float(self.shown_map[self.at])
     below = np.mean(np.abs(self.shown_map) < abs(value))
     self.words = {'voxel': ', '.join(map(str, at)), **image_words(self.sample, at, self.channel.value),
-                  **map_words(self.attribution, at, value, below), **share_words(self.shares())}
+                  **map_words(self.attribution, at, value, below), **share_words(self.look.shares())}
     self.numbers.value = pairs_table(self.words)
+
+# %% ../../nbs/api/widgets/attribution.ipynb #9cec9cfd
+@patch
+def choose(self: AttributionExplorer, name: str):
+    "Show another map."
+    if name not in self.maps.all: raise ValueError(f'there is no map {name!r}; there are {", ".join(self.maps.all)}')
+    with self.quietly(): self.method.value = name
+    self.title.value = about(self.attribution)
+    self.redraw()
 
 
 @patch
 def snapshot(self: AttributionExplorer) -> np.ndarray:
     "The pictures next to each other, with the bar and the voxel in words."
-    one, told, inside = self.attribution, self.words, 'of |map| inside the target'
-    pictures = beside(Linked.snapshot(self), self.bar.rgb)
+    one, told = self.attribution, self.words
     head = f'{self.name} ({one.unit})' if one.unit else self.name
-    lines = [one.target.text, f'voxel {told["voxel"]}: map {told["map here"]}', f'{inside}: {told[inside]}']
-    return with_text(pictures, head, lines)
+    lines = [one.target.text, f'voxel {told["voxel"]}: map {told["map here"]}', f'{INSIDE}: {told[INSIDE]}']
+    return with_text(beside(Linked.snapshot(self), self.bar.rgb), head, lines)
 
-# %% ../../nbs/api/widgets/attribution.ipynb #9cec9cfd
+
 @patch
 def go(
     self: AttributionExplorer,
@@ -371,6 +374,18 @@ def go(
     "Choose a voxel, and in a volume the slices through it."
     at = voxel_index(voxel, self.sample.shape)
     self.move((*at[::-1], 0) if self.maps.flat else at)
+
+
+@patch(as_prop=True)
+def limit(self: AttributionExplorer) -> float:
+    "Where the colours end."
+    return self.look.limits[0]
+
+
+@patch
+def shares(self: AttributionExplorer) -> dict:
+    "Of the map that is shown; see `MapLook.shares`."
+    return self.look.shares()
 
 
 @patch
@@ -382,4 +397,4 @@ def go_to_peak(self: AttributionExplorer):
 @patch
 def go_to_target(self: AttributionExplorer):
     "To the middle of the target."
-    self.move(focus(self.shown_map, self.target))
+    self.move(focus(self.shown_map, self.maps.target(self.name)))

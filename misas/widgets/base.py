@@ -18,8 +18,8 @@ from ..transforms.scale import LINEAR
 from ..view.page import asset
 
 # %% auto #0
-__all__ = ['PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'enlarged', 'with_text', 'Picture', 'close_tree',
-           'show_if', 'open_widgets', 'Panel', 'png64', 'working', 'CurvePicture']
+__all__ = ['PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'png64', 'enlarged', 'with_text', 'Picture', 'close_tree',
+           'show_if', 'open_widgets', 'Panel', 'working', 'CurvePicture']
 
 # %% ../../nbs/api/widgets/base.ipynb #15bc86dc
 def as_bytes(
@@ -48,6 +48,12 @@ def beside(*pictures, gap=12) -> np.ndarray:
 def blank(height, width) -> np.ndarray:  # (H, W, 3)
     "White paper."
     return np.full((height, width, 3), 255, np.uint8)
+
+
+def png64(rgb) -> str:
+    "A picture as text, for notebooks and pages."
+    from base64 import b64encode
+    return b64encode(as_bytes(rgb, exact=True)).decode()
 
 
 def enlarged(
@@ -122,11 +128,11 @@ def _inside(widget):
 
 def close_tree(widget):
     "Close a widget and all that is in it, with layouts and styles."
-    for widget in [*_inside(widget), widget]:
-        widget.unobserve_all()
-        for part in (widget.layout, getattr(widget, 'style', None)):
+    for one in [*_inside(widget), widget]:
+        one.unobserve_all()
+        for part in (one.layout, getattr(one, 'style', None)):
             if part is not None: part.close()
-        W.Widget.close(widget)
+        W.Widget.close(one)
 
 
 def show_if(on: bool, *widgets) -> None:
@@ -198,13 +204,7 @@ class Panel(W.VBox):
         data = {**data, 'image/png': png64(self.snapshot())}
         return (data, *more) if more else data
 
-
-def png64(rgb) -> str:
-    "A picture as text, for notebooks and pages."
-    from base64 import b64encode
-    return b64encode(as_bytes(rgb, exact=True)).decode()
-
-# %% ../../nbs/api/widgets/base.ipynb #1042083d
+# %% ../../nbs/api/widgets/base.ipynb #5d2a06de
 @patch
 def watch(
     self: Panel,
@@ -244,7 +244,7 @@ def close(self: Panel):
     _forget(self)
     close_tree(self)
 
-
+# %% ../../nbs/api/widgets/base.ipynb #c9080178
 @contextmanager
 def working(
     button,
@@ -308,8 +308,8 @@ class CurvePicture(Picture):
         "Put the marker at value number `i`."
         out, x = self.background.copy(), round(self.x[i])
         out[self.rows[0]:self.rows[1], x - 1:x + 1] = MARKER
-        for y in self.dots.values():
-            if np.isfinite(y[i]): out[max(0, int(y[i]) - 4):int(y[i]) + 4, max(0, x - 4):x + 4] = MARKER
+        for row in [rows[i] for rows in self.dots.values() if np.isfinite(rows[i])]:
+            out[max(0, int(row) - 4):int(row) + 4, max(0, x - 4):x + 4] = MARKER
         self.show(out, exact=True)
 
     def _pick(self, x, y):

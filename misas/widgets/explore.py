@@ -25,47 +25,13 @@ from .sweep import SweepExplorer
 from .volume import VolumeExplorer
 
 # %% auto #0
-__all__ = ['Changed', 'of_study', 'explore']
-
-# %% ../../nbs/api/widgets/explore.ipynb #af1a8418
-class Changed:
-    "Cases of a study, each under one change; loaded when asked for."
-    def __init__(self, cases, transform, value): self.cases, self.transform, self.value = list(cases), transform, value
-    def __len__(self): return len(self.cases)
-    def __getitem__(self, i): return self.transform(self.cases[i].sample(), self.value)
-
-
-def of_study(
-    study: Study,  # with its models and transforms
-    model=None,  # name; None: the first one
-    transform=None,  # name or Transform; None: the most harmful one
-    value=None,  # of the transform; None: where the cohort is worst
-    samples=None, load=None,  # where the images are; None: those of the last run
-    **kw,  # see `GalleryExplorer.from_cases`
-) -> Panel:
-    "The cases of a study in a gallery. ValueError where model, transform or images are not known."
-    model = next(iter(study.models), None) if model is None else model
-    if model not in study.models:
-        raise ValueError(f'model {model!r} is needed for pictures: pass it to Study, which knows {", ".join(study.models) or "none"}')
-    worst = _most_harmful(study, model, transform)
-    t = next((t for name, t in study.runnable.items() if name == worst['transform']), None)
-    if t is None: raise ValueError(f'transform {worst["transform"]} is needed for pictures: pass it to Study')
-    value = worst['worst at'] if value is None else value
-    done = set(study.frame['sample'])
-    cases = [case for case in study.sources(samples, load) if case.name in done]
-    title = f'<b>{escape(model)}</b>: {escape(t.name)} {escape(t.text(t.check(value)))}'
-    return GalleryExplorer.from_cases(Changed(cases, t, value), study.models[model], study.metrics, **{'title': title, **kw})
-
-
-def _most_harmful(study, model, transform):
-    "The row of the summary of the change that harms most."
-    table = study.summary(drop=np.inf, model=model, transform=transform).frame
-    return table.sort_values('harm', ascending=False, kind='stable').iloc[0]
+__all__ = ['explore', 'Changed', 'of_study']
 
 # %% ../../nbs/api/widgets/explore.ipynb #07dbac56
 def _of_sweep(what, model, kw):
     if not isinstance(what, Sensitivity): return None
-    if model is not None: raise ValueError('model is part of the result already: explore(result) asks it by its own button')
+    if model is not None:
+        raise ValueError('model is part of the result already: explore(result) asks it by its own button')
     return SweepExplorer(what, **kw)
 
 
@@ -92,13 +58,14 @@ def _of_sample(what, model, kw):
     try: sample = as_sample(what)
     except (TypeError, ValueError) as e:
         if isinstance(what, (str, Path)): raise
-        raise TypeError(f'what must be the result of a sweep, a sample, or several of them, got {type(what).__name__}: {e}') from None
+        raise TypeError('what must be the result of a sweep, a sample, or several of them, '
+                        f'got {type(what).__name__}: {e}') from None
     if model is None and sample.ndim == 3: return VolumeExplorer(sample, **kw)
     return LiveExplorer(sample, model, **kw)
 
 
 def explore(
-    what: Any,  # a Sensitivity, a Study, an Attribution (or several of one image), a Sample (or anything `as_sample` takes), or several samples or paths
+    what: Any,  # a Sensitivity, a Study, an Attribution (or several of one image), a Sample, or several of those
     model: Any = None,  # for samples: a Model, or anything `as_model` takes; for a Study: the name of one of its models
     **kw: Any,  # for the widget; see there
 ) -> Panel:
@@ -107,3 +74,38 @@ def explore(
     for kind in (_of_sweep, _of_study, _of_attributions, _of_cases, _of_sample):  # the last one shows or raises
         panel = kind(what, model, kw)
         if panel is not None: return panel
+
+# %% ../../nbs/api/widgets/explore.ipynb #af1a8418
+class Changed:
+    "Cases of a study, each under one change; loaded when asked for."
+    def __init__(self, cases, transform, value): self.cases, self.transform, self.value = list(cases), transform, value
+    def __len__(self): return len(self.cases)
+    def __getitem__(self, i): return self.transform(self.cases[i].sample(), self.value)
+
+
+def of_study(
+    study: Study,  # with its models and transforms
+    model=None,  # name; None: the first one
+    transform=None,  # name or Transform; None: the most harmful one
+    value=None,  # of the transform; None: where the cohort is worst
+    samples=None, load=None,  # where the images are; None: those of the last run
+    **kw,  # see `GalleryExplorer.from_cases`
+) -> Panel:
+    "The cases of a study in a gallery. ValueError where model, transform or images are not known."
+    model = next(iter(study.models), None) if model is None else model
+    if model not in study.models: raise ValueError(
+        f'model {model!r} is needed for pictures: pass it to Study, which knows {", ".join(study.models) or "none"}')
+    worst = _most_harmful(study, model, transform)
+    change = study.runnable.get(worst['transform'])
+    if change is None: raise ValueError(f'transform {worst["transform"]} is needed for pictures: pass it to Study')
+    value = worst['worst at'] if value is None else value
+    kw = {'title': f'<b>{escape(model)}</b>: {escape(change.name)} {escape(change.text(change.check(value)))}', **kw}
+    done = set(study.frame['sample'])
+    cases = Changed([case for case in study.sources(samples, load) if case.name in done], change, value)
+    return GalleryExplorer.from_cases(cases, study.models[model], study.metrics, **kw)
+
+
+def _most_harmful(study, model, transform):
+    "The row of the summary of the change that harms most."
+    table = study.summary(drop=np.inf, model=model, transform=transform).frame
+    return table.sort_values('harm', ascending=False, kind='stable').iloc[0]

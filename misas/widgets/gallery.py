@@ -21,9 +21,10 @@ from .look import Frames, Look, as_frame, channel_windows, class_table
 from .tiles import TILE, CaseItems, Item, arranged, first_look, nothing, order_words, thumbnail
 
 # %% auto #0
-__all__ = ['PAGE', 'Order', 'Tile', 'Pages', 'lines_under', 'above_each_other', 'shortened', 'GalleryExplorer']
+__all__ = ['PAGE', 'Order', 'lines_under', 'above_each_other', 'shortened', 'Tile', 'Pages', 'Chosen', 'check_items',
+           'with_thumbnails', 'first_frame', 'GalleryExplorer']
 
-# %% ../../nbs/api/widgets/gallery.ipynb #bf1d3f20
+# %% ../../nbs/api/widgets/gallery.ipynb #e9ebae9d
 class Order(W.Box):
     "The choice of what tiles are sorted by, and of which are shown."
     def __init__(
@@ -33,9 +34,9 @@ class Order(W.Box):
     ):
         self.metrics = metrics
         choices = [(f'{name} of {c}', (j, k)) for k, name in enumerate(metrics) for j, c in enumerate(classes)]
-        shown = [('all', 'all'), ('score below', 'below'), ('score above', 'above'), ('undefined or failed', 'undefined')]
+        shown = {'all': 'all', 'score below': 'below', 'score above': 'above', 'undefined or failed': 'undefined'}
         self.score = _menu('score', 210, options=choices)
-        self.order, self.only = _menu('order', 170), _menu('show', 190, options=shown)
+        self.order, self.only = _menu('order', 170), _menu('show', 190, options=list(shown.items()))
         self.limit = W.FloatText(.8, step=.05, layout=W.Layout(width='80px'))
         named = dict(score='D-score', order='D-order', only='D-show', limit='T-limit')
         for k, name in named.items(): getattr(self, k).add_class(name)
@@ -53,6 +54,14 @@ class Order(W.Box):
         self.order.value, self._words = {kind: word for word, kind in words.items()}[order], words
         show_if(self.only.value in ('below', 'above'), self.limit)
 
+    def text(
+        self, item: Item,
+        table,  # (classes, metrics) scores
+        ndim: int,  # spatial axes
+    ) -> str:
+        "What stands under a tile: the score, or why there is none."
+        return item.note or score_text(table[self.score.value], self.metric.unit_in(ndim), digits=3)
+
     @property
     def as_given(self): return self._words[self.order.value] == 'given'
 
@@ -65,7 +74,33 @@ class Order(W.Box):
 
 
 def _menu(what, width, **kw):
-    return W.Dropdown(description=what, style={'description_width': 'initial'}, layout=W.Layout(width=f'{width}px'), **kw)
+    layout = W.Layout(width=f'{width}px')
+    return W.Dropdown(description=what, style={'description_width': 'initial'}, layout=layout, **kw)
+
+# %% ../../nbs/api/widgets/gallery.ipynb #ededa28e
+def lines_under(
+    rgb,  # (H, W, 3)
+    *lines: str,
+) -> np.ndarray:  # (H', W, 3)
+    "A picture with lines of text below, cut where they are too long."
+    return with_text(rgb, below=[shortened(line, rgb.shape[1]) for line in lines])
+
+
+def above_each_other(pictures) -> np.ndarray:  # (H, W, 3)
+    "Pictures (H, W, 3) on white, one above the other."
+    pictures = list(pictures)
+    width = max((p.shape[1] for p in pictures), default=1)
+    return np.concatenate([blank(0, width), *(np.hstack([p, blank(len(p), width - p.shape[1])]) for p in pictures)])
+
+
+def shortened(
+    text: str,
+    width: int,  # pixels
+) -> str:
+    "A text cut where it is too long for `with_text` on a picture of this width."
+    font, short = draw.font(12), text
+    while short and font.getlength(short if short == text else f'{short}…') > width - 8: short = short[:-1]
+    return short if short == text else f'{short}…'
 
 # %% ../../nbs/api/widgets/gallery.ipynb #b9a8cadb
 PAGE = 24  # tiles
@@ -85,7 +120,8 @@ class Tile(W.VBox):
         self.picture.add_class(f'O-{name}')
         self.button.add_class(f'B-{name}')
         self.caption.add_class(f'N-{name}')
-        super().__init__([self.picture, self.button, self.caption], layout=W.Layout(margin='0 4px 6px 0', display='none'))
+        layout = W.Layout(margin='0 4px 6px 0', display='none')
+        super().__init__([self.picture, self.button, self.caption], layout=layout)
 
     def show(self, number, item: Item | None, text):
         "Fill the tile with an item; with None it disappears."
@@ -101,7 +137,7 @@ class Tile(W.VBox):
     @property
     def seen(self): return self.layout.display != 'none'
 
-# %% ../../nbs/api/widgets/gallery.ipynb #3891a78f
+# %% ../../nbs/api/widgets/gallery.ipynb #304b427c
 class Pages(W.VBox):
     "A page of tiles, and buttons to turn it."
     def __init__(
@@ -143,30 +179,88 @@ class Pages(W.VBox):
         tiles = [lines_under(t.picture.rgb, t.item.title, t.text) for t in self.tiles if t.seen]
         return above_each_other(beside(*tiles[i:i + 8], gap=6) for i in range(0, len(tiles), 8))
 
-# %% ../../nbs/api/widgets/gallery.ipynb #980d3e84
-def lines_under(
-    rgb,  # (H, W, 3)
-    *lines: str,
-) -> np.ndarray:  # (H', W, 3)
-    "A picture with lines of text below, cut where they are too long."
-    return with_text(rgb, below=[shortened(line, rgb.shape[1]) for line in lines])
+# %% ../../nbs/api/widgets/gallery.ipynb #c4944e88
+class Chosen(W.Box):
+    "The picture of an item in full size, with its scores."
+    def __init__(
+        self, first,  # a Sample or Frame, for the controls
+        classes,  # names, without the background
+        metrics: dict,  # name -> Metric
+        width: int,  # of the picture, in pixels
+        name: str,  # what is seen, for those who cannot see it
+    ):
+        self.classes, self.metrics = classes, metrics
+        self.picture, self.look = Picture(width, name=name), Look(first, classes)
+        self.title, self.numbers = W.HTML(), W.HTML()
+        named = dict(title='N-title', picture='O-chosen', numbers='N-chosen')
+        for k, cls in named.items(): getattr(self, k).add_class(cls)
+        layout = W.Layout(flex_flow='row wrap')
+        super().__init__([self.picture, W.VBox([self.title, self.look, self.numbers])], layout=layout)
+
+    def show(
+        self, item: Item,
+        frame,  # of it, or None
+        table,  # (classes, metrics) scores
+    ):
+        "Draw an item; the picture first, as it may fail."
+        picture = item.thumbnail if frame is None else enlarged(self.look.picture(frame), self.picture.width)
+        self.title.value = f'<b>{escape(item.title)}</b>' + (f': {escape(item.note)}' if item.note else '')
+        self.columns = {} if frame is None else self._texts(table)
+        self.numbers.value = class_table(self.classes, self.columns) if self.columns else ''
+        self.picture.show(picture)
+        self.item = item
+
+    def _texts(self, table):
+        "name of a metric -> texts of its scores, one a class."
+        ndim = self.look.sample.ndim
+        return {name: [score_text(x, metric.unit_in(ndim), digits=3) for x in scores]
+                for (name, metric), scores in zip(self.metrics.items(), table.T)}
+
+    def snapshot(self) -> np.ndarray:  # (H, W, 3)
+        "The picture, with title and scores beside it."
+        pairs = [(name, zip(self.classes, texts)) for name, texts in self.columns.items()]
+        scores = [f'{name} of {c}: {text}' for name, of_class in pairs for c, text in of_class]
+        notes = [self.item.note] if self.item.note else []
+        return beside(self.picture.rgb, lines_under(blank(0, 400), self.item.title, *notes, *scores))
+
+# %% ../../nbs/api/widgets/gallery.ipynb #3cacb008
+def check_items(
+    items: list,  # Items
+    classes: tuple,  # names, without the background
+    metrics: dict,  # name -> Metric
+) -> np.ndarray:  # (items, classes, metrics)
+    "The scores of all items. ValueError where they do not fit."
+    if not items: raise ValueError('items is empty: there is nothing to show')
+    if not classes: raise ValueError('classes is empty; name at least one besides the background')
+    shape = len(classes), len(metrics)
+    for i, item in enumerate(items):
+        found = np.shape(item.scores)
+        if found != shape: raise ValueError(f'scores of item {i} ({item.title}) have the shape {found}; '
+                                            f'for {shape[0]} classes and {shape[1]} metrics it must be {shape}')
+    return np.stack([item.scores for item in items]).astype(float)
 
 
-def above_each_other(pictures) -> np.ndarray:  # (H, W, 3)
-    "Pictures (H, W, 3) on white, one above the other."
-    pictures = list(pictures)
-    width = max((p.shape[1] for p in pictures), default=1)
-    return np.concatenate([blank(0, width), *(np.hstack([p, blank(len(p), width - p.shape[1])]) for p in pictures)])
+def with_thumbnails(
+    items: list,  # Items
+    like=None,  # a Sample of which all are variants: thumbnails of a volume at the same place
+    progress=True,  # show a progress bar?
+) -> list:
+    "Items that all have a thumbnail."
+    from tqdm.auto import tqdm
+    missing = [i for i, item in enumerate(items) if item.thumbnail is None]
+    items = [*items]
+    for i in tqdm(missing, 'thumbnails', leave=False, disable=not (progress and missing)):
+        frame = items[i].frame
+        small = nothing() if frame is None else thumbnail(first_look(frame(), like))
+        items[i] = items[i]._replace(thumbnail=small)
+    return items
 
 
-def shortened(
-    text: str,
-    width: int,  # pixels
-) -> str:
-    "A text cut where it is too long for `with_text` on a picture of this width."
-    font, short = draw.font(12), text
-    while short and font.getlength(short if short == text else f'{short}…') > width - 8: short = short[:-1]
-    return short if short == text else f'{short}…'
+def first_frame(items: list):
+    "That of the first item that has one, to offer its channels and axes. ValueError where none has."
+    for item in items:
+        if item.frame is not None: return item.frame()
+    raise ValueError(f'items: there is no picture in any of the {len(items)}; the first one: {items[0].note}')
 
 # %% ../../nbs/api/widgets/gallery.ipynb #2709b7fd
 class GalleryExplorer(Panel):
@@ -182,57 +276,30 @@ class GalleryExplorer(Panel):
         width=320,  # of the enlarged picture, in pixels
         progress=True,  # show a progress bar while thumbnails are made?
     ):
-        if order not in ('worst', 'best', 'given'): raise ValueError(f"order must be 'worst', 'best' or 'given', got {order!r}")
-        self.items, self.classes, self.metrics = list(items), tuple(classes), as_metrics(metrics)
-        self.table = _check_items(self.items, self.classes, self.metrics)
-        self.sample, self.chosen = sample, None
-        first = sample or next((o.frame() for o in self.items if o.frame is not None), None)
-        if first is None: raise ValueError(f'items: there is no picture in any of the {len(self.items)}; the first one: {self.items[0].note}')
-        self._thumbnails(progress)
+        if order not in ('worst', 'best', 'given'):
+            raise ValueError(f"order must be 'worst', 'best' or 'given', got {order!r}")
+        items, self.classes, self.metrics = list(items), tuple(classes), as_metrics(metrics)
+        self.table, self.sample, self.chosen = check_items(items, self.classes, self.metrics), sample, None
+        first = sample or first_frame(items)
+        self.items, self.ndim = with_thumbnails(items, sample, progress), first.ndim
         super().__init__()
-        self.frames, self.look, self.ndim = Frames(lambda i: self.items[i].frame()), Look(first, self.classes), first.ndim
-        self.choice = Order(self.classes, self.metrics, order)
-        self.page = Pages(len(self.items), lambda number: self.guarded(self.enlarge, number))
-        self.picture = Picture(width, name=f'prediction and {lines} of the chosen tile')
+        self.frames, self.choice = Frames(lambda i: self.items[i].frame()), Order(self.classes, self.metrics, order)
+        self.page = Pages(len(items), lambda number: self.guarded(self.enlarge, number))
+        self.large = Chosen(first, self.classes, self.metrics, width, f'prediction and {lines} of the chosen tile')
         self._build(title)
         self._observe()
         self.sort()
         self.picture.show(nothing())
         self.guarded(self.enlarge, self.shown[0])
 
-    def _thumbnails(self, progress):
-        "Make those that are missing, of variants of one sample all at the same place."
-        from tqdm.auto import tqdm
-        missing = [i for i, o in enumerate(self.items) if o.thumbnail is None]
-        for i in tqdm(missing, 'thumbnails', leave=False, disable=not (progress and missing)):
-            item = self.items[i]
-            small = nothing() if item.frame is None else thumbnail(first_look(item.frame(), self.sample))
-            self.items[i] = item._replace(thumbnail=small)
-
-
-def _check_items(items, classes, metrics):
-    "The scores of all items, (items, classes, metrics). Raises ValueError where they do not fit."
-    if not items: raise ValueError('items is empty: there is nothing to show')
-    if not classes: raise ValueError('classes is empty; name at least one besides the background')
-    shape = len(classes), len(metrics)
-    for i, item in enumerate(items):
-        found = np.shape(item.scores)
-        if found != shape: raise ValueError(f'scores of item {i} ({item.title}) have the shape {found}; '
-                                            f'for {shape[0]} classes and {shape[1]} metrics it must be {shape}')
-    return np.stack([item.scores for item in items]).astype(float)
-
 # %% ../../nbs/api/widgets/gallery.ipynb #a6efc29d
 @patch
 def _build(self: GalleryExplorer, title):
     "Where things stand; the parts are known by their own names, too."
-    self.title, self.numbers = W.HTML(), W.HTML()
-    for k in ('score', 'order', 'only', 'limit'): setattr(self, k, getattr(self.choice, k))
-    for k in ('tiles', 'previous', 'next', 'where'): setattr(self, k, getattr(self.page, k))
-    named = dict(title='N-title', picture='O-chosen', numbers='N-chosen')
-    for k, name in named.items(): getattr(self, k).add_class(name)
-    beside_it = W.VBox([self.title, self.look, self.numbers])
-    below = W.Box([self.picture, beside_it], layout=W.Layout(flex_flow='row wrap'))
-    self.children = [W.HTML(title), self.choice, self.page, below, self.message]
+    for part, names in ((self.choice, 'score order only limit'), (self.page, 'tiles previous next where'),
+                        (self.large, 'picture look title numbers')):
+        for name in names.split(): setattr(self, name, getattr(part, name))
+    self.children = [W.HTML(title), self.choice, self.page, self.large, self.message]
 
 
 @patch
@@ -240,7 +307,7 @@ def _observe(self: GalleryExplorer):
     for control in (self.score, self.order, self.only, self.limit): self.watch(control, lambda _: self.sort())
     self.watch(self.previous, lambda: self.turn(-1))
     self.watch(self.next, lambda: self.turn(1))
-    self.watch(self.look.axis, self.to_axis)
+    self.watch(self.look.axis, lambda axis: self.to_axis(axis))
     for control in self.look.controls: self.watch(control, lambda _: self.redraw())
     for tile in self.tiles: self.watch(tile.button, partial(lambda tile: self.enlarge(tile.number), tile))
 
@@ -249,32 +316,26 @@ def _observe(self: GalleryExplorer):
 def sort(self: GalleryExplorer):
     "Arrange the tiles as chosen, from the first page."
     with self.quietly(): self.choice.fit()  # other words for the same order
-    self.shown = self.choice.of(self.table)
-    self.turn(-self.page.page)
+    self.shown, self.page.page = self.choice.of(self.table), 0
+    self.turn(0)
 
 
 @patch
 def turn(self: GalleryExplorer, by: int):  # pages
     "Turn pages."
     j, k = self.score.value
-    gone = int(np.isnan(self.table[self.shown, j, k]).sum())
-    where = '' if self.choice.as_given else ' (at the end)'
+    gone, where = int(np.isnan(self.table[self.shown, j, k]).sum()), '' if self.choice.as_given else ' (at the end)'
     more = f', {gone} without this score{where}' if gone else ''
-    self.page.show(self.items, self.shown, self.text, more, self.page.page + by)
+    def text(i): return self.choice.text(self.items[i], self.table[i], self.ndim)
+    self.page.show(self.items, self.shown, text, more, self.page.page + by)
     self.page.mark(self.chosen)
-
-
-@patch
-def text(self: GalleryExplorer, i: int) -> str:
-    "What stands under tile number `i`: the score, or why there is none."
-    j, k = self.score.value
-    return self.items[i].note or score_text(self.table[i, j, k], self.choice.metric.unit_in(self.ndim), digits=3)
 
 # %% ../../nbs/api/widgets/gallery.ipynb #2b77e561
 @patch
 def enlarge(self: GalleryExplorer, i: int):  # number of the item, in the order given
     "Show an item in full size."
-    if not 0 <= i < len(self.items): raise ValueError(f'item {i} is not one of the {len(self.items)} (0 to {len(self.items) - 1})')
+    last = len(self.items) - 1
+    if not 0 <= i <= last: raise ValueError(f'item {i} is not one of the {last + 1} (0 to {last})')
     frame = None if self.items[i].frame is None else self.frames[i]  # where this fails, all stays as it is
     if frame is not None and self.sample is None:
         with self.quietly(): self.look.fit(frame)
@@ -283,24 +344,21 @@ def enlarge(self: GalleryExplorer, i: int):  # number of the item, in the order 
 
 @patch
 def _draw(self: GalleryExplorer, i):
-    "Picture, title and scores of an item; the picture first, as it may fail."
-    item, there = self.items[i], self.items[i].frame is not None
-    picture = enlarged(self.look.picture(self.frames[i]), self.picture.width) if there else item.thumbnail
-    self.title.value = f'<b>{escape(item.title)}</b>' + (f': {escape(item.note)}' if item.note else '')
-    self.numbers.value = class_table(self.classes, self._columns(i)) if there else ''
-    self.picture.show(picture)
+    frame = None if self.items[i].frame is None else self.frames[i]
+    self.large.show(self.items[i], frame, self.table[i])
     self.chosen = i
     self.page.mark(i)
 
 
 @patch
-def _columns(self: GalleryExplorer, i):
-    "name of a metric -> texts of its scores, one a class."
-    units = [metric.unit_in(self.look.sample.ndim) for metric in self.metrics.values()]
-    table = zip(self.metrics, self.table[i].T, units)
-    return {name: [score_text(x, unit, digits=3) for x in scores] for name, scores, unit in table}
+def snapshot(self: GalleryExplorer) -> np.ndarray:
+    "The page, and the chosen item with its scores beside it."
+    head = lines_under(blank(0, 848), f'{self.score.label}, {self.order.label}; {unescape(self.where.value)}')
+    parts = [head, self.page.snapshot()]
+    if self.chosen is not None: parts.append(self.large.snapshot())
+    return above_each_other(parts)
 
-
+# %% ../../nbs/api/widgets/gallery.ipynb #8aa58afc
 @patch
 def redraw(self: GalleryExplorer):
     "Draw the chosen item."
@@ -312,20 +370,6 @@ def to_axis(self: GalleryExplorer, axis: int):
     "Cut a volume across another axis."
     with self.quietly(): self.look.to_axis(axis)
     self.redraw()
-
-
-@patch
-def snapshot(self: GalleryExplorer) -> np.ndarray:
-    "The page, and the chosen item with its scores beside it."
-    head = lines_under(blank(0, 848), f'{self.score.label}, {self.order.label}; {unescape(self.where.value)}')
-    parts = [head, self.page.snapshot()]
-    if self.chosen is not None:
-        item = self.items[self.chosen]
-        columns = self._columns(self.chosen) if item.frame is not None else {}
-        scores = [f'{name} of {c}: {text}' for name, texts in columns.items() for c, text in zip(self.classes, texts)]
-        told = [item.title, *([item.note] if item.note else []), *scores]
-        parts.append(beside(self.picture.rgb, lines_under(blank(0, 400), *told)))
-    return above_each_other(parts)
 
 # %% ../../nbs/api/widgets/gallery.ipynb #e176c799
 @patch(cls_method=True)
@@ -342,7 +386,8 @@ def from_cases(
     cases = CaseItems(samples, model, metrics)
     name = cases.model.name
     items = [cases[i] for i in tqdm(range(len(cases)), name, leave=False, disable=not progress)]
-    if cases.foreground is None: raise ValueError(f'none of the {len(items)} cases could be predicted; {items[0].title}: {items[0].note}')
+    if cases.foreground is None:
+        raise ValueError(f'none of the {len(items)} cases could be predicted; {items[0].title}: {items[0].note}')
     items = [o if o.scores is not None else o._replace(scores=cases.no_scores) for o in items]
     failed = sum(o.frame is None for o in items)
     title = f'<b>{escape(name)}</b>: {len(items)} cases' + (f', {failed} of them failed' if failed else '')
@@ -357,7 +402,8 @@ def from_sensitivity(
     **kw,  # see `GalleryExplorer`
 ):  # -> GalleryExplorer
     "Every value of a sweep one tile."
-    if not isinstance(result, Sensitivity): raise TypeError(f'result must be a Sensitivity, got {type(result).__name__}')
+    if not isinstance(result, Sensitivity):
+        raise TypeError(f'result must be a Sensitivity, got {type(result).__name__}')
     window = channel_windows(result.sample.image)
 
     def frame(i): return as_frame(result.samples[i], result.predictions[i], window)
@@ -366,6 +412,7 @@ def from_sensitivity(
     items = [Item(text, partial(frame, i), result._table[i]) for i, text in enumerate(texts)]
     lines = 'truth' if result.reference == 'labels' else 'its own prediction on the unchanged image'
     against = '' if lines == 'truth' else f' (scores and lines: {lines}, not the truth)'
-    title = f'<b>{escape(result.model)}</b> on <b>{escape(result.sample.name or "sample")}</b>: {escape(result.transform.name)}{against}'
+    model, sample, change = map(escape, (result.model, result.sample.name or 'sample', result.transform.name))
+    title = f'<b>{model}</b> on <b>{sample}</b>: {change}{against}'
     kw = {'title': title, 'order': 'given', 'lines': lines, **kw}
     return cls(items, result.foreground, result.scoring.metrics, sample=result.sample, progress=progress, **kw)

@@ -68,7 +68,8 @@ def summary_html(
     unit = kind.unit_in(result.sample.ndim)
     if not kind.better: return f'<p>{escape(metric)} is neither good nor bad: there is no summary.</p>'
     if unit and drop is None:
-        return f'<p>There is no summary for {escape(metric)}: nothing was said about how many {unit} worse still holds.</p>'
+        why = f'nothing was said about how many {unit} worse still holds'
+        return f'<p>There is no summary for {escape(metric)}: {why}.</p>'
     return paragraphs(result.summary(drop, metric).text)
 
 # %% ../../nbs/api/widgets/html.ipynb #a293f114
@@ -80,37 +81,38 @@ class SweepPage:
         drops: dict,  # name of a metric -> how much worse still holds
     ):
         self.result, self.title, self.drops = result, title, drops
-        t, ndim = result.transform, result.sample.ndim
-        self.texts, self.same = t.texts(result.values), result.values.index(t.identity)
-        kinds = result.scoring.metrics.values()
+        change, ndim, kinds = result.transform, result.sample.ndim, result.scoring.metrics.values()
+        self.texts, self.same = change.texts(result.values), result.values.index(change.identity)
+        tables = [result._table[:, :, k] for k in range(len(kinds))]
         self.labels = [kind.label(ndim) for kind in kinds]
-        self.curves = [self._curve(k, label) for k, label in enumerate(self.labels)]
-        self.scores = [score_texts(result._table[:, :, k], self.same, kind.unit_in(ndim)) for k, kind in enumerate(kinds)]
+        self.curves = [self._curve(table, label) for table, label in zip(tables, self.labels)]
+        self.scores = [score_texts(table, self.same, kind.unit_in(ndim)) for table, kind in zip(tables, kinds)]
         self.sample = result.sample.name or 'sample'
         self.lines = 'truth' if result.reference == 'labels' else 'prediction on the unchanged image'
 
-    def _curve(self, k, label):
-        result, t = self.result, self.result.transform
-        xlabel = t.scale.label(t.name, t.unit) or t.name
-        return curve_svg(result.values, result._table[:, :, k], result.foreground, self.same, xlabel, label, t.scale, self.texts, t.zero)
+    def _curve(self, table, label):
+        result, change = self.result, self.result.transform
+        xlabel = change.scale.label(change.name, change.unit) or change.name
+        look = dict(scale=change.scale, texts=self.texts, zero=change.zero)
+        return curve_svg(result.values, table, result.foreground, self.same, xlabel, label, **look)
 
     @property
     def about(self) -> str:
-        own = 'its own prediction on the unchanged image, not the truth'
-        against = 'the truth' if self.result.reference == 'labels' else own
-        t = self.result.transform
-        return f'{self.result.model} on {self.sample}, {t.name}, {len(self.texts)} values. Scores are taken against {against}.'
+        result, own = self.result, 'its own prediction on the unchanged image, not the truth'
+        against = 'the truth' if result.reference == 'labels' else own
+        what = f'{result.model} on {self.sample}, {result.transform.name}, {len(self.texts)} values'
+        return f'{what}. Scores are taken against {against}.'
 
     @property
     def data(self) -> dict:
         "What the script needs."
         result = self.result
-        return dict(values=self.texts, classes=result.foreground, sample=self.sample, transform=result.transform.name, width=WIDTH,
-                    alt=f'prediction filled, {self.lines} as lines', places=self.curves[0].places,
+        return dict(values=self.texts, classes=result.foreground, sample=self.sample, transform=result.transform.name,
+                    width=WIDTH, alt=f'prediction filled, {self.lines} as lines', places=self.curves[0].places,
                     dots=[curve.dots for curve in self.curves],
                     scores=[texts for texts, _ in self.scores], changes=[changes for _, changes in self.scores])
 
-# %% ../../nbs/api/widgets/html.ipynb #c0b65f28
+# %% ../../nbs/api/widgets/html.ipynb #1a9a2c1f
 def _checkbox(k, name):
     box = f'<input id="class-{k}" type="checkbox" checked autocomplete="off">'
     return f'<label>{box}{swatch(k)}{escape(name)}</label>'
@@ -135,17 +137,18 @@ def head_html(
     page: SweepPage,
 ) -> str:
     "The head of the page."
-    result, t, text = page.result, page.result.transform, escape(page.texts[page.same])
+    result, change, text = page.result, page.result.transform, escape(page.texts[page.same])
     summaries = [summary_html(result, name, page.drops.get(name)) for name in result.metrics]
     return filled(
-        'sweep.html', title=escape(page.title), about=escape(page.about), transform=escape(t.name), sample=escape(page.sample),
-        lines=page.lines, last=len(page.texts) - 1, start=page.same, value=text, room=1 + max(map(len, page.texts)),
-        zero=escape(t.zero if t.zero == 'unchanged' else f'the score {t.zero}'),
+        'sweep.html', title=escape(page.title), about=escape(page.about), transform=escape(change.name),
+        sample=escape(page.sample), lines=page.lines, last=len(page.texts) - 1, start=page.same, value=text,
+        room=1 + max(map(len, page.texts)),
+        zero=escape(change.zero if change.zero == 'unchanged' else f'the score {change.zero}'),
         classes=''.join(_checkbox(k, name) for k, name in enumerate(result.foreground, 1)),
         metrics=''.join(f'<option value="{j}">{escape(label)}</option>' for j, label in enumerate(page.labels)),
         curves=_only_first([curve.svg for curve in page.curves], 'figure'), rows=_now(page),
         summaries=_only_first(summaries, 'div', ' class="summary"'), data=embedded(page.data),
-        table=all_scores(t.name, page.texts, page.labels, result.foreground, [texts for texts, _ in page.scores]))
+        table=all_scores(change.name, page.texts, page.labels, result.foreground, [texts for texts, _ in page.scores]))
 
 # %% ../../nbs/api/widgets/html.ipynb #b67ec4f0
 def _check_result(result, index, axis):
@@ -153,7 +156,8 @@ def _check_result(result, index, axis):
     parts = [getattr(result, k, None) for k in ('values', '_packed', '_table')]
     whole = all(part is not None for part in parts) and len({len(part) for part in parts}) == 1
     if not whole or not len(parts[0]): raise ValueError(
-        'result holds no complete sweep (values, predictions and scores): make it again with sensitivity(model, sample, transform)')
+        'result holds no complete sweep (values, predictions and scores): '
+        'make it again with sensitivity(model, sample, transform)')
     if result.sample.ndim == 3: _check_slice(result.sample, index, axis)
     elif index is not None:
         raise ValueError(f'index is for volumes; sample {result.sample.name!r} is 2D and has no slices to choose from')
@@ -161,9 +165,9 @@ def _check_result(result, index, axis):
 
 def _check_slice(sample, index, axis):
     if axis not in range(-3, 3): raise ValueError(f'axis must be 0, 1 or 2, got {axis!r}')
-    n = sample.shape[axis]
-    if index is not None and index not in range(n):
-        raise ValueError(f'index must be a slice from 0 to {n - 1} along axis {axis % 3}, got {index!r}')
+    last = sample.shape[axis] - 1
+    if index is not None and index not in range(last + 1):
+        raise ValueError(f'index must be a slice from 0 to {last} along axis {axis % 3}, got {index!r}')
 
 
 def _drops(result, drop):
@@ -171,8 +175,8 @@ def _drops(result, drop):
     if drop is None: return {}
     found = drop if isinstance(drop, dict) else {result.metrics[0]: drop}
     for name in found:
-        if name not in result.metrics:
-            raise ValueError(f'drop names the metric {name!r}, which was not computed; there are {", ".join(result.metrics)}')
+        if name not in result.metrics: raise ValueError(
+            f'drop names the metric {name!r}, which was not computed; there are {", ".join(result.metrics)}')
     return {name: check_drop(worse, result.scoring.metrics[name]) for name, worse in found.items()}
 
 # %% ../../nbs/api/widgets/html.ipynb #10619870
@@ -180,14 +184,15 @@ def sweep_to_html(
     result: Sensitivity,
     path: str | os.PathLike,  # file ending in .html
     *, title: str | None = None,  # None: model, sample and transform
-    index: int | None = None, axis: int = -1,  # of a volume: which slice across which axis; None: the one with most labels
+    index: int | None = None, axis: int = -1,  # of a volume: which slice across which axis; None: that with most labels
     channel: int = 0,  # of the image; see `misas.view.draw.overlay`
     window: tuple | None = None,  # (black, white) grey values; None: from the channel shown of the unchanged image
-    drop: float | dict | None = None,  # for the summary: how much worse still holds, of the first metric, or by metric; None: 0.1 for ratios
+    drop: float | dict | None = None,  # how much worse still holds, of the first metric or by name; None: .1 for ratios
     exact: bool = False,  # grey values without loss (PNG); else JPEG where that is smaller
 ) -> str:  # the path
-    """A sweep as one page for any browser, without Python and network: slider, picture with layers to switch, curve, scores, summary.
+    """A sweep as one page for any browser, without Python and network.
 
+    It has a slider, the picture in layers that can be switched, curve, scores and summary.
     ValueError where `result` holds no sweep, or `index`, `axis`, `channel`, `drop` or the name do not fit."""
     _check_result(result, index, axis)
     path, drops = check_page_path(path), _drops(result, drop)
@@ -214,5 +219,5 @@ def to_html(
     if isinstance(result, Sensitivity): return sweep_to_html(result, path, **kw)
     own = getattr(result, 'to_html', None)
     if own is not None and type(result).__module__.startswith('misas.'): return own(path, **kw)
-    raise TypeError(f'result must be what sensitivity(model, sample, transform) gives, or another result of misas with a page, '
-                    f'got {type(result).__name__}')
+    raise TypeError('result must be what sensitivity(model, sample, transform) gives, '
+                    f'or another result of misas with a page, got {type(result).__name__}')

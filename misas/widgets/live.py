@@ -11,81 +11,38 @@ import ipywidgets as W
 import numpy as np
 from fastcore.basics import patch
 
-from ..data.io import as_sample
 from ..metrics.metric import METRICS
 from ..models.adapt import as_model
 from ..sweep.scoring import match_classes
 from ..sweep.sensitivity import Sensitivity, sensitivity
 from ..transforms.base import Stack
-from ..transforms.catalogue import CATALOGUE
-from .answers import YET, Answers, difference_rows, difference_table, known_names
-from .base import Panel, Picture, beside, close_tree, enlarged, show_if, with_text, working
-from .look import Look, as_frame, channel_windows
-from .part import Rows, change_words, parts_of
+from .answers import YET, Answers
+from .base import with_text, working
+from .part import change_words
+from .stack import StackExplorer
 from .sweep import SweepExplorer
 
 # %% auto #0
-__all__ = ['BeforeAfter', 'LiveExplorer']
-
-# %% ../../nbs/api/widgets/live.ipynb #f56c91d0
-class BeforeAfter(W.Box):
-    "Two pictures with captions."
-    def __init__(
-        self, name: str,  # of the sample
-        width: int,  # of each picture, in pixels
-    ):
-        self.before, self.after = (Picture(width, name=f'{name}, {what}') for what in ('unchanged', 'changed'))
-        self.said, self.captions, self._drawn = [W.HTML(), W.HTML()], ['', ''], None
-        self.before.add_class('O-before')
-        self.after.add_class('O-after')
-        columns = [W.VBox([text, picture]) for text, picture in zip(self.said, (self.before, self.after))]
-        super().__init__(columns, layout=W.Layout(flex_flow='row wrap'))
-
-    def show(
-        self, look: Look,
-        before, after,  # Frames; of the second None: it could not be made
-    ):
-        "Draw what has changed."
-        chosen = before, look.axis.value, *(control.value for control in look.controls)
-        if self._drawn is None or self._drawn[0] is not before or self._drawn[1:] != chosen[1:]:
-            self.before.show(enlarged(look.picture(before), self.before.width))
-            self._drawn = chosen
-        if after is None: self.after.show(np.full_like(self.before.rgb, 200))
-        else: self.after.show(enlarged(look.picture(after), self.after.width))
-
-    def say(self, *captions: str):
-        "What stands above the pictures."
-        self.captions = list(captions)
-        style = f'width:{self.before.width}px; line-height:1.3; margin-right:12px'
-        for text, caption in zip(self.said, captions): text.value = f'<div style="{style}">{escape(caption)}</div>'
-
-    def snapshot(self) -> np.ndarray:  # (H, W, 3)
-        return beside(*(with_text(p.rgb, caption) for p, caption in zip((self.before, self.after), self.captions)))
+__all__ = ['LiveExplorer']
 
 # %% ../../nbs/api/widgets/live.ipynb #43e9202c
-class LiveExplorer(Panel):
-    "A stack of transforms with sliders, the sample before and after; see `explore`."
+class LiveExplorer(StackExplorer):
+    "A stack of transforms with sliders, the sample before and after, and what a model says; see `explore`."
     def __init__(
         self, sample,  # a Sample, or anything `as_sample` takes
         model=None,  # a Model, or anything `as_model` takes; None: only pictures
         transforms=None,  # the stack to begin with: transforms, or a stack such as another explorer's `transform`
         width=340,  # of each picture, in pixels
     ):
-        try: sample = as_sample(sample)
-        except TypeError as e: raise TypeError(f'sample: {e}') from None
-        self.sample, self.model, begin = sample, None if model is None else as_model(model), parts_of(transforms)
-        super().__init__()
-        self.asked = None if self.model is None else Answers(self.model, sample)
-        self.window, self.view = channel_windows(sample.image), None  # black and white; the sweep
-        self.rows, self.pictures = Rows(), BeforeAfter(sample.name or 'sample', width)
-        self.before, self.after = self.pictures.before, self.pictures.after
-        self.look, self._still = Look(sample, self.names), None  # the unchanged frame
-        self._build()
-        for t, value in begin: self._row(t, value)
-        self.rows.fit()
-        self._observe()
-        self.guarded(self.refresh)
-        if self.model is not None and not self.message.value: self.guarded(match_classes, self.model, sample)
+        self.model, self.view = None if model is None else as_model(model), None  # the sweep
+        super().__init__(sample, transforms, width)
+        self.about, self.below = W.HTML(), W.VBox()  # where the sweep stands
+        self.children = [*self.children, self.about, self.below]
+        if self.model is not None and not self.message.value: self.guarded(match_classes, self.model, self.sample)
+
+    def prepare(self): self.asked = None if self.model is None else Answers(self.model, self.sample)
+    def extras(self): return [] if self.model is None else [self._asking()]
+    def watch_row(self, part): self.watch(part.sweep, lambda: self.show_sweep(self.parts.index(part)))
 
     def close(self):
         "Close the panel, and the sweep below."
@@ -93,167 +50,20 @@ class LiveExplorer(Panel):
         super().close()
 
     @property
-    def parts(self) -> list: "The rows, in their order."; return self.rows.parts
+    def swept(self): return self.model is not None
     @property
-    def key(self): "What the sliders do: equal keys, equal images."; return self.rows.key
+    def known(self): return self.asked.known if self.asked else {}
     @property
-    def transform(self) -> Stack: "The stack as it is now, every value fixed."; return self.rows.transform
+    def base(self): return self.asked.base if self.asked else self.sample
     @property
-    def known(self) -> dict: "Key -> prediction, as far as the model was asked."; return self.asked.known if self.asked else {}
-    @property
-    def base(self): "The unchanged sample; without labels of its own, with the model's prediction once there is one."; return self.asked.base if self.asked else self.sample
-    @property
-    def names(self): "Of the classes without the background."; return self.asked.foreground if self.asked else known_names(self.sample)
-
-# %% ../../nbs/api/widgets/live.ipynb #1683655b
-@patch
-def _build(self: LiveExplorer):
-    "The other controls, and where things stand."
-    known = [(t.name, type(t)) for t in (kind() for kind in CATALOGUE) if self.sample.ndim in t.dims]
-    self.choice = W.Dropdown(options=known, description='transform', layout=W.Layout(width='300px'))
-    self.more = W.Button(description='add', tooltip='to the end of the stack', layout=W.Layout(width='110px'))
-    self.choice.add_class('D-transform')
-    self.more.add_class('B-add')
-    self.title, self.legend, self.about, self.below = W.HTML(), W.HTML(), W.HTML(), W.VBox()
-    if self.sample.labels is None and self.model is None: show_if(False, *self.look.ways)  # nothing to fill or to outline
-    asking = [] if self.model is None else [self._asking()]
-    controls = W.Box([self.look, *asking], layout=W.Layout(flex_flow='row wrap'))
-    self.children = [self.title, W.HBox([self.choice, self.more]), self.rows, self.message, self.pictures, self.legend, controls,
-                     self.about, self.below]
-
-
-@patch
-def _observe(self: LiveExplorer):
-    self.watch(self.more, lambda: self.add(self.choice.value))
-    self.watch(self.look.axis, self.to_axis)
-    for control in self.look.controls: self.watch(control, lambda _: self.redraw())
-    if self.model is not None: self._observe_asking()
-
-
-@patch
-def _row(self: LiveExplorer, t, value):
-    "A row at the end; it is shown and applied later."
-    part, old = self.rows.new(t, value, self.model is not None), len(self._watched)
-    self.watch(part.slider, lambda _: self.refresh())
-    for k, name in dict(reset='reset', up='up', remove='remove', sweep='show_sweep').items():
-        self.watch(getattr(part, k), lambda name=name: getattr(self, name)(self.parts.index(part)))
-    part.watched = self._watched[old:]
-
-# %% ../../nbs/api/widgets/live.ipynb #97b46a6a
-@patch
-def add(
-    self: LiveExplorer,
-    transform,  # a Transform, also your own, or its class; or a stack
-):
-    "Put a transform at the end of the stack, at its identity."
-    for t, value in parts_of(transform): self._row(t, value)
-    self.rows.fit()
-    self.refresh()
-
-
-@patch
-def remove(self: LiveExplorer, i: int):  # number of the row, from 0
-    "Take a transform out of the stack."
-    for end in self.parts[i].watched:
-        end()
-        self._watched.remove(end)
-    self.rows.remove(i)
-    self.refresh()
-
-
-@patch
-def up(self: LiveExplorer, i: int):  # number of the row, from 0
-    "Apply a transform one step earlier."
-    self.rows.up(i)
-    self.refresh()
-
-
-@patch
-def go(self: LiveExplorer, i: int, value: float):  # number of the row, from 0
-    "Move a slider."
-    self.parts[i].go(value)
-
-
-@patch
-def reset(self: LiveExplorer, i: int):  # number of the row, from 0
-    "Back to unchanged."
-    self.go(i, self.parts[i].transform.identity)
-
-
-@patch
-def to_json(self: LiveExplorer) -> str:
-    "The stack as text; `Transform.from_json` reads it."
-    return self.transform.to_json()
-
-# %% ../../nbs/api/widgets/live.ipynb #80abdaf0
-@patch
-def refresh(self: LiveExplorer):
-    "Apply the stack anew and show the result."
-    for part in self.parts: part.say()
-    try: self.moved, self.problem = self.transform(self.base), None
-    except Exception as e: self.moved, self.problem = None, e
-    if self.asked and self.moving.value and self.problem is None: self.predict()
-    else: self.show()
-
-
-@patch
-def show(self: LiveExplorer):
-    "Pictures and words for the sample as it was moved."
-    if self._still is None: self._still = as_frame(self.base, self.known.get(()), self.window)
-    self._moved = None if self.moved is None else as_frame(self.moved, self.known.get(self.key), self.window)
-    self.tell()
-    self.redraw()
-
-
-@patch
-def redraw(self: LiveExplorer):
-    "Both pictures, and what is seen in them. A transform that failed says why."
-    self.pictures.show(self.look, self._still, self._moved)
-    self.legend.value = self._legend()
-    if self.problem is not None: raise self.problem.with_traceback(None)
-
-
-@patch
-def to_axis(self: LiveExplorer, axis: int):
-    "Cut a volume across another axis."
-    with self.quietly(): self.look.to_axis(axis)
-    self.redraw()
-
-# %% ../../nbs/api/widgets/live.ipynb #34022dce
-@patch
-def tell(self: LiveExplorer):
-    "Title, captions and numbers."
-    name, own = f'<b>{escape(self.sample.name or "sample")}</b>', ''
-    if self.asked and self.asked.own:
-        own = ' (no labels: lines and scores are against its own prediction on the unchanged image, not the truth)'
-    self.title.value = f'<b>{escape(self.model.name)}</b> on {name}{own}' if self.asked else name
-    before, after = ('' if key in self.known or not self.asked else f' · {YET}' for key in ((), self.key))
-    self.pictures.say(f'before: unchanged{before}', f'after: {change_words(self.parts)}{after}')
-    if self.asked: self._write()
-
-
-@patch
-def _legend(self: LiveExplorer) -> str:
-    "What is filled and what is a line."
-    lines = 'labels' if self.sample.labels is not None else 'its own prediction on the unchanged image' if self.known else ''
-    if not lines: return ''
-    if not self.known: return f'line: {lines}'
-    first, second = ('filled', 'line') if self.look.filled.value else ('coloured line', 'white line')
-    return f'{first}: prediction, {second}: {lines}'
-
-
-@patch
-def snapshot(self: LiveExplorer) -> np.ndarray:
-    "Both pictures with captions and scores (H, W, 3)."
-    lines = [self._legend(), *(self._lines() if self.asked else [])]
-    return with_text(self.pictures.snapshot(), below=[line for line in lines if line])
+    def names(self): return self.asked.foreground if self.asked else super().names
 
 # %% ../../nbs/api/widgets/live.ipynb #b23a21cc
 @patch
 def _asking(self: LiveExplorer):
     "The controls with which the model is asked, and its scores."
-    self.predict_button = W.Button(description='predict', tooltip='ask the model about what is shown', button_style='primary',
-                                   layout=W.Layout(width='110px'))
+    self.predict_button = W.Button(description='predict', tooltip='ask the model about what is shown',
+                                   button_style='primary', layout=W.Layout(width='110px'))
     self.moving = W.Checkbox(False, description='predict while moving', indent=False, layout=W.Layout(width='170px'))
     distances = ['hausdorff95', 'assd'] if self.sample.spacing_known else []
     names = ['dice', 'iou', 'precision', 'recall', *distances]
@@ -261,20 +71,21 @@ def _asking(self: LiveExplorer):
     self.numbers = W.HTML()
     named = dict(predict_button='B-predict', moving='C-moving', metric='D-metric', numbers='N-scores')
     for k, name in named.items(): getattr(self, k).add_class(name)
+    self.watch(self.predict_button, lambda: self.predict())
+    self.watch(self.moving, lambda on: self.predict() if on else None)
+    self.watch(self.metric, lambda _: self.tell())
     row = W.HBox([self.predict_button, self.moving])
     return W.VBox([row, self.metric, self.numbers], layout=W.Layout(margin='0 0 0 12px'))
 
 
 @patch
-def _observe_asking(self: LiveExplorer):
-    self.watch(self.predict_button, self.predict)
-    self.watch(self.moving, lambda on: self.predict() if on else None)
-    self.watch(self.metric, lambda _: self.tell())
+def _need_model(self: LiveExplorer):
+    if self.model is None: raise ValueError('there is no model to ask: pass one as model=')
 
 
 @patch
 def predict(self: LiveExplorer):
-    "Ask the model about what is shown, and show its answer. ValueError without a model, or where model and sample do not fit."
+    "Ask the model about what is shown, and show its answer. ValueError where there is none, or it does not fit."
     self._need_model()
     if self.problem is not None: raise self.problem.with_traceback(None)
     with working(self.predict_button, 'predicting ...'):
@@ -282,11 +93,6 @@ def predict(self: LiveExplorer):
             if not self.known: self._begin()
             self.asked.ask(self.key, self.moved)
         finally: self.show()
-
-
-@patch
-def _need_model(self: LiveExplorer):
-    if self.model is None: raise ValueError('there is no model to ask: pass one as model=')
 
 
 @patch
@@ -298,30 +104,43 @@ def _begin(self: LiveExplorer):
     if not self.look.rename(self.names): return
     for box in self.look.boxes: self.watch(box, lambda _: self.redraw())
 
-# %% ../../nbs/api/widgets/live.ipynb #13f04d8f
-@patch
-def _pair(self: LiveExplorer):
-    "Scores before and after; None: not predicted yet."
-    metric = METRICS[self.metric.value]
-    return self.asked.scores((), self.base, metric), self.asked.scores(self.key, self.moved, metric)
-
 
 @patch
-def _write(self: LiveExplorer):
-    "Scores in a table."
-    metric = METRICS[self.metric.value]
-    self.numbers.value = difference_table(self.names, *self._pair(), metric.name, metric.unit_in(self.sample.ndim))
+def answer(self: LiveExplorer):
+    "A new picture; and a new prediction, where that is wanted."
+    if self.asked and self.moving.value and self.problem is None: self.predict()
+    else: self.show()
+
+# %% ../../nbs/api/widgets/live.ipynb #34022dce
+@patch
+def tell(self: LiveExplorer):
+    "Title, captions and numbers."
+    name, own = f'<b>{escape(self.sample.name or "sample")}</b>', ''
+    if self.asked and self.asked.own:
+        own = ' (no labels: lines and scores are against its own prediction on the unchanged image, not the truth)'
+    self.title.value = f'<b>{escape(self.model.name)}</b> on {name}{own}' if self.asked else name
+    before, after = ('' if key in self.known or not self.asked else f' · {YET}' for key in ((), self.key))
+    self.pictures.say(f'before: unchanged{before}', f'after: {change_words(self.parts)}{after}')
+    if self.asked: self.numbers.value = self.asked.table(self.key, self.moved, METRICS[self.metric.value])
 
 
 @patch
-def _lines(self: LiveExplorer):
-    "Scores in words, a line a class."
-    before, after = self._pair()
-    rows = [(YET,)*3]*len(self.names) if before is None else difference_rows(before, after)
-    metric = self.metric.value
-    return [f'{metric} {c}: before {b}, after {a}, difference {d}' for c, (b, a, d) in zip(self.names, rows)]
+def legend_text(self: LiveExplorer) -> str:
+    "What is filled and what is a line."
+    if self.base.labels is None: return ''
+    lines = 'labels' if self.sample.labels is not None else 'its own prediction on the unchanged image'
+    if not self.known: return f'line: {lines}'
+    first, second = ('filled', 'line') if self.look.filled.value else ('coloured line', 'white line')
+    return f'{first}: prediction, {second}: {lines}'
 
 
+@patch
+def snapshot(self: LiveExplorer) -> np.ndarray:
+    "Both pictures with captions and scores (H, W, 3)."
+    lines = self.asked.lines(self.key, self.moved, METRICS[self.metric.value]) if self.asked else []
+    return with_text(self.pictures.snapshot(), below=[line for line in (self.legend_text(), *lines) if line])
+
+# %% ../../nbs/api/widgets/live.ipynb #5ba7e8d0
 @patch
 def differences(
     self: LiveExplorer,

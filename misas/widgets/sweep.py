@@ -8,7 +8,6 @@ from __future__ import annotations
 from html import escape
 
 import ipywidgets as W
-import numpy as np
 from fastcore.basics import patch
 
 from ..sweep.sensitivity import Sensitivity
@@ -19,7 +18,7 @@ from .look import Frames, Look, as_frame, channel_windows, score_table
 # %% auto #0
 __all__ = ['SweepScores', 'Steps', 'SweepExplorer']
 
-# %% ../../nbs/api/widgets/sweep.ipynb #bb26defa
+# %% ../../nbs/api/widgets/sweep.ipynb #cd9b2bf0
 class SweepScores(W.VBox):
     "A choice of metrics, its curve with a marker, and the scores at the marker."
     def __init__(
@@ -34,20 +33,25 @@ class SweepScores(W.VBox):
         self.result = result
 
     @property
-    def unit(self): "Of the metric."; return self.result.scoring.metrics[self.metric.value].unit_in(self.result.sample.ndim)
+    def unit(self):
+        "Of the metric."
+        return self.result.scoring.metrics[self.metric.value].unit_in(self.result.sample.ndim)
     @property
-    def table(self): "(values, classes) scores."; return self.result._table[:, :, self.result.metrics.index(self.metric.value)]
+    def table(self):
+        "(values, classes) scores."
+        return self.result._table[:, :, self.result.metrics.index(self.metric.value)]
 
     def draw(
         self, i: int,  # number of the value
         shown,  # numbers of the classes; none: all
     ):
         "Draw the curve."
-        result, metric = self.result, self.metric.value
-        t, frame, colours = result.transform, result.frame, {c: k for k, c in enumerate(result.foreground, 1)}
+        result, metric, change = self.result, self.metric.value, self.result.transform
+        colours = {c: k for k, c in enumerate(result.foreground, 1)}
         classes = [c for c, k in colours.items() if k in shown or not shown]
-        frame = frame[(frame.metric == metric) & frame['class'].isin(classes)]
-        self.curve.draw(frame, t.identity, t.scale, i, units={metric: self.unit}, zero=t.zero, colours=colours)
+        frame = result.frame[(result.frame.metric == metric) & result.frame['class'].isin(classes)]
+        look = dict(units={metric: self.unit}, zero=change.zero, colours=colours)
+        self.curve.draw(frame, change.identity, change.scale, i, **look)
         self._write(i)
 
     def mark(self, i: int):
@@ -60,17 +64,17 @@ class SweepScores(W.VBox):
         rows = list(zip(self.table[i], self.table[same]))
         self.numbers.value = score_table(self.result.foreground, rows, self.unit)
 
-# %% ../../nbs/api/widgets/sweep.ipynb #7d334fc5
+# %% ../../nbs/api/widgets/sweep.ipynb #fa9836b2
 class Steps:
     "A slider over the values of a sweep, and a button that plays them."
     def __init__(
         self, result: Sensitivity,
         width: int,  # of the slider, in pixels
     ):
-        t, wide = result.transform, {'description_width': 'initial'}
-        same = result.values.index(t.identity)
-        self.slider = W.SelectionSlider(options=_options(result), value=same, description=t.name, style=wide,
-                                        continuous_update=True, layout=W.Layout(width=f'{width}px'))
+        wide = {'description_width': 'initial'}
+        same = result.values.index(result.transform.identity)
+        self.slider = W.SelectionSlider(options=_options(result), value=same, description=result.transform.name,
+                                        style=wide, continuous_update=True, layout=W.Layout(width=f'{width}px'))
         self.play = W.Play(same, min=0, max=len(result.values) - 1, interval=250, show_repeat=True, description='play')
         self.slider.add_class('S-value')
         self.play.add_class('B-play')
@@ -119,7 +123,7 @@ class SweepExplorer(Panel):
 # %% ../../nbs/api/widgets/sweep.ipynb #7b8d8ede
 @patch
 def _controls(self: SweepExplorer, width):
-    result, t = self.result, self.result.transform
+    result, unit = self.result, self.result.transform.unit
     self.steps = Steps(result, width + 80)
     self.slider, self.play = self.steps.slider, self.steps.play
     lines = 'truth' if result.reference == 'labels' else 'its own prediction on the unchanged image'
@@ -127,7 +131,7 @@ def _controls(self: SweepExplorer, width):
     self.look, self.title = Look(result.sample, self.classes), W.HTML()
     self.scores = SweepScores(result, lambda i: self.pick(i))
     self.metric, self.curve, self.numbers = self.scores.metric, self.scores.curve, self.scores.numbers
-    asked = f'other value ({t.unit})' if t.unit else 'other value'
+    asked = f'other value ({unit})' if unit else 'other value'
     self.value = W.FloatText(description=asked, style={'description_width': 'initial'}, layout=W.Layout(width='190px'))
     self.predict = W.Button(description='predict here', layout=W.Layout(width='110px'))
     known = result._probe is not None
@@ -177,7 +181,7 @@ def snapshot(self: SweepExplorer):
     text = f'{self.result.transform.name} {self.slider.label}: {self.metric.value} {scores}'
     return with_text(beside(self.picture.rgb, self.curve.rgb), text)
 
-# %% ../../nbs/api/widgets/sweep.ipynb #68b57294
+# %% ../../nbs/api/widgets/sweep.ipynb #fa391981
 @patch
 def pick(self: SweepExplorer, i: int):
     "Go to value number `i`."
@@ -196,7 +200,7 @@ def to_axis(self: SweepExplorer, axis: int):
     with self.quietly(): self.look.to_axis(axis)
     self.redraw()
 
-# %% ../../nbs/api/widgets/sweep.ipynb #d2e27913
+# %% ../../nbs/api/widgets/sweep.ipynb #d02390b6
 @patch
 def predict_here(self: SweepExplorer):
     "Ask the model at the value in the field, and go there."

@@ -13,13 +13,33 @@ from fastcore.basics import patch
 
 from ..data.io import as_sample
 from ..data.labels import as_labels, as_stack, is_stack
-from ..view.slices import draw_cross, draw_view, make_views
+from ..data.sample import Sample
+from ..view.slices import draw_view, make_views
+from .base import show_if
 from .linked import Linked, class_at, in_patient, numbers, value_names, voxel_index, within
 from .look import Look, as_frame, pairs_table
 from .tiles import first_slice
 
 # %% auto #0
-__all__ = ['VolumeExplorer']
+__all__ = ['about', 'VolumeExplorer']
+
+# %% ../../nbs/api/widgets/volume.ipynb #2fd049ec
+def about(
+    sample: Sample,  # a volume
+) -> str:  # HTML
+    "Name, size, and what is not known about it."
+    mm = ' x '.join(f'{o:.3g}' for o in sample.spacing)
+    size = f' of {mm} mm' if sample.spacing_known else ', whose size is not known: shown as cubes'
+    text = f'<b>{escape(sample.name or "volume")}</b>, {" x ".join(map(str, sample.shape))} voxels{size}'
+    if sample.affine is None: return text + '; there is no affine, so that left and right are not known'
+    degrees = _tilt(sample.affine)
+    return text + (f'; oblique by {degrees:.0f}°, the letters are the nearest' if degrees > 1 else '')
+
+
+def _tilt(affine):
+    "The largest angle between a voxel axis and the nearest axis of the patient, in degrees."
+    directions = affine[:3, :3]/np.sqrt((affine[:3, :3]**2).sum(0))
+    return np.rad2deg(np.arccos(np.abs(directions).max(0).clip(0, 1).min()))
 
 # %% ../../nbs/api/widgets/volume.ipynb #35a3d6c9
 class VolumeExplorer(Linked):
@@ -35,7 +55,8 @@ class VolumeExplorer(Linked):
         overlapping = is_stack(sample.labels if prediction is None else prediction)
         self.grey, self.look = as_frame(sample).grey, Look(sample, self.names if overlapping else self.names[1:])
         self._controls()
-        for w in (*self.look.boxes, *self.look.ways, self.look.channel, self.crosshair): self.watch(w, lambda _: self.redraw())
+        changing = *self.look.boxes, *self.look.ways, self.look.channel, self.pointing
+        for control in changing: self.watch(control, lambda _: self.redraw())
         self.move([first_slice(sample, a, prediction) for a in range(3)])
 
     @property
@@ -50,41 +71,52 @@ def _check_volume(sample, prediction):
     stack = np.ndim(prediction) == 4
     prediction = (as_stack if stack else as_labels)(prediction, 'prediction')
     like = prediction if sample.labels is None else sample.labels
-    if prediction.shape[stack:] != sample.shape or prediction.ndim != like.ndim or (stack and len(prediction) != len(like)):
-        raise ValueError(f'prediction of shape {prediction.shape} does not fit sample {sample.name!r} of shape {sample.shape}'
-                         + f' with {len(like)} masks'*is_stack(like))
+    masks = (len(like),) if is_stack(like) else ()
+    if prediction.shape != (*masks, *sample.shape): raise ValueError(
+        f'prediction of shape {prediction.shape} does not fit sample {sample.name!r} of shape {sample.shape}'
+        + f' with {len(like)} masks'*bool(masks))
     return sample, prediction
 
 # %% ../../nbs/api/widgets/volume.ipynb #c6b10979
 @patch
 def _controls(self: VolumeExplorer):
     "The other controls, and where things stand."
-    self.crosshair = W.Checkbox(True, description='crosshair', indent=False, layout=W.Layout(width='110px'))
+    self.pointing = W.Checkbox(True, description='crosshair', indent=False, layout=W.Layout(width='110px'))
     self.numbers = W.HTML()
     self.numbers.add_class('N-voxel')
-    self.crosshair.add_class('C-crosshair')
-    look, hidden = self.look, [self.look.axis, self.look.slice]  # each view has its own slider
-    if self.sample.labels is None and self.prediction is None: hidden += look.ways
-    for w in hidden: w.layout.display = 'none'
+    self.pointing.add_class('C-crosshair')
+    look = self.look
+    show_if(False, look.axis, look.slice)  # each view has its own slider
+    if self.sample.labels is None and self.prediction is None: show_if(False, *look.ways)
     row = W.Box(self.columns, layout=W.Layout(flex_flow='row wrap', align_items='flex-end'))
-    below = W.Box([W.VBox([look, self.crosshair]), self.numbers], layout=W.Layout(flex_flow='row wrap'))
-    self.children = [W.HTML(_about(self.sample)), row, below, self.message]
+    below = W.Box([W.VBox([look, self.pointing]), self.numbers], layout=W.Layout(flex_flow='row wrap'))
+    self.children = [W.HTML(about(self.sample)), row, below, self.message]
+
+# %% ../../nbs/api/widgets/volume.ipynb #a0883ee8
+@patch
+def look_key(self: VolumeExplorer):
+    look = self.look
+    return look.channel.value, look.opacity.value, look.filled.value, tuple(look.classes)
 
 
-def _about(sample):
-    "Name, size, and what is not known about the volume."
-    mm = ' x '.join(f'{o:.3g}' for o in sample.spacing)
-    size = f' of {mm} mm' if sample.spacing_known else ', whose size is not known: shown as cubes'
-    text = f'<b>{escape(sample.name or "volume")}</b>, {" x ".join(map(str, sample.shape))} voxels{size}'
-    if sample.affine is None: return text + '; there is no affine, so that left and right are not known'
-    degrees = _tilt(sample.affine)
-    return text + (f'; oblique by {degrees:.0f}°, the letters are the nearest' if degrees > 1 else '')
+@patch
+def paint(self: VolumeExplorer, view, index):
+    channel, alpha, filled, classes = self.look_key()
+    maps = self.grey[channel], self.sample.labels, self.prediction, self.sample.valid
+    return draw_view(view, index, *maps, alpha=alpha, filled=filled, classes=classes)
 
 
-def _tilt(affine):
-    "The largest angle between a voxel axis and the nearest axis of the patient, in degrees."
-    directions = affine[:3, :3]/np.sqrt((affine[:3, :3]**2).sum(0))
-    return np.rad2deg(np.arccos(np.abs(directions).max(0).clip(0, 1).min()))
+@patch
+def tell(self: VolumeExplorer):
+    "What is under the crosshair."
+    sample, at, channel = self.sample, self.at, self.look.channel.value
+    where = 'not known (no affine)' if sample.affine is None else in_patient(sample.affine, at)
+    grey = f'grey value, channel {channel}' if sample.n_channels > 1 else 'grey value'
+    self.words = {'voxel': ', '.join(map(str, at)), 'position': where, grey: f'{sample.image[(channel, *at)]:.5g}'}
+    for what, labels in (('truth', sample.labels), ('prediction', self.prediction)):
+        if labels is not None: self.words[what] = class_at(labels, at, self.names)
+    if sample.valid is not None and not sample.valid[at]: self.words['truth'] = 'not valid'
+    self.numbers.value = pairs_table(self.words)
 
 # %% ../../nbs/api/widgets/volume.ipynb #6eee1dae
 @patch
@@ -102,11 +134,12 @@ def go_mm(
     position,  # (R, A, S) in mm
 ):
     "Move the crosshair to the voxel nearest to a position in the patient."
-    s = self.sample
-    if s.affine is None: raise ValueError(f'sample {s.name!r} has no affine, so that positions in mm are not known; use go')
+    sample = self.sample
+    if sample.affine is None:
+        raise ValueError(f'sample {sample.name!r} has no affine, so that positions in mm are not known; use go')
     mm = numbers(position, 3, 'position must be three numbers, R, A and S in mm')
-    at = np.rint(np.linalg.solve(s.affine, [*mm, 1])[:3])
-    if not within(at, s.shape): raise ValueError(f'position must be within sample {s.name!r}, got {position}')
+    at = np.rint(np.linalg.solve(sample.affine, [*mm, 1])[:3])
+    if not within(at, sample.shape): raise ValueError(f'position must be within sample {sample.name!r}, got {position}')
     self.move(at)
 
 
@@ -114,34 +147,3 @@ def go_mm(
 def position(self: VolumeExplorer):  # (R, A, S) in mm, or None
     "Where in the patient the crosshair is."
     return None if self.sample.affine is None else (self.sample.affine @ [*self.at, 1])[:3]
-
-# %% ../../nbs/api/widgets/volume.ipynb #a0883ee8
-@patch
-def look_key(self: VolumeExplorer):
-    look = self.look
-    return look.channel.value, look.opacity.value, look.filled.value, tuple(look.classes)
-
-
-@patch
-def paint(self: VolumeExplorer, view, index):
-    channel, alpha, filled, classes = self.look_key()
-    s = self.sample
-    return draw_view(view, index, self.grey[channel], s.labels, self.prediction, s.valid, alpha=alpha, filled=filled, classes=classes)
-
-
-@patch
-def point(self: VolumeExplorer, rgb, view):
-    return draw_cross(rgb, view, self.at) if self.crosshair.value else rgb
-
-
-@patch
-def tell(self: VolumeExplorer):
-    "What is under the crosshair."
-    s, at, channel = self.sample, self.at, self.look.channel.value
-    where = 'not known (no affine)' if s.affine is None else in_patient(s.affine, at)
-    grey = f'grey value, channel {channel}' if s.n_channels > 1 else 'grey value'
-    self.words = {'voxel': ', '.join(map(str, at)), 'position': where, grey: f'{s.image[(channel, *at)]:.5g}'}
-    for what, labels in (('truth', s.labels), ('prediction', self.prediction)):
-        if labels is not None: self.words[what] = class_at(labels, at, self.names)
-    if s.valid is not None and not s.valid[at]: self.words['truth'] = 'not valid'
-    self.numbers.value = pairs_table(self.words)
