@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from misas.data.phantom import short_axis, short_axis_stack
+from misas.data.phantom import disc, short_axis, short_axis_stack
 from misas.data.sample import Sample
 from misas.models.adapt import as_model
 from misas.sweep.sensitivity import sensitivity
@@ -325,6 +325,33 @@ def test_volume_and_sizes(opened):
     right(page, sizes, 0)
     assert page.page.locator('#picture').bounding_box() == pytest.approx(box, abs=1)         # it stays as large as it is in the patient
     page.shot('volume')
+
+
+def test_classes_that_overlap(opened):
+    "Three nested discs, a mask each: fillings blend, every class has its box, its outline and its curve."
+    rings = np.stack([disc((64, 64), radius=r).labels > 0 for r in (26, 18, 9)])
+    nested = Sample(100.*rings.sum(0), rings, spacing=2., classes=('whole', 'core', 'centre'), name='nested discs')
+
+    def logits(x): return np.concatenate([np.where(x > t, 5., -5.) for t in (50, 150, 250)], 1)
+    result = sensitivity(as_model(logits, activation='sigmoid', classes=nested.classes), nested, Brightness([.4, .75, 1, 1.4]), progress=False)
+    same = result.values.index(1)
+    assert (result._table[same] == 1).all() and result.foreground == nested.classes
+    page = opened(result, exact=True)
+    p = page.page
+    right(page, result, same)
+    assert np.abs(page.pixels() - want(result, same)).max() <= 2
+    assert p.locator('#now tbody th').all_inner_texts() == list(nested.classes)
+    page.shot('overlapping')
+    p.get_by_label('core').uncheck()
+    p.wait_for_timeout(80)
+    assert np.abs(page.pixels() - want(result, same, classes=[1, 3])).max() <= 2
+    assert p.locator('figure:visible g.curve[data-k="2"]').is_hidden()
+    p.get_by_label('core').check()
+    p.locator('#value').focus()
+    p.keyboard.press('Home')
+    for i in range(len(result.values)):
+        right(page, result, i)
+        p.keyboard.press('ArrowRight')
 
 
 def test_undefined_and_infinite(opened):
