@@ -129,7 +129,8 @@ def _check_steps(steps):
     if off <= .05*np.linalg.norm(typical): return
     mm = np.linalg.norm(steps, axis=1)
     raise ValueError(
-        f'its slices are not evenly spaced, their distances are {mm.min():.4g} to {mm.max():.4g} mm; is a file missing?')
+        f'its slices are not evenly spaced, their distances are {mm.min():.4g} to {mm.max():.4g} mm; is a file missing?'
+    )
 
 # %% ../../nbs/api/data/dicom.ipynb #6a24b7b4
 def read_folder(folder: Path) -> dict:

@@ -28,7 +28,8 @@ def confusion(
     if keep is not None: prediction, labels = prediction[keep], labels[keep]
     for what, values in (('prediction', prediction), ('labels', labels)):
         if values.size and values.max() >= n_classes:
-            raise ValueError(f'{what} hold the value {values.max()}, but n_classes={n_classes} means 0 to {n_classes - 1}')
+            raise ValueError(
+                f'{what} hold the value {values.max()}, but n_classes={n_classes} means 0 to {n_classes - 1}')
     small = np.uint8 if n_classes <= 16 else np.intp
     code = labels.astype(small)*small(n_classes) + prediction.astype(small, copy=False)
     return np.bincount(code.ravel(), minlength=n_classes**2).reshape(n_classes, n_classes)

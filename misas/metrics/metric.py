@@ -16,7 +16,7 @@ from .masks import surface_distance, volume
 # %% auto #0
 __all__ = ['BETTER', 'NEEDS', 'OVERLAP', 'METRICS', 'Metric', 'as_metric', 'as_metrics']
 
-# %% ../../nbs/api/metrics/metric.ipynb #fcbc8945
+# %% ../../nbs/api/metrics/metric.ipynb #4626af6f
 BETTER = (
     'higher',
     'lower',
@@ -26,7 +26,7 @@ BETTER = (
 )  # 'zero': the nearer to 0 the better; '': neither way; 'unknown': only the name is known
 NEEDS = 'spacing', 'counts', 'instances'
 
-
+# %% ../../nbs/api/metrics/metric.ipynb #fcbc8945
 @dataclass(frozen=True)
 class Metric:
     "One way of comparing a prediction with the truth, class by class."
@@ -49,9 +49,6 @@ class Metric:
         object.__setattr__(self, 'needs', (self.needs,) if isinstance(self.needs, str) else tuple(self.needs))
         unknown = [o for o in self.needs if o not in NEEDS]
         if unknown: raise ValueError(f'needs of metric {self.name} may hold {", ".join(NEEDS)}, got {unknown[0]!r}')
-
-    @property
-    def __name__(self): return self.name  # goes when all rooms have moved
 
     def bad(
         self, scores: float | np.ndarray,  # any number of them

@@ -93,9 +93,9 @@ def hint(self: Answers, image): "What to add to the error when the network fails
 
 
 @patch
-def missing(self: Answers, image): "(argument, value) that would have helped when the network fails, or None."; return None
-@patch
-def missing(self: Answers, image): "(argument, value) that would have helped when it fails, or None."; return None
+def missing(self: Answers, image):
+    "(argument, value) that would have helped when the network fails, or None."
+    return None
 @patch
 def made_of(self: Answers): "What else its answers depend on."; return ()
 

@@ -153,7 +153,9 @@ def naming(
         if why is not None: raise why from e
         what, hint = (str(e).strip() or type(e).__name__).splitlines()[0], model.hint(image)
         if image.ndim == 4 and not hint: hint = ' (if it is a 2D network, model.slicewise() asks it slice by slice)'
-        text, missing = f'{model.name} failed on an input of shape {tuple(image.shape)}{hint}: {what}', model.missing(image)
+        text, missing = (
+            f'{model.name} failed on an input of shape {tuple(image.shape)}{hint}: {what}',
+            model.missing(image))
         raise (ValueError(text) if missing is None else Missing(text, *missing)) from e
 
 
