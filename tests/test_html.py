@@ -342,11 +342,11 @@ def test_classes_that_overlap(opened):
     assert np.abs(page.pixels() - want(result, same)).max() <= 2
     assert p.locator('#now tbody th').all_inner_texts() == list(nested.classes)
     page.shot('overlapping')
-    p.get_by_label('core').uncheck()
+    p.locator('#class-2').uncheck()
     p.wait_for_timeout(80)
     assert np.abs(page.pixels() - want(result, same, classes=[1, 3])).max() <= 2
     assert p.locator('figure:visible g.curve[data-k="2"]').is_hidden()
-    p.get_by_label('core').check()
+    p.locator('#class-2').check()
     p.locator('#value').focus()
     p.keyboard.press('Home')
     for i in range(len(result.values)):

@@ -50,7 +50,7 @@ class Complexity:
     def value(self) -> float: "`voxels` as a share of the image."; return self.voxels/self.held.size
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> 'pd.DataFrame':
         "One row: entropy, voxels, gini, value."
         import pandas as pd
         return pd.DataFrame([{name: getattr(self, name) for name in ('entropy', 'voxels', 'gini', 'value')}])
@@ -78,7 +78,7 @@ def __repr__(self: Complexity): return self.summary().text
 @patch
 def plot(
     self: Complexity,
-    ax: Axes | None = None,  # to draw on; None: a new figure
+    ax: 'Axes | None' = None,  # to draw on; None: a new figure
     label: str | None = None,  # of the curve
 ) -> 'Figure':
     "The share of the map that its largest voxels hold."

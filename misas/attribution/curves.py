@@ -50,7 +50,7 @@ class Curve:
         return float(self.each.mean())
 
     @property
-    def area(self) -> pd.DataFrame:
+    def area(self) -> 'pd.DataFrame':
         "Area under each curve: rows map and random order, columns score and soft Dice."
         import pandas as pd
         areas = [np.trapezoid(curve, self.fraction, axis=0) for curve in (self.map, self.random.mean(0))]
@@ -58,7 +58,7 @@ class Curve:
 
 # %% ../../nbs/api/attribution/curves.ipynb #a4ce5e62
 @patch(as_prop=True)
-def frame(self: Curve) -> pd.DataFrame:
+def frame(self: Curve) -> 'pd.DataFrame':
     "Tidy table: order, fraction, score, soft_dice."
     import pandas as pd
     parts = {'map': self.map, **{f'random {i}': curve for i, curve in enumerate(self.random)}}
@@ -85,7 +85,7 @@ def __repr__(self: Curve): return self.summary().text
 @patch
 def plot(
     self: Curve,
-    axs: Sequence[Axes] | None = None,  # two, to draw on; None: a new figure
+    axs: 'Sequence[Axes] | None' = None,  # two, to draw on; None: a new figure
 ) -> 'Figure':
     "Score and soft Dice, in the order of the map and in random orders."
     import matplotlib.pyplot as plt

@@ -43,7 +43,7 @@ class Zones:
 
     def shares(
         self, map,  # (*S) or (C', *S)
-    ) -> pd.DataFrame:  # where, voxels (share of the image), share (of |map|), density (their quotient), net (signed)
+    ) -> 'pd.DataFrame':  # where, voxels (share of the image), share (of |map|), density (their quotient), net (signed)
         "How a map is spread over the zones; shares of a map without values are NaN."
         import pandas as pd
         map = np.asarray(map, float).reshape(-1, *self.index.shape)
@@ -81,7 +81,7 @@ CONTEXT = 'Context is legitimate: what lies outside the region is not an error.'
 @dataclass(eq=False, repr=False)
 class Localisation:
     "Where a map lies; see `localisation`."
-    frame: pd.DataFrame  # see `Zones.shares`
+    frame: 'pd.DataFrame'  # see `Zones.shares`
 
     @property
     def text(self):
@@ -92,7 +92,7 @@ class Localisation:
     def summary(self) -> Summary: "The shares in words."; return Summary(self.text, self.frame)
 
     def plot(
-        self, ax: Axes | None = None,  # to draw on; None: a new figure
+        self, ax: 'Axes | None' = None,  # to draw on; None: a new figure
     ) -> 'Figure':
         "Share of the map and of the image, from the inside to the outside."
         import matplotlib.pyplot as plt

@@ -78,7 +78,7 @@ def interval(
 
 
 @patch(as_prop=True)
-def frame(self: Infidelity) -> pd.DataFrame:
+def frame(self: Infidelity) -> 'pd.DataFrame':
     "A row a change: promised (by the map, scaled) and seen drop of the score."
     import pandas as pd
     return pd.DataFrame(dict(promised=self.scale*self.promised, seen=self.seen))
@@ -100,7 +100,7 @@ def __repr__(self: Infidelity): return self.summary().text
 @patch
 def plot(
     self: Infidelity,
-    ax: Axes | None = None,  # to draw on; None: a new figure
+    ax: 'Axes | None' = None,  # to draw on; None: a new figure
 ) -> 'Figure':
     "What the scaled map promised against what happened, a point a change."
     import matplotlib.pyplot as plt
@@ -198,7 +198,7 @@ class MaxSensitivity:
     def value(self) -> float: "The largest change."; return float(self.each.max())
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> 'pd.DataFrame':
         "A row a noisy image: change of the map, relative to its norm."
         import pandas as pd
         return pd.DataFrame(dict(change=self.each))
@@ -211,7 +211,7 @@ class MaxSensitivity:
     def __repr__(self): return self.summary().text
 
     def plot(
-        self, ax: Axes | None = None,  # to draw on; None: a new figure
+        self, ax: 'Axes | None' = None,  # to draw on; None: a new figure
     ) -> 'Figure':
         "The change of the map for each noisy image; the largest one counts."
         import matplotlib.pyplot as plt

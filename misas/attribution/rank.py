@@ -177,7 +177,7 @@ class Ranking:
         self.cost = cost.groupby('method', sort=False).mean().round().astype(int)
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> 'pd.DataFrame':
         "Tidy table: sample, method, measure, value."
         return self._values[['sample', 'method', 'measure', 'value']]
 
@@ -189,7 +189,7 @@ class Ranking:
         return median, low, high, 'samples', cases
 
     @property
-    def table(self) -> pd.DataFrame:
+    def table(self) -> 'pd.DataFrame':
         "Tidy table: method, measure, better, value, low, high, over, cases, rank, forward, backward."
         import pandas as pd
         groups = self._values.groupby(['method', 'measure'], sort=False)
@@ -217,7 +217,7 @@ def _cell(value, low, high):
 
 
 @patch(as_prop=True)
-def wide(self: Ranking) -> pd.DataFrame:
+def wide(self: Ranking) -> 'pd.DataFrame':
     "One row a method, the best first: values with their intervals as text, and the cost."
     table = self.table
     table['text'] = [_cell(*row) for row in zip(table.value, table.low, table.high)]

@@ -179,7 +179,7 @@ class Randomisation:
         return self.value > self.limit or len(self.places) > 0 and bool(self.places.mean() > self.limit)
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> 'pd.DataFrame':
         "Tidy table: changed, layers (random ones), last (its name), signed, absolute (of ranks), correlation."
         import pandas as pd
         rows = [('nothing', 0, '', 1., 1., 1.)]

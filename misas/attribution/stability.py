@@ -49,7 +49,7 @@ class Stability:
     "How a map follows a transform; see `stability`."
     attribution: Attribution | OwnMap
     transform: Transform
-    frame: pd.DataFrame  # value, correlation, rank (correlation of ranks), dice, known (share of the voxels)
+    frame: 'pd.DataFrame'  # value, correlation, rank (correlation of ranks), dice, known (share of the voxels)
     maps: list  # one a value, brought back; None where there was none
     better = 'higher'
 

@@ -172,7 +172,7 @@ def pick_layer(self: Anatomy) -> str:
 
 
 @patch
-def table(self: Anatomy) -> pd.DataFrame:  # layer, kind, channels, size, calls, after_activation, default
+def table(self: Anatomy) -> 'pd.DataFrame':  # layer, kind, channels, size, calls, after_activation, default
     "Its layers in the order in which they work; `default` is the one that `pick_layer` takes."
     import pandas as pd
     try: default = self.pick_layer()

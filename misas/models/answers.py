@@ -324,7 +324,7 @@ def network(self: Answers) -> nn.Module | None:
 def layers(
     self: Answers,
     sample: Sample,  # an image, to see sizes and order
-) -> pd.DataFrame:  # layer, kind, channels, size, calls, after_activation, default
+) -> 'pd.DataFrame':  # layer, kind, channels, size, calls, after_activation, default
     "The layers of the network in the order in which they work. ValueError for functions."
     module = self.network
     if module is None: raise ValueError(f'{self.name} is a function: it has no layers')

@@ -191,7 +191,7 @@ def plot(
     metric: str | None = None,  # name; None: the first one
     cls: str | None = None,  # a class; None: a panel for each
     drop: float | None = None,  # how much worse than at both identities still holds; None: 0.1 for ratios, else no line
-    ax: Axes | None = None,  # for one class
+    ax: 'Axes | None' = None,  # for one class
 ) -> 'Figure':
     "Scores of each class over both values; bright is better, and the line surrounds what holds."
     import matplotlib.pyplot as plt

@@ -132,7 +132,7 @@ def _end(transform, at, beyond, last):
 @patch
 def plot(
     self: Tolerance,
-    ax: Axes | None = None,  # None: new ones
+    ax: 'Axes | None' = None,  # None: new ones
 ) -> 'Figure':
     "The values that were asked for, and the range of each class."
     import matplotlib.pyplot as plt

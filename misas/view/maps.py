@@ -259,9 +259,9 @@ def _two_digits(value, _): return f'{value:.2g}'
 # %% ../../nbs/api/view/maps.ipynb #d69c2f04
 def show_map(
     sample: Sample,
-    map: np.ndarray | torch.Tensor,  # (*S) or (C', *S)
+    map: 'np.ndarray | torch.Tensor',  # (*S) or (C', *S)
     *, target: np.ndarray | None = None,  # bool (*S), to be outlined
-    ax: Axes | None = None,  # to draw on; None: a new figure
+    ax: 'Axes | None' = None,  # to draw on; None: a new figure
     index: int | None = None, axis: int = -1,  # of a volume: which slice across which axis; None: see `map_slice`
     channel: int | None = None,  # of image and map; None: the sum over all
     limit: float | None = None,  # value of the last colour; None: see `map_limit`, of the whole map
@@ -309,7 +309,7 @@ def size_mm(sample: Sample) -> tuple:
 # %% ../../nbs/api/view/maps.ipynb #633cb915
 def side_by_side(
     sample: Sample,
-    maps: dict[str, np.ndarray | torch.Tensor],  # name -> map
+    maps: 'dict[str, np.ndarray | torch.Tensor]',  # name -> map
     *, target: np.ndarray | None = None,  # bool (*S), to be outlined
     units: str | dict[str, str] = '',  # of the maps: one for all, or name -> unit
     index: int | None = None, axis: int = -1,  # slice of a volume; None: with most of the target, else of the first map

@@ -29,7 +29,7 @@ __all__ = ['outline', 'show', 'gallery', 'curves', 'plain_text', 'with_unit', 'm
 
 # %% ../../nbs/api/view/plot.ipynb #61108e8a
 def outline(
-    ax: Axes,  # with an image
+    ax: 'Axes',  # with an image
     mask: np.ndarray,  # (H, W) bool
     color: str,
     lw: float = 1.4,
@@ -43,7 +43,7 @@ def outline(
 def show(
     sample: Sample,
     prediction: np.ndarray | None = None,  # (*S) label map, or (K, *S) stack of masks; drawn filled
-    *, ax: Axes | None = None,  # None: new ones
+    *, ax: 'Axes | None' = None,  # None: new ones
     index: int | None = None,  # of a volume: which slice; None: the one with most labels
     axis: int = -1,  # of a volume: across which axis
     title: str | None = None,  # None: the sample's name
@@ -157,7 +157,7 @@ def curves(
     frame: 'pandas.DataFrame',  # tidy: transform, value, unit, class, metric, score
     identity: float | None = None,  # the value to mark
     *, scale: ValueScale | str | dict | None = None,  # of the transform; None: guessed from the values, see `as_scale`
-    axs: Axes | Sequence[Axes] | None = None,  # one a metric
+    axs: 'Axes | Sequence[Axes] | None' = None,  # one a metric
     log: bool | None = None,  # logarithmic axis? None: as the scale says
     units: dict | None = None,  # of the metrics, by name; None: those of volumes
     zero: str = 'unchanged',  # what the image is at the identity
