@@ -70,7 +70,7 @@ def methods(
     model: Model | None = None,  # or anything `as_model` takes
     sample: Sample | None = None,  # or anything `as_sample` takes
     target: Target | Frozen | str | int | None = None,  # see `attribute`
-) -> 'pd.DataFrame':  # name, family, dimensions, passes, needs, library, origin; with a model forward, backward, refused
+) -> 'pd.DataFrame':  # name, family, dimensions, passes, needs, library, origin (forward, backward, refused)
     "The table of methods; for a model, an image and a target also what each would cost there, and why it would refuse."
     import pandas as pd
     rows = [(m.name, m.family, '2D, 3D', m.words, m.needs, m.library, m.origin) for m in METHODS.values()]

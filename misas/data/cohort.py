@@ -169,7 +169,8 @@ def read_manifest(
     lost = [file for file in listed if not file.exists()]
     if lost:
         files = 'file' if len(lost) == 1 else 'files'
-        raise FileNotFoundError(f'{path.name}: {len(lost)} {files} that it lists cannot be found, the first is {lost[0]}')
+        raise FileNotFoundError(
+            f'{path.name}: {len(lost)} {files} that it lists cannot be found, the first is {lost[0]}')
     return rows
 
 

@@ -40,7 +40,9 @@ def _download(url, sha, path, what):
     import pooch
     try: return Path(pooch.retrieve(url, known_hash=sha, path=path.parent, fname=path.name, progressbar=False))
     except ValueError as e:
-        raise ValueError(f'{url}: is not the file that was published for {what} (its SHA-256 differs); report this') from e
+        raise ValueError(
+            f'{url}: is not the file that was published for {what} (its SHA-256 differs); report this'
+        ) from e
     except Exception as e:
         raise OSError(f'{what}: {url} cannot be downloaded ({type(e).__name__}); '
                       'connect to the internet, or set MISAS_DATA to a folder that holds the data set') from e
@@ -54,7 +56,9 @@ def sunnybrook(**columns) -> Cases:  # e.g. split='test', phase='ED', mid=True, 
     import pandas as pd
     frame = pd.read_csv(files('misas')/'assets'/'sunnybrook.csv.gz')
     who = frame.groupby(['patient', 'phase']).slice_index
-    frame['level'] = ((frame.slice_index - who.transform('min'))/(who.transform('max') - who.transform('min')).clip(lower=1)).round(2)
+    frame['level'] = (
+        (frame.slice_index - who.transform('min')) / (who.transform('max') - who.transform('min')).clip(lower=1)
+    ).round(2)
     frame['mid'] = frame.level.between(1/3, 2/3)
     return Cases(frame, _sunnybrook_slice).where(**columns)
 
@@ -64,7 +68,9 @@ def _sunnybrook_slice(row) -> Sample:
     for kind in ('images', 'masks'):
         path = (here or cache_folder()/'sunnybrook')/row.split/kind/row.file
         parts.append(path if here else _download(UPSTREAM + row[kind], row[f'{kind}_sha256'], path, 'sunnybrook'))
-    image, mask = (load(p).image[:1] for p in parts)  # the published files are RGB with three equal channels, masks 0 and 255
+    image, mask = (
+        load(p).image[:1] for p in parts
+    )  # the published files are RGB with three equal channels, masks 0 and 255
     return Sample(image, mask[0] > 0, classes=('background', 'LV'), name=Path(row.file).stem)
 
 # %% ../../nbs/api/data/datasets.ipynb #a0841e58
@@ -73,7 +79,9 @@ def sunnybrook_stacks(**columns) -> Cases:  # e.g. phase='ED'
     import pandas as pd
     folder = data_folder('sunnybrook_sax_3d', 'manifest.csv')
     if folder is None:
-        raise FileNotFoundError('sunnybrook_stacks: set MISAS_DATA to a folder that holds sunnybrook_sax_3d; these volumes cannot be downloaded')
+        raise FileNotFoundError(
+            'sunnybrook_stacks: set MISAS_DATA to a folder that holds sunnybrook_sax_3d; these volumes cannot be '
+            'downloaded')
     def stack(row):
         name = row.file.removesuffix('.nii.gz')
         classes = ('background', 'LV', 'MYO') if row.phase == 'ED' else ('background', 'LV')
@@ -114,7 +122,10 @@ def misas_b0() -> Cases:
         folder, parts = data_folder('misas_b0', 'images'), []
         for kind, sha in zip(('images', 'masks'), B0_SHA[row['name']]):
             file = f'{kind}/{row["name"]}.png'
-            parts.append(folder/file if folder else _download(B0_URL + file, sha, cache_folder()/'misas_b0'/file, 'misas_b0'))
+            parts.append(
+                folder / file
+                if folder
+                else _download(B0_URL + file, sha, cache_folder() / 'misas_b0' / file, 'misas_b0'))
         return load(parts[0], parts[1], classes=('background', 'LV', 'MYO'), name=row['name'])
     return Cases(pd.DataFrame({'name': list(B0_SHA)}), one)
 
@@ -127,6 +138,12 @@ def mni152(
     try: from nilearn import datasets as nl
     except ImportError as e: raise ImportError('mni152 needs nilearn: pip install "misas[demo]"') from e
     t1 = nl.load_mni152_template(resolution)
-    wm, gm = (np.asarray(f(resolution).dataobj, np.float32) for f in (nl.load_mni152_wm_template, nl.load_mni152_gm_template))
+    wm, gm = (
+        np.asarray(f(resolution).dataobj, np.float32) for f in (nl.load_mni152_wm_template, nl.load_mni152_gm_template))
     labels = np.stack([1 - wm - gm, wm, gm]).argmax(0)
-    return Sample(np.asarray(t1.dataobj, np.float32)[None], labels, affine=t1.affine, classes=('background', 'WM', 'GM'), name='MNI152')
+    return Sample(
+        np.asarray(t1.dataobj, np.float32)[None],
+        labels,
+        affine=t1.affine,
+        classes=('background', 'WM', 'GM'),
+        name='MNI152')

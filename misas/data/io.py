@@ -221,7 +221,7 @@ def load(
 
 # %% ../../nbs/api/data/io.ipynb #bf254fde
 def as_sample(
-    x: object,  # path or paths, array, tensor, PIL image (also fastai's), nibabel or SimpleITK image, torchio Subject, Sample
+    x: object,  # path(s), array, tensor, image of PIL, fastai, nibabel or SimpleITK, torchio Subject, Sample
     labels: object = None,  # label map, as any of these; or a list or dict of masks
     **kw: object,  # fields of Sample, label_map=, regions= and window=; for files also frame=
 ) -> Sample:

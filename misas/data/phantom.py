@@ -15,15 +15,38 @@ __all__ = ['short_axis', 'short_axis_stack', 'disc', 'ThresholdModel', 'LeftHalf
            'OracleModel']
 
 # %% ../../nbs/api/data/phantom.ipynb #19166c44
-_TISSUE = dict(air=0., fat=1.25, inner_fat=.7, muscle=.26, lung=.06, vessel=.35, liver=.4, spleen=.48, bone=.45, fluid=1.2,
-               edge=.12, blood=1., myocardium=.3)  # bSSFP signal relative to blood
+_TISSUE = dict(
+    air=0.0,
+    fat=1.25,
+    inner_fat=0.7,
+    muscle=0.26,
+    lung=0.06,
+    vessel=0.35,
+    liver=0.4,
+    spleen=0.48,
+    bone=0.45,
+    fluid=1.2,
+    edge=0.12,
+    blood=1.0,
+    myocardium=0.3,
+)  # bSSFP signal relative to blood
 _BLOOD = 600.  # signal of blood in the units of the image, a typical value for a scanner
-_HEART = dict(ED=dict(cavity=27., wall=9.5, length=70., rv=1.), ES=dict(cavity=18.5, wall=13.7, length=61., rv=.74))  # mm; rv is a factor
+_HEART = dict(
+    ED=dict(cavity=27.0, wall=9.5, length=70.0, rv=1.0), ES=dict(cavity=18.5, wall=13.7, length=61.0, rv=0.74)
+)  # mm; rv is a factor
 _CLASSES = ('background', 'RV', 'MYO', 'LV')
 # everything else, painted in this order: tissue, centre x and y, half axes (mm; x to the right, y down), turned by (degrees)
-_BODY = (('liver', -58, 52, 86, 44, -8), ('blood', -24, 46, 11, 8, 20), ('inner_fat', 60, 62, 60, 30, -10), ('spleen', 98, 44, 34, 20, -50),
-         ('muscle', 42, 50, 22, 17, -20), ('muscle', -48, 88, 44, 20, 14), ('muscle', 48, 88, 44, 20, -14),
-         ('bone', 0, 68, 21, 17, 0), ('fluid', 0, 90, 10, 8, 0), ('blood', 30, 62, 11, 11, 0))
+_BODY = (
+    ('liver', -58, 52, 86, 44, -8),
+    ('blood', -24, 46, 11, 8, 20),
+    ('inner_fat', 60, 62, 60, 30, -10),
+    ('spleen', 98, 44, 34, 20, -50),
+    ('muscle', 42, 50, 22, 17, -20),
+    ('muscle', -48, 88, 44, 20, 14),
+    ('muscle', 48, 88, 44, 20, -14),
+    ('bone', 0, 68, 21, 17, 0),
+    ('fluid', 0, 90, 10, 8, 0),
+    ('blood', 30, 62, 11, 11, 0))
 
 # %% ../../nbs/api/data/phantom.ipynb #ec663c99
 def _rho(x, y, cx, cy, a, b, turn=0., dent=0.):
@@ -43,14 +66,24 @@ def _patient(seed):
     "What differs from one patient to the next: factors around 1, offsets in mm, angles in degrees and radians."
     rng = np.random.default_rng(seed)
     factor = lambda spread: rng.uniform(1 - spread, 1 + spread)
-    return dict(centre=(22 + rng.uniform(-6, 6), -20 + rng.uniform(-5, 5)), size=factor(.04), wall=factor(.06), rv=factor(.07),
-                turn=rng.uniform(-9, 9), round=factor(.04), dent=rng.uniform(-.03, .03), body=(factor(.06), factor(.06)),
-                coil=rng.uniform(-60, 60), grain=rng.uniform(0, 7, 4), signal={k: factor(.08) for k in _TISSUE})
+    return dict(
+        centre=(22 + rng.uniform(-6, 6), -20 + rng.uniform(-5, 5)),
+        size=factor(0.04),
+        wall=factor(0.06),
+        rv=factor(0.07),
+        turn=rng.uniform(-9, 9),
+        round=factor(0.04),
+        dent=rng.uniform(-0.03, 0.03),
+        body=(factor(0.06), factor(0.06)),
+        coil=rng.uniform(-60, 60),
+        grain=rng.uniform(0, 7, 4),
+        signal={k: factor(0.08) for k in _TISSUE})
 
 
 def _grain(x, y, shift):
     "An irregular smooth pattern between -1 and 1, for tissue that is not quite uniform and for vessels."
-    return np.sin(.29*x + 2.9*np.sin(.093*y + shift[0]) + shift[1])*np.sin(.23*y + 3.1*np.sin(.071*x + shift[2]) + shift[3])
+    return np.sin(0.29 * x + 2.9 * np.sin(0.093 * y + shift[0]) + shift[1]) * np.sin(
+        0.23 * y + 3.1 * np.sin(0.071 * x + shift[2]) + shift[3])
 
 # %% ../../nbs/api/data/phantom.ipynb #a2b51c40
 def _body(x, y, p, apex):
@@ -63,7 +96,8 @@ def _body(x, y, p, apex):
     image[inside] = np.where(np.cos(22*around) > .55, tissue['bone'], tissue['muscle'])[inside]
     chest = _rho(x, y, 0, -3, 132, 84) < 1
     image[chest] = np.where(grain > .93, tissue['vessel'], tissue['lung'])[chest]
-    image[chest & (_rho(x, y, p['centre'][0] - 16, p['centre'][1] - 8, 66 - 12*apex, 50 - 9*apex, 35) < 1)] = tissue['inner_fat']
+    image[chest & (_rho(x, y, p['centre'][0] - 16, p['centre'][1] - 8, 66 - 12 * apex, 50 - 9 * apex, 35) < 1)] = (
+        tissue['inner_fat'])
     for name, cx, cy, a, b, turn in _BODY:
         rho = _rho(x, y, cx, cy - 10*apex, a, b, turn)  # towards the apex the belly comes up
         image[inside & (rho < 1)] = tissue['edge']
@@ -76,14 +110,22 @@ def _heart(image, x, y, p, h, apex):
     labels = np.zeros(x.shape, np.uint8)
     if not 0 <= apex < 1: return labels
     blood, myo = p['signal']['blood'], _TISSUE['myocardium']*p['signal']['myocardium']
-    level = lambda end, n=4: np.sqrt(max(1e-12, 1 - (apex/end)**n))  # a bullet that closes at `end`; n = 2: an ellipsoid
+    level = lambda end, n=4: np.sqrt(
+        max(1e-12, 1 - (apex / end) ** n)
+    )  # a bullet that closes at `end`; n = 2: an ellipsoid
     cavity = h['cavity']*p['size']*level(.94)
     outer = (h['cavity'] + h['wall']*p['wall'])*p['size']*level(1)
     rv, (cx, cy) = h['rv']*p['rv']*p['size']*level(.9, 2), p['centre']
-    place = lambda r, angle: (cx + r*np.cos(np.deg2rad(angle + p['turn'])), cy + r*np.sin(np.deg2rad(angle + p['turn'])))
+    place = lambda r, angle: (
+        cx + r * np.cos(np.deg2rad(angle + p['turn'])),
+        cy + r * np.sin(np.deg2rad(angle + p['turn'])))
     ring = lambda r: _rho(x, y, cx, cy, r*p['round'], r/p['round'], p['turn'], p['dent'])
     right = _rho(x, y, *place(35*np.sqrt(rv), 202), 30*rv, 44*rv, 20 + p['turn'], -.04)
-    for value, inside, signal in ((0, right < 1.1, myo), (1, right < 1, blood), (2, ring(outer) < 1, myo), (3, ring(cavity) < 1, blood)):
+    for value, inside, signal in (
+        (0, right < 1.1, myo),
+        (1, right < 1, blood),
+        (2, ring(outer) < 1, myo),
+        (3, ring(cavity) < 1, blood)):
         image[inside], labels[inside] = signal, value
     for angle in (-40, 110):  # the anterolateral and the posteromedial papillary muscle
         image[_rho(x, y, *place(.72*cavity, angle), 5.5*level(.94), 4*level(.94), angle + p['turn']) < 1] = myo
@@ -101,7 +143,9 @@ def _slices(shape, spacing, apexes, seed, phase, noise, bias):
         fine = _body(x, y, p, np.clip(apex, 0, 1))
         labels.append(_heart(fine, x, y, p, sizes, apex)[1::3, 1::3])
         images.append(fine.reshape(h, 3, w, 3).mean((1, 3)))
-    field = 1 + bias*np.cos(np.hypot(x - p['coil'], y + 90)[1::3, 1::3]/90)  # brightest at the coil, in front of the heart
+    field = 1 + bias * np.cos(
+        np.hypot(x - p['coil'], y + 90)[1::3, 1::3] / 90
+    )  # brightest at the coil, in front of the heart
     rng = np.random.default_rng([seed, phase == 'ES'])
     real, imaginary = noise*rng.normal(size=(2, len(apexes), h, w))
     return _BLOOD*np.hypot(np.stack(images)*field + real, imaginary), np.stack(labels)
@@ -163,11 +207,14 @@ def disc(
     "A hard-edged disc or ball with exactly two intensities."
     shape, spacing = _grid(shape, spacing, (2, 3), '(H, W) or (X, Y, Z)')
     centre = np.zeros(len(shape)) if centre is None else np.asarray(centre, float)
-    if centre.shape != (len(shape),): raise ValueError(f'centre must be {len(shape)} mm values, one an axis, got {centre.tolist()}')
+    if centre.shape != (len(shape),):
+        raise ValueError(f'centre must be {len(shape)} mm values, one an axis, got {centre.tolist()}')
     if not radius > 0: raise ValueError(f'radius must be larger than 0 mm, got {radius}')
     mm = np.meshgrid(*[(np.arange(n) - (n - 1)/2)*s - c for n, s, c in zip(shape, spacing, centre)], indexing='ij')
     inside = sum(o**2 for o in mm) <= radius**2
-    return Sample(np.where(inside, object, background)[None], inside, spacing=spacing, classes=('background', 'disc'), name='disc')
+    return Sample(
+        np.where(inside, object, background)[None], inside, spacing=spacing, classes=('background', 'disc'), name='disc'
+    )
 
 # %% ../../nbs/api/data/phantom.ipynb #e572788d
 def _two(logit):
@@ -211,15 +258,19 @@ class CrossModel(torch.nn.Module):
         channel=0,  # the channel that is read
     ):
         super().__init__()
-        if np.asarray(radius).dtype.kind not in 'iu' or np.min(radius) < 0: raise ValueError(f'radius must be whole pixels, 0 or more, got {radius}')
+        if np.asarray(radius).dtype.kind not in 'iu' or np.min(radius) < 0:
+            raise ValueError(f'radius must be whole pixels, 0 or more, got {radius}')
         self.radius, self.threshold, self.channel = radius, threshold, channel
 
     def forward(self, x):
         x = x[:, self.channel]
-        if np.shape(self.radius) not in ((), (x.ndim - 1,)): raise ValueError(f'radius must be one number or {x.ndim - 1}, got {self.radius}')
+        if np.shape(self.radius) not in ((), (x.ndim - 1,)):
+            raise ValueError(f'radius must be one number or {x.ndim - 1}, got {self.radius}')
         logit = x - self.threshold
         for axis, r in enumerate(np.broadcast_to(self.radius, x.ndim - 1).tolist(), 1):
-            padded = torch.nn.functional.pad(x, [0, 0]*(x.ndim - 1 - axis) + [r, r])  # 0 outside; pad counts axes from the last
+            padded = torch.nn.functional.pad(
+                x, [0, 0] * (x.ndim - 1 - axis) + [r, r]
+            )  # 0 outside; pad counts axes from the last
             for start in (0, 2*r): logit = torch.minimum(logit, padded.narrow(axis, start, x.shape[axis]))
         return _two(logit)
 
@@ -232,7 +283,8 @@ class TemplateModel(torch.nn.Module):
     ):
         super().__init__()
         mask = torch.as_tensor(to_numpy(template_mask) > 0)
-        if mask.all() or not mask.any(): raise ValueError('template_mask must hold an object (1) and a rim of background (0)')
+        if mask.all() or not mask.any():
+            raise ValueError('template_mask must hold an object (1) and a rim of background (0)')
         self.threshold = threshold
         self.register_buffer('mask', mask)
 
@@ -241,7 +293,9 @@ class TemplateModel(torch.nn.Module):
         m, n = self.mask.shape, self.mask.numel()
         if x.ndim != len(m) + 2 or any(a < b for a, b in zip(x.shape[2:], m)): raise ValueError(
             f'x of shape {tuple(x.shape)} must be (N, C, *S) with S no smaller than the template, which is {tuple(m)}')
-        x = x[:, :1].to(torch.float32 if x.device.type == 'mps' else torch.float64)  # differences of sums need the digits
+        x = x[:, :1].to(
+            torch.float32 if x.device.type == 'mps' else torch.float64
+        )  # differences of sums need the digits
         axes, t = tuple(range(1, x.ndim)), self.mask.to(x)[None, None]
         ones = torch.ones_like(t)
         x = x - x.mean(axes, keepdim=True)
@@ -270,7 +324,8 @@ class OracleModel:
         for s in pairs:
             if s.labels is None: raise ValueError(f'pairs must all have labels, sample {s.name!r} has none')
             known = self.answers.setdefault(self._key(s.image), s.labels)
-            if not np.array_equal(known, s.labels): raise ValueError(f'pairs hold the image of sample {s.name!r} twice, with different labels')
+            if not np.array_equal(known, s.labels):
+                raise ValueError(f'pairs hold the image of sample {s.name!r} twice, with different labels')
 
     @staticmethod
     def _key(image):
@@ -282,6 +337,8 @@ class OracleModel:
     ):  # (N, *S) labels
         keys = [self._key(o) for o in to_numpy(x)]
         for i, k in enumerate(keys):
-            if k not in self.answers: raise LookupError(
-                f'x[{i}] of shape {k[0]} is none of the {len(self.answers)} images this oracle knows; make it with pairs= that include it')
+            if k not in self.answers:
+                raise LookupError(
+                    f'x[{i}] of shape {k[0]} is none of the {len(self.answers)} images this oracle knows; make it '
+                    'with pairs= that include it')
         return np.stack([self.answers[k] for k in keys])

@@ -26,7 +26,8 @@ class CentreLine:
         if points.ndim != 2 or points.shape[1] != 3 or len(points) < 2 or not np.isfinite(points).all():
             raise ValueError(f'points must be (n, 3) finite numbers in mm, with n at least 2, got shape {points.shape}')
         if np.shape(self.radii) not in ((), (len(points),)) or not np.min(self.radii) >= 0:
-            raise ValueError(f'radii must be one number or {len(points)}, in mm and at least 0, got shape {np.shape(self.radii)}')
+            raise ValueError(
+                f'radii must be one number or {len(points)}, in mm and at least 0, got shape {np.shape(self.radii)}')
         radii = np.broadcast_to(np.asarray(self.radii, float), len(points)).copy()
         for k, v in dict(points=points, radii=radii).items():
             v.flags.writeable = False
@@ -35,13 +36,15 @@ class CentreLine:
     @property
     def length(self): "Length in mm."; return float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
 
-    def __repr__(self): return f'CentreLine({self.length:.1f} mm long, radius {self.radii.max():.2f} to {self.radii.min():.2f} mm)'
+    def __repr__(self):
+        return f'CentreLine({self.length:.1f} mm long, radius {self.radii.max():.2f} to {self.radii.min():.2f} mm)'
 
 # %% ../../nbs/api/data/phantom_vessels.ipynb #4c9f5280
 def _geometry(shape, spacing):
     "Shape and spacing (mm) as tuples of 3, and the affine: RAS, 0 mm in the middle of the volume."
     s = np.asarray(shape)
-    if s.shape != (3,) or s.dtype.kind not in 'iu' or s.min() < 1: raise ValueError(f'shape must be (X, Y, Z) in whole numbers, got {shape}')
+    if s.shape != (3,) or s.dtype.kind not in 'iu' or s.min() < 1:
+        raise ValueError(f'shape must be (X, Y, Z) in whole numbers, got {shape}')
     if np.shape(spacing) not in ((), (3,)) or not np.min(spacing) > 0 or not np.isfinite(spacing).all():
         raise ValueError(f'spacing must be one number or 3, in mm and larger than 0, got {spacing}')
     mm = np.broadcast_to(np.asarray(spacing, float), 3)
@@ -52,7 +55,8 @@ def _geometry(shape, spacing):
 
 def _places(shape, affine):
     "World coordinates (*S, 3) in mm of the middle of each voxel."
-    return np.stack(np.meshgrid(*[affine[i, 3] + affine[i, i]*np.arange(shape[i]) for i in range(3)], indexing='ij'), -1)
+    return np.stack(
+        np.meshgrid(*[affine[i, 3] + affine[i, i] * np.arange(shape[i]) for i in range(3)], indexing='ij'), -1)
 
 
 def line_distance(
@@ -115,22 +119,30 @@ def centre_lines(
 ) -> list:  # CentreLines, one from branching to branching
     "The centre lines of the vessels that `vessels` paints."
     shape, spacing, _ = _geometry(shape, spacing)
-    if not isinstance(trees, int) or trees < 0: raise ValueError(f'trees must be a whole number, 0 or more, got {trees!r}')
-    if np.shape(radius) != (2,) or not 0 < radius[0] <= radius[1]: raise ValueError(f'radius must be (smallest, largest) in mm, got {radius}')
+    if not isinstance(trees, int) or trees < 0:
+        raise ValueError(f'trees must be a whole number, 0 or more, got {trees!r}')
+    if np.shape(radius) != (2,) or not 0 < radius[0] <= radius[1]:
+        raise ValueError(f'radius must be (smallest, largest) in mm, got {radius}')
     if not winding >= 0: raise ValueError(f'winding must be 0 or larger, got {winding}')
     rng, half, lines = np.random.default_rng([seed, 1]), np.array(shape)*spacing/2, []
     for _ in range(trees):
         start, axis, side = rng.uniform(-.7, .7, 3)*half, rng.integers(3), rng.choice([-1, 1])
         start[axis] = side*(half[axis] + 2)
-        todo = [(start, _unit(rng.uniform(-.4, .4, 3)*half - start), rng.uniform(.6*radius[1] + .4*radius[0], radius[1]))]
+        todo = [
+            (
+                start,
+                _unit(rng.uniform(-0.4, 0.4, 3) * half - start),
+                rng.uniform(0.6 * radius[1] + 0.4 * radius[0], radius[1]))]
         while todo:
             at, direction, r = todo.pop()
             share = rng.uniform(.35, .65)
             branches = r*share**(1/3), r*(1 - share)**(1/3)
             divides = min(branches) >= radius[0]
-            points, direction = _walk(rng, at, direction, rng.uniform(8, 16) if divides else 4*half.max(), half, winding)
+            points, direction = _walk(
+                rng, at, direction, rng.uniform(8, 16) if divides else 4 * half.max(), half, winding)
             lines.append(CentreLine(points, r))
-            if divides and (abs(points[-1]) < half).all(): todo += [(points[-1], d, q) for d, q in zip(_fork(rng, direction), branches)]
+            if divides and (abs(points[-1]) < half).all():
+                todo += [(points[-1], d, q) for d, q in zip(_fork(rng, direction), branches)]
     return lines
 
 # %% ../../nbs/api/data/phantom_vessels.ipynb #30c0f2d0
@@ -138,7 +150,10 @@ def _blobs(rng, n, lines, half):
     "Centres, half axes (mm) and axes of `n` ellipsoids that keep 2 mm from all vessels; fewer where there is no room."
     for _ in range(n):
         for _ in range(50):
-            centre, r, turn = rng.uniform(-.9, .9, 3)*half, rng.uniform(1.2, 2.8, 3), np.linalg.qr(rng.normal(size=(3, 3)))[0]
+            centre, r, turn = (
+                rng.uniform(-0.9, 0.9, 3) * half,
+                rng.uniform(1.2, 2.8, 3),
+                np.linalg.qr(rng.normal(size=(3, 3)))[0])
             if all((np.linalg.norm(o.points - centre, axis=1) > o.radii + r.max() + 2).all() for o in lines):
                 yield centre, r, turn
                 break
@@ -157,17 +172,22 @@ def distractors(
     shape, spacing, affine = _geometry(shape, spacing)
     if lines is None: lines = centre_lines(shape, spacing=spacing, seed=seed)
     blob, fat = _bright(shape, spacing, affine, seed, blobs, sheet, lines)
-    return np.where(line_distance(lines, shape, spacing) < 0, 0, np.where(blob < 0, 1, np.where(fat < 0, 2, 0))).astype(np.uint8)
+    return np.where(line_distance(lines, shape, spacing) < 0, 0, np.where(blob < 0, 1, np.where(fat < 0, 2, 0))).astype(
+        np.uint8)
 
 # %% ../../nbs/api/data/phantom_vessels.ipynb #18642961
 def _bright(shape, spacing, affine, seed, blobs, sheet, lines):
     "Distance in mm (about; negative inside) from the surface of the blobs and from that of the sheet, each (X, Y, Z)."
-    if not isinstance(blobs, int) or blobs < 0: raise ValueError(f'blobs must be a whole number, 0 or more, got {blobs!r}')
+    if not isinstance(blobs, int) or blobs < 0:
+        raise ValueError(f'blobs must be a whole number, 0 or more, got {blobs!r}')
     rng, half = np.random.default_rng([seed, 2]), np.array(shape)*spacing/2
     x = _places(shape, affine)
     tilt = rng.normal(size=3)  # the sheet first, so that it stays where it is when there are more blobs
     normal, shift, wave = _unit(tilt), rng.choice([-1, 1])*rng.uniform(.3, .6)*half.min(), rng.uniform(0, 6, 2)
-    bump = 1.5*np.sin(x@_unit(np.cross(normal, [1, 0, 0]))/5 + wave[0])*np.sin(x@_unit(np.cross(normal, [0, 1, 0]))/6 + wave[1])
+    bump = (
+        1.5
+        * np.sin(x @ _unit(np.cross(normal, [1, 0, 0])) / 5 + wave[0])
+        * np.sin(x @ _unit(np.cross(normal, [0, 1, 0])) / 6 + wave[1]))
     thick, far = rng.uniform(2, 3.5), np.full(shape, 99.)
     fat = abs(x@normal - shift - bump) - thick/2 if sheet else far
     blob = far.copy()
@@ -209,9 +229,17 @@ def vessels(
     rng, x = np.random.default_rng([seed, 4]), _places(shape, affine)
     tissue = _TISSUE*(1 + .12*_texture(x, seed, 3, 12)) - (_TISSUE - _FLUID)*(_texture(x, seed + 1, 12, 30) > 1.4)
     wall = line_distance(lines, shape, spacing)
-    for d in (*reversed(_bright(shape, spacing, affine, seed, blobs, sheet, lines)), wall):  # sheet, blobs, and vessels on top
+    for d in (
+        *reversed(_bright(shape, spacing, affine, seed, blobs, sheet, lines)),
+        wall,
+    ):  # sheet, blobs, and vessels on top
         inside = np.clip(.5 - d/np.mean(spacing), 0, 1)  # share of the voxel that lies inside
         tissue = inside*_signal(rng)*(1 + .06*_texture(x, seed + 2, 4, 12)) + (1 - inside)*tissue
     field = 1 + bias*np.cos(np.linalg.norm(x - rng.uniform(-40, 40, 3), axis=-1)/30)
     real, imaginary = noise*rng.normal(size=(2, *shape))
-    return Sample(_VESSEL*np.hypot(tissue*field + real, imaginary), wall < 0, affine=affine, classes=('background', 'vessel'), name=f'vessels {seed}')
+    return Sample(
+        _VESSEL * np.hypot(tissue * field + real, imaginary),
+        wall < 0,
+        affine=affine,
+        classes=('background', 'vessel'),
+        name=f'vessels {seed}')
