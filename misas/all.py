@@ -24,7 +24,7 @@ from .study.diagnose import diagnose
 from .sweep.pairs import SensitivityGrid, sensitivity_grid
 from .data.io import as_sample, load, save
 from .metrics.metric import Metric
-from .metrics.voxels import score
+from .metrics.scores import score
 from .models.adapt import as_model
 from .models import zoo
 from .models.base import Model

@@ -61,7 +61,7 @@ def _template():
 
 def demo_slices(which) -> list:
     "Axial slices (by their indices, e.g. `HELD_OUT`) of the MNI152 template, with white and grey matter: Samples."
-    from misas.data.sample import take_slice
+    from misas.data.slices import take_slice
     brain = _template()
     heights = {k: brain.affine[2, 2]*k + brain.affine[2, 3] for k in which}
     return [take_slice(brain, k).replace(name=f'MNI152 at z = {z:.0f} mm') for k, z in heights.items()]
@@ -129,7 +129,7 @@ def _on(result): return f'{result.model} on {result.sample.name}'
 # %% ../nbs/api/demo.ipynb #59bccbe3
 def draw_gallery(results):  # -> the figure
     "Some pictures of each sweep, a row each."
-    from misas.data.sample import best_slice
+    from misas.data.slices import best_slice
     from misas.view import plot
     picked = [(result, result.at(value)) for result, (_, values) in zip(results, sweeps()) for value in values]
     samples, predictions = zip(*((result.samples[i], result.predictions[i]) for result, i in picked))

@@ -12,8 +12,11 @@ from torch import nn
 
 from misas.data.io import as_sample, load
 from misas.data.phantom import ThresholdModel, disc
-from misas.data.sample import Sample, take_slice
-from misas.metrics.voxels import confusion, loss, score, surface_distance
+from misas.data.sample import Sample
+from misas.data.slices import take_slice
+from misas.metrics.masks import confusion, surface_distance
+from misas.metrics.metric import METRICS, as_metric
+from misas.metrics.scores import score
 from misas.models.adapt import as_model
 from misas.models.torch import TorchModel
 from misas.sweep.pairs import sensitivity_grid
@@ -123,8 +126,8 @@ def test_sample(make, words): refused(make, *words)
     surface_of_labels=(lambda: surface_distance(MASK, MASK*2, 1), ['truth', '2']),
     surface_sizes=(lambda: surface_distance(MASK, MASK.T, 1), ['prediction', 'truth']),
     surface_percentile=(lambda: surface_distance(MASK, MASK, 1, 0), ['percentile', '0']),
-    loss_of_a_volume=(lambda: loss('volume', 3), ['volume', 'volume_difference']),
-    loss_of_an_unknown_metric=(lambda: loss('hd95', 3), ['hd95', 'hausdorff95']),
+    bad_of_a_volume=(lambda: METRICS['volume'].bad(3), ['volume', 'volume_difference']),
+    an_unknown_metric=(lambda: as_metric('hd95'), ['hd95', 'hausdorff95']),
 )
 def test_metrics(make, words): refused(make, *words)
 

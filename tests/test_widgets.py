@@ -369,7 +369,7 @@ def test_live(lab):
     view['B-predict'].click()
     until(page, lambda: nearest(view.settled('O-after'), [after(False), after(True), plain])[0] == 1)
     s = (Brightness() + Rotation())(heart, (number(1), number(2)))
-    from misas.metrics.voxels import score
+    from misas.metrics.scores import score
     got = score(model.label(s)[0], s.labels, n_classes=2, valid=s.valid).score.item()
     until(page, lambda: f'{got:.3f}' in view['N-scores'].inner_text() and f'{abs(got - 1):.3f}' in view['N-scores'].inner_text())
     view['B-reset1'].click()
@@ -420,7 +420,7 @@ def case(k):
 
 
 def test_gallery(lab):
-    from misas.metrics.voxels import score
+    from misas.metrics.scores import score
     page = opened(lab, None, CASES + 'from misas.widgets.gallery import GalleryExplorer\n'
                   "GalleryExplorer.from_cases(map(case, range(30)), model, metrics=('dice', 'precision'), progress=False)")
     view, here = View(page), {}

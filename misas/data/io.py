@@ -13,9 +13,20 @@ import numpy as np
 
 from .dicom import DICOM, is_dicom, read_dicom, read_folder
 from .files import as_file_name
-from .formats import (
-    ITK, NIFTI, PICTURES, ending, from_nibabel, from_pil, from_sitk, naming, read_itk, read_nifti, read_picture,
-    write_itk, write_nifti)
+from misas.data.formats import (
+    ITK,
+    NIFTI,
+    PICTURES,
+    ending,
+    from_nibabel,
+    from_pil,
+    from_sitk,
+    naming,
+    read_itk,
+    read_nifti,
+    read_picture,
+    write_itk,
+    write_nifti)
 from .labels import as_labels, as_stack, foreground, is_stack, to_numpy, unions
 from .sample import Sample
 
@@ -73,9 +84,9 @@ def _parts(x, labels=False):
     "Whatever `x` is, as a list of dicts with an image (C, *S) and its geometry; several become channels."
     if _is_path(x): return [_read(x, labels=labels)]
     kind = {base.__module__.partition('.')[0] for base in type(x).__mro__}  # the libraries it comes from
-    if 'PIL' in kind: return [dict(image=from_pil(x, labels))]
-    if 'nibabel' in kind: return [from_nibabel(x)]
-    if 'SimpleITK' in kind: return [from_sitk(x)]
+    if 'PIL' in kind: return [dict(image=formats.from_pil(x, labels))]
+    if 'nibabel' in kind: return [formats.from_nibabel(x)]
+    if 'SimpleITK' in kind: return [formats.from_sitk(x)]
     if 'torchio' in kind: return _from_torchio(x, labels)
     if 'fastai' in kind and x.ndim > 3:
         raise ValueError('a fastai tensor with four axes is a batch; pass one image of it, e.g. x[0]')

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .sample import Sample, to_numpy
+from .sample import Sample
+from .labels import to_numpy
 
 # %% auto #0
 __all__ = ['short_axis', 'short_axis_stack', 'disc', 'ThresholdModel', 'LeftHalfModel', 'CrossModel', 'TemplateModel',

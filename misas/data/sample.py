@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from itertools import permutations
 
 import numpy as np
 
@@ -14,8 +13,7 @@ from .labels import as_classes, as_labels, as_stack, class_count, class_names, f
 from .labels import region_values, to_numpy
 
 # %% auto #0
-__all__ = ['ARRAYS', 'OPPOSITE', 'Sample', 'axis_letters', 'slice_axes', 'slice_array', 'slice_letters', 'cuts', 'take_slice',
-           'best_slice']
+__all__ = ['ARRAYS', 'Sample']
 
 # %% ../../nbs/api/data/sample.ipynb #a57f2b28
 def _hints(valid, spacing, affine):
@@ -213,7 +211,7 @@ def _labels_in_words(sample):
     names = class_names(sample.classes, class_count(sample.labels) + 1)[1:]
     return f'labels {", ".join(names) or "empty"}'
 
-
+# %% ../../nbs/api/data/sample.ipynb #6ca967d5
 def _in_regions(sample, regions):
     "The sample with masks of regions for labels."
     if sample.labels is None: raise ValueError(f'regions are made of labels, and sample {sample.name!r} has none')
@@ -230,97 +228,3 @@ def _check_numbers(regions, sample):
     count = len(sample.labels)
     lost = [k for values in regions.values() for k in values if k > count]
     if lost: raise ValueError(f'sample {sample.name!r} has {count} masks, so there is no number {lost[0]}')
-
-# %% ../../nbs/api/data/sample.ipynb #39619408
-def axis_letters(
-    affine,  # (4, 4) voxel index -> RAS mm
-) -> tuple:  # a letter for each voxel axis
-    "Where each voxel axis runs to: R or L, A or P, S or I; of an oblique volume the nearest directions, each once."
-    world = np.asarray(affine)[:3, :3]/np.sqrt((np.asarray(affine)[:3, :3]**2).sum(0))
-    nearest = max(permutations(range(3)), key=lambda p: sum(abs(world[d, a]) for a, d in enumerate(p)))
-    return tuple(('RAS' if world[d, a] > 0 else 'LPI')[d] for a, d in enumerate(nearest))
-
-
-def slice_axes(
-    affine,  # (4, 4) voxel index -> RAS mm, or None
-    axis=-1,  # the axis to cut across
-) -> tuple:  # (row axis, flip rows?, column axis, flip columns?)
-    "Which voxel axes become rows and columns of a slice's picture, in radiological convention."
-    rest = [i for i in range(3) if i != axis % 3]
-    if affine is None: return rest[1], False, rest[0], False
-    to = axis_letters(affine)
-    col, row = sorted(rest, key=lambda i: 'RLAPSI'.index(to[i]))  # rows run along head-feet, else front-back
-    return (
-        row,
-        to[row] in 'AS',
-        col,
-        to[col] in 'RA',
-    )  # rows to feet or back, columns to the patient's left, or to the back
-
-
-def slice_array(
-    a,  # (..., X, Y, Z)
-    index,  # which slice
-    axis=-1,  # across which of the three spatial axes
-    affine=None,  # (4, 4) voxel index -> RAS mm
-) -> np.ndarray:  # (..., H, W)
-    "One slice of the last three axes of `a`, turned for display."
-    row, flip_r, col, flip_c = slice_axes(affine, axis)
-    axis = axis % 3
-    if not -a.shape[a.ndim - 3 + axis] <= index < a.shape[a.ndim - 3 + axis]: raise ValueError(
-        f'slice {index} is outside the volume, which has {a.shape[a.ndim - 3 + axis]} along axis {axis}')
-    out = np.take(a, index, axis=a.ndim - 3 + axis)
-    if row < col: pass
-    else: out = np.swapaxes(out, -1, -2)
-    if flip_r: out = out[..., ::-1, :]
-    if flip_c: out = out[..., ::-1]
-    return out
-
-# %% ../../nbs/api/data/sample.ipynb #6b52393d
-OPPOSITE = dict(zip('RLAPSI', 'LRPAIS'))
-
-
-def slice_letters(
-    affine,  # (4, 4) voxel index -> RAS mm
-    axis=-1,  # the axis to cut across
-) -> tuple:  # of letters: left, right, top, bottom
-    "Which sides of the patient are at the edges of a slice's picture."
-    row, flip_r, col, flip_c = slice_axes(affine, axis)
-    to = axis_letters(affine)
-    right, bottom = (OPPOSITE[to[a]] if flip else to[a] for a, flip in ((col, flip_c), (row, flip_r)))
-    return OPPOSITE[right], right, OPPOSITE[bottom], bottom
-
-
-def cuts(affine) -> list:  # of (name, voxel axis to cut across)
-    "The three ways to cut a volume: axial, coronal and sagittal where the affine is known."
-    if affine is None: return [(f'across axis {a}', a) for a in (2, 1, 0)]
-    names = dict(R='sagittal', L='sagittal', A='coronal', P='coronal', S='axial', I='axial')
-    return sorted((names[o], a) for a, o in enumerate(axis_letters(affine)))
-
-# %% ../../nbs/api/data/sample.ipynb #313201ce
-def take_slice(
-    sample: Sample,  # a volume
-    index=None,  # which slice; None: the one with most labelled voxels, else the middle one
-    axis=-1,  # across which of the three spatial axes
-) -> Sample:  # a 2D sample, turned for display
-    "A slice of a volume as a sample of its own, in radiological orientation."
-    if sample.ndim != 3: raise ValueError(f'sample must be a volume, got {sample!r}')
-    if index is None:
-        index = best_slice(sample.image[0] if sample.labels is None else sample.labels, axis, sample.valid)
-    def cut(array): return None if array is None else slice_array(array, index, axis, sample.affine)
-    row, _, col, _ = slice_axes(sample.affine, axis)
-    return Sample(cut(sample.image), cut(sample.labels), spacing=(sample.spacing[row], sample.spacing[col]),
-                  classes=sample.classes, name=f'{sample.name}[{"xyz"[axis % 3]}={index}]', valid=cut(sample.valid),
-                  spacing_known=sample.spacing_known)
-
-
-def best_slice(
-    a,  # (X, Y, Z) labels or image
-    axis=-1,  # across which axis
-    valid=None,  # (X, Y, Z) bool: the voxels that count
-) -> int:
-    "The slice with most foreground in a label map; of an image, or where there is none, the middle one."
-    shown = a.any(0) if is_stack(a) else a > 0
-    if valid is not None: shown = shown & valid
-    if a.dtype.kind == 'f' or not shown.any(): return shown.shape[axis]//2
-    return int(np.argmax(shown.sum(tuple(i for i in range(3) if i != axis % 3))))

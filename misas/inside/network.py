@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..models.anatomy import anatomy, differentiable  # noqa: F401  (all that looks into a network is here)
+from ..models.anatomy import anatomy, differentiable# noqa: F401  (all that looks into a network is here)
 from ..models.base import Model
 from ..models.output import NoGradient, NoLogits, Output
 

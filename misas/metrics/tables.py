@@ -10,7 +10,7 @@ import numpy as np
 from .metric import METRICS, Metric, as_metric
 
 # %% auto #0
-__all__ = ['COLUMNS', 'one_metric', 'size_name', 'score_tables', 'of_samples', 'worst_value', 'sized']
+__all__ = ['COLUMNS', 'one_metric', 'size_name', 'score_tables', 'of_samples', 'worst_value']
 
 # %% ../../nbs/api/metrics/tables.ipynb #c44ea1b6
 COLUMNS = 'model sample transform value unit class metric score'.split()
@@ -99,7 +99,3 @@ def worst_value(
     bad = metric.bad(table.to_numpy())
     some = ~np.isnan(bad).all(0)
     return table.columns[some][np.nanmedian(bad[:, some], 0).argmax()] if some.any() else np.nan
-
-# %% ../../nbs/api/metrics/tables.ipynb #f34586c3
-def sized(metric) -> bool:  # goes when all rooms have moved
-    return _metric_of(metric).better == 'zero'

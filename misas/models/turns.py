@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ..data.sample import slice_axes
+from ..data.slices import slice_axes
 from .answers import Answers
 from .choices import Wrapping
 from .prepare import resize_to, volumes

@@ -17,7 +17,7 @@ from ..data.io import as_sample
 from ..data.labels import class_count, class_names, foreground, is_stack
 from ..data.sample import Sample
 from ..metrics.metric import METRICS, as_metrics
-from ..metrics.voxels import scores
+from ..metrics.scores import scores
 from ..models.adapt import as_model
 from ..models.base import Model, check_overlap
 from ..transforms.base import Transform

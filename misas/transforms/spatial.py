@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
-from ..data.sample import Sample, slice_axes
+from ..data.sample import Sample
+from ..data.slices import slice_axes
 from .base import Transform
 from .resample import grid_affine, resample, voxel_map
 from .scale import FACTOR

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..data.files import whole
 from ..data.labels import is_stack, mask_of
-from ..data.sample import Sample, best_slice, slice_array, take_slice
+from ..data.sample import Sample
+from ..data.slices import best_slice, slice_array, take_slice
 
 # %% auto #0
 __all__ = ['COLOURS', 'colour', 'rgb', 'classes_in', 'grey_window', 'nearest', 'same_place', 'as_prediction', 'flat', 'overlay',

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.sample import Sample, cuts, slice_axes, slice_letters
+from ..data.sample import Sample
+from ..data.slices import cuts, slice_axes, slice_letters
 from . import plot
 from .maps import as_map, as_mask, check_limit, colour_bar, draw_map, flat_map, focus, map_limit, of_channel
 from .maps import panels, size_mm, smooth_map

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.sample import Sample, best_slice, slice_array, take_slice, to_numpy
+from ..data.sample import Sample
+from ..data.slices import best_slice, slice_array, take_slice
+from ..data.labels import to_numpy
 from . import plot
 from .draw import nearest
 

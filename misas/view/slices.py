@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 from fastcore.basics import patch
 
-from ..data.sample import Sample, cuts, slice_array, slice_axes, slice_letters
+from ..data.sample import Sample
+from ..data.slices import cuts, slice_array, slice_axes, slice_letters
 from . import draw
 from .maps import map_colours, outline, over_grey, palette, tint
 

@@ -13,7 +13,8 @@ import ipywidgets as W
 import numpy as np
 from fastcore.basics import patch
 
-from ..data.sample import Sample, best_slice, cuts
+from ..data.sample import Sample
+from ..data.slices import best_slice, cuts
 from ..view import draw
 from ..view.words import change_text, score_text
 from .base import close_tree, show_if

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..data.io import as_sample
 from ..data.labels import foreground, is_stack
-from ..data.sample import Sample, best_slice, cuts
+from ..data.sample import Sample
+from ..data.slices import best_slice, cuts
 from ..metrics.metric import Metric
 from ..models.adapt import as_model
 from ..sweep.scoring import Scoring, match_classes, pack_labels, unpack_labels
