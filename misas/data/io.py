@@ -13,20 +13,9 @@ import numpy as np
 
 from .dicom import DICOM, is_dicom, read_dicom, read_folder
 from .files import as_file_name
-from misas.data.formats import (
-    ITK,
-    NIFTI,
-    PICTURES,
-    ending,
-    from_nibabel,
-    from_pil,
-    from_sitk,
-    naming,
-    read_itk,
-    read_nifti,
-    read_picture,
-    write_itk,
-    write_nifti)
+from . import formats
+from .formats import ITK, NIFTI, PICTURES, ending, naming, read_itk, read_nifti, read_picture, write_itk
+from .formats import write_nifti
 from .labels import as_labels, as_stack, foreground, is_stack, to_numpy, unions
 from .sample import Sample
 
