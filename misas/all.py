@@ -42,10 +42,13 @@ from .widgets.explore import explore
 from .widgets.html import to_html
 
 # %% ../nbs/api/all.ipynb #7d1d99e9
-__all__ = ['Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs',
-           'Metric', 'Model', 'Motion', 'Noise', 'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity',
-           'SensitivityGrid', 'Shear', 'Spike', 'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation',
-           'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'complexity',
-           'datasets', 'deletion', 'diagnose', 'explore', 'infidelity', 'insertion', 'load', 'localisation', 'max_sensitivity',
-           'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity',
-           'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms', 'zoo']
+__all__ = [
+    'Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip',
+    'Gamma', 'Ghosting', 'Gibbs', 'Metric', 'Model', 'Motion', 'Noise', 'OwnMap', 'Resize', 'Resolution',
+    'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike',
+    'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel',
+    'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'complexity', 'datasets',
+    'deletion', 'diagnose', 'explore', 'infidelity', 'insertion', 'load', 'localisation', 'max_sensitivity',
+    'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods', 'save', 'score',
+    'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance',
+    'transforms', 'zoo']

@@ -2,7 +2,7 @@
 
 Outputs are committed, so that the notebooks can be read on the web. This file says how they are made:
 in process with execnb, without execution counts, progress bars and widget state. `--readme` also makes README.md.
-Where there are several, each has a process of its own: what a notebook leaves behind ends with it.
+Each has a process of its own, where the same things are imported: what a notebook leaves behind ends with it.
 """
 import argparse
 import atexit
@@ -224,7 +224,7 @@ if __name__ == '__main__':
     several = [Path(o).resolve() for o in a.notebook] or ([] if a.readme else notebooks())
     for nb in several:
         start = time.time()
-        write(run(nb) if len(several) == 1 else run_apart(nb), nb)
+        write(run_apart(nb), nb)
         print(f'{nb.relative_to(ROOT)}: {time.time() - start:.1f} s, {nb.stat().st_size//1000} KB', flush=True)
     if a.readme:
         for f, b in readme().items(): f.write_bytes(b)

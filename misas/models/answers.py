@@ -19,7 +19,8 @@ from ..data.labels import foreground as foreground_names
 from ..data.sample import Sample
 from .anatomy import anatomy, differentiable
 from .hold import untouched
-from .output import ACTIVATIONS, NoGradient, Output, above, best_class, check_threshold, said_of, say, see, thresholds, with_class_axis
+from .output import (
+    ACTIVATIONS, NoGradient, Output, above, best_class, check_threshold, said_of, say, see, thresholds, with_class_axis)
 from .prepare import as_batch, ask, checked, made_ready, naming, resized
 from .several import choose_output
 

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import warnings
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..data.files import whole
 from .work import Task, Work, failure, keep_failures, work_on
 
 # %% auto #0
-__all__ = ['DEATH', 'cores', 'using_threads', 'freeze', 'remote', 'Died', 'in_processes', 'in_this_process']
+__all__ = ['DEATH', 'DEATHS', 'cores', 'using_threads', 'freeze', 'remote', 'Died', 'in_processes', 'in_this_process']
 
 # %% ../../nbs/api/study/workers.ipynb #ef139c9e
 def cores() -> int:
@@ -148,6 +149,7 @@ def _opened(n_jobs, threads, client):
 
 # %% ../../nbs/api/study/workers.ipynb #dedbb102
 DEATH = 'the process that worked on it died (out of memory, or a crash in compiled code?)'
+DEATHS = 2  # of a process that does nothing else: a cluster may also take one away for reasons of its own
 
 
 class _Run:
@@ -203,17 +205,19 @@ def together(self: _Run, pool):  # yields (name of the case, failures) as they c
 
 @patch
 def alone(self: _Run, task):  # (name of the case, failures)
-    "A case that may have killed its worker, by itself; what kills it again is a failure."
-    name, failed = task.case.name, []
+    "A case that may have killed its worker, by itself; where its process dies `DEATHS` times is a failure."
+    name, failed, deaths = task.case.name, [], Counter()
     while True:
         dead = [(f['model'], f['transform']) for f in failed]
         units = [u for u in self.work.missing(name, task.units) if u not in dead]
         rest = task._replace(units=units, left=[*task.left, *dead])
         try: return name, failed + self.by_itself(rest)
         except Died: unit = self.last_words(name)
+        deaths[unit] += 1
+        if deaths[unit] < DEATHS: continue
         failed.append(failure(name, *unit, DEATH))
         keep_failures(self.work, task, failed)
-        if unit == ['', '']: return name, failed  # already while it was read
+        if unit == ('', ''): return name, failed  # already while it was read
 
 # %% ../../nbs/api/study/workers.ipynb #1990ff7a
 @patch
@@ -230,7 +234,8 @@ def last_words(self: _Run, name):
     note = self.work.note(name)
     text = note.read_text() if note.exists() else ''  # it may be empty, too: its writer died while it wrote
     note.unlink(missing_ok=True)
-    return [*text.split('\n'), ''][:2]
+    model, transform = [*text.split('\n'), ''][:2]
+    return model, transform
 
 # %% ../../nbs/api/study/workers.ipynb #6e861648
 @patch

@@ -13,7 +13,8 @@ import numpy as np
 from ..data.sample import Sample
 from .base import Transform
 from .intensity import channel_range, check_seed
-from .kspace import check_axis, check_centre, filter_lines, from_zero, k_lines, line_order, outside, phase_axis, spike_pattern
+from .kspace import (
+    check_axis, check_centre, filter_lines, from_zero, k_lines, line_order, outside, phase_axis, spike_pattern)
 from .resample import resample, voxel_map
 
 # %% auto #0

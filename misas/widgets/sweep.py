@@ -170,7 +170,6 @@ def draw_curve(self: SweepExplorer):
 @patch
 def redraw(self: SweepExplorer):
     "Picture, marker and numbers at the value shown."
-    self.play.value = self.index  # linked in the browser; here, too, so that playing goes on from what is shown
     self.picture.show(enlarged(self.look.picture(self.frames[self.index]), self.picture.width))
     self.scores.mark(self.index)
 
