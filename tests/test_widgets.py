@@ -242,7 +242,7 @@ def test_sweep(lab):
     until(page, lambda: check(dragged))
 
     curve = CurvePicture()
-    curve.draw(result.frame[result.frame.metric == 'hausdorff95'], 1.)
+    curve.draw(result.frame[result.frame.metric == 'hausdorff95'], 1., scale=result.transform.scale)
     view.click('O-curve', curve.x[1]/curve.size[0], .5)                # click on the curve
     until(page, lambda: check(values[1]))
     marker = np.abs(view.settled('O-curve') - (213, 94, 0)).max(-1) < 40  # the marker stands where the value is
