@@ -137,6 +137,7 @@ def test_version_stands_in_one_place():
     import misas
     assert misas.__version__ == version and version in (ROOT/'CHANGELOG.md').read_text()
     assert version not in (ROOT/'setup.py').read_text() + (ROOT/'CITATION.cff').read_text()
+    assert f"with Python {ini['DEFAULT']['min_python']} or newer" in (ROOT/'README.md').read_text()
 
 
 def test_lint():
