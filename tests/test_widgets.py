@@ -465,6 +465,18 @@ VolumeExplorer(volume)
 """
 
 
+def beside(explorer, at, axis):
+    "What it shows of an axis three voxels before and behind a voxel, to which it returns."
+    found = []
+    for step in (-3, 3):
+        moved = list(at)
+        moved[axis] = min(max(moved[axis] + step, 0), explorer.sample.shape[axis] - 1)
+        explorer.go(moved)
+        found.append(explorer.pictures[axis].rgb)
+    explorer.go(at)
+    return found
+
+
 def test_volume(lab):
     "Three views in the proportions of the patient; a click in one moves the others."
     from misas.data.phantom import short_axis_stack
@@ -478,14 +490,7 @@ def test_volume(lab):
         "All three pictures are those of the crosshair's place, and not those next to it."
         seen, at = {n: view.settled(f'O-{n}') for n in names}, here.voxel
         for n in names:
-            away = [here.pictures[of[n]].rgb]
-            for step in (-3, 3):
-                moved = list(at)
-                moved[of[n]] = min(max(moved[of[n]] + step, 0), here.sample.shape[of[n]] - 1)
-                here.go(moved)
-                away.append(here.pictures[of[n]].rgb)
-            here.go(at)
-            assert nearest(seen[n], away)[0] == 0, n
+            assert nearest(seen[n], [here.pictures[of[n]].rgb, *beside(here, at, of[n])])[0] == 0, n
 
     until(page, check)
     for name, x, y in (('axial', .4, .6), ('coronal', .55, .4), ('sagittal', .5, .55)):
@@ -609,13 +614,7 @@ def test_attribution_of_a_volume(lab):
             mine.shown.value = False
             others.append(mine.pictures[of[n]].rgb)
             mine.shown.value = True
-            for step in (-3, 3):
-                moved = list(at)
-                moved[of[n]] = min(max(moved[of[n]] + step, 0), mine.sample.shape[of[n]] - 1)
-                mine.go(moved)
-                others.append(mine.pictures[of[n]].rgb)
-            mine.go(at)
-            assert nearest(seen[n], others)[0] == 0, n
+            assert nearest(seen[n], [*others, *beside(mine, at, of[n])])[0] == 0, n
 
     until(page, check)
     view['B-peak'].click()
