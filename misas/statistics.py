@@ -5,6 +5,7 @@
 # %% ../nbs/api/statistics.ipynb #24768f37
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Real
 from typing import NamedTuple
 
@@ -24,14 +25,18 @@ def _draws(
 ):  # yields (groups, portion) counts
     "How often each cluster is drawn in each resample."
     rng = np.random.default_rng(seed)
-    for k in (min(portion, n - i) for i in range(0, n, portion)):
+    for done in range(0, n, portion):
+        k = min(portion, n - done)
         drawn = rng.integers(0, groups, (k, groups)) + np.arange(k)[:, None]*groups
-        yield np.ascontiguousarray(np.bincount(drawn.ravel(), minlength=k*groups).reshape(k, groups).T.astype(np.int32))
+        counts = np.bincount(drawn.ravel(), minlength=k*groups).reshape(k, groups)
+        yield np.ascontiguousarray(counts.T.astype(np.int32))
 
 
-def _middle(a, b):
+def _middle(low, high):
     "Halfway between two numbers; equal infinities stay, and 0 is halfway between minus infinity and infinity."
-    with np.errstate(invalid='ignore'): return np.where(a == b, a, np.where(np.isinf(a) & np.isinf(b), 0., (a + b)/2))
+    with np.errstate(invalid='ignore'): mean = (low + high)/2
+    mean = np.where(np.isinf(low) & np.isinf(high), 0., mean)
+    return np.where(low == high, low, mean)
 
 
 def _medians(
@@ -41,10 +46,12 @@ def _medians(
     "Medians of the pooled cases of each resample."
     res = np.empty((counts.shape[1], values.shape[1]))
     total = counts[group].sum(0)
-    for j, x in enumerate(values.T):
-        order = np.argsort(x, kind='stable')
-        x, below = x[order], counts[group[order]].cumsum(0, dtype=np.int32)
-        res[:, j] = _middle(x[(below < (total + 1)//2).sum(0)], x[(below < total//2 + 1).sum(0)])
+    for column, numbers in enumerate(values.T):
+        order = np.argsort(numbers, kind='stable')
+        ranked = numbers[order]
+        up_to = counts[group[order]].cumsum(0, dtype=np.int32)  # how many cases of the resample come that early
+        low, high = ((up_to < place).sum(0) for place in ((total + 1)//2, total//2 + 1))
+        res[:, column] = _middle(ranked[low], ranked[high])
     return res
 
 # %% ../nbs/api/statistics.ipynb #a7a4f6ca
@@ -62,25 +69,39 @@ def _median_interval(values, group, groups, level, draws):  # -> estimate, low, 
     "Expanded percentile interval."
     expanded = stats.norm.cdf(-stats.t.ppf((1 + level)/2, max(groups - 1, 1)))
     estimate = _medians(values, group, np.ones((groups, 1), np.int32))[0]
-    return estimate, *_interval(np.sort(np.concatenate([_medians(values, group, counts) for counts in draws]), 0), expanded)
+    resampled = np.concatenate([_medians(values, group, counts) for counts in draws])
+    return estimate, *_interval(np.sort(resampled, 0), expanded)
 
 
 @np.errstate(invalid='ignore', over='ignore')  # a mean with infinite cases is infinite, and has no interval
 def _mean_interval(values, group, groups, level, draws):  # -> estimate, low, high
     "Bootstrap t interval; the error of a mean of clusters is that of a ratio of two sums (Cochran 1977, eq. 6.13)."
-    size, away, estimate = np.bincount(group, minlength=groups)[:, None], np.zeros((groups, values.shape[1])), values.mean(0)
+    estimate = values.mean(0)
+    size = np.bincount(group, minlength=groups)[:, None]
+    away = np.zeros((groups, values.shape[1]))
     np.add.at(away, group, values - estimate)  # sums of the clusters
-    ratio = max(groups - 1, 1)/groups
-    error = np.sqrt((away**2).sum(0)/ratio)/len(values)
-    t = []
-    for counts in draws:
-        w = counts.T.astype(float)
-        cases = w @ size
-        mean = w @ away/cases  # less the estimate
-        square = w @ away**2 - 2*mean*(w @ (away*size)) + mean**2*(w @ size**2)
-        t.append(mean/np.maximum(np.maximum(np.sqrt(np.maximum(square, 0)/ratio)/cases, error/np.sqrt(groups)), 1e-300))
-    low, high = _interval(np.sort(np.concatenate(t), 0), (1 - level)/2)
+    error = np.sqrt((away**2).sum(0)/_ratio(groups))/len(values)
+    resampled = np.concatenate([_t_values(counts, size, away, error) for counts in draws])
+    low, high = _interval(np.sort(resampled, 0), (1 - level)/2)
     return estimate, estimate - high*error, estimate - low*error
+
+
+def _ratio(groups): return max(groups - 1, 1)/groups  # of a variance by n to one by n - 1
+
+
+def _t_values(
+    counts,  # (clusters, resamples)
+    size, away,  # of the clusters: cases (clusters, 1), and sums of value - mean (clusters, columns)
+    error,  # of the mean of the cohort (columns,)
+) -> np.ndarray:  # (resamples, columns)
+    "Of each resample, how far its mean is from that of the cohort, in standard errors."
+    groups, times = len(size), counts.T.astype(float)
+    cases = times @ size
+    mean = times @ away/cases  # less that of the cohort
+    square = times @ away**2 - 2*mean*(times @ (away*size)) + mean**2*(times @ size**2)
+    own_error = np.sqrt(np.maximum(square, 0)/_ratio(groups))/cases
+    least = error/np.sqrt(groups)
+    return mean/np.maximum(np.maximum(own_error, least), 1e-300)
 
 # %% ../nbs/api/statistics.ipynb #467b2957
 class Interval(NamedTuple):
@@ -95,15 +116,20 @@ class Interval(NamedTuple):
 STATISTICS = dict(median=_median_interval, mean=_mean_interval)
 
 
-def check_level(level, n=2000):
+def check_level(
+    level: float,  # of an interval
+    n: int = 2000,  # resamples
+) -> None:
     "ValueError for a level or number of resamples that makes no interval."
-    if not isinstance(level, Real) or not .5 <= level < 1: raise ValueError(f'level must be at least 0.5 and below 1, e.g. .95, got {level!r}')
-    if not isinstance(n, (int, np.integer)) or n < 100: raise ValueError(f'n must be a whole number of resamples, at least 100, got {n!r}')
+    if not isinstance(level, Real) or not .5 <= level < 1:
+        raise ValueError(f'level must be at least 0.5 and below 1, e.g. .95, got {level!r}')
+    if not isinstance(n, (int, np.integer)) or n < 100:
+        raise ValueError(f'n must be a whole number of resamples, at least 100, got {n!r}')
 
 
 def as_clusters(
-    clusters,  # an id for each case, or None
-    cases,  # how many
+    clusters: Iterable | None,  # an id for each case
+    cases: int,  # how many
 ) -> np.ndarray:  # (cases,) 0, 1, 2, ...
     "Clusters as numbers; without any, each case is one. ValueError for ids that do not fit or are missing."
     import pandas as pd
@@ -111,77 +137,103 @@ def as_clusters(
     ids = pd.Series(list(clusters), dtype=object)
     if len(ids) != cases: raise ValueError(f'clusters must be one id for each of the {cases} cases, got {len(ids)}')
     codes = pd.factorize(ids)[0]
-    if (codes < 0).any(): raise ValueError(f'clusters has no id for case {int((codes < 0).argmax())}; give every case one')
+    missing = codes < 0
+    if missing.any(): raise ValueError(f'clusters has no id for case {int(missing.argmax())}; give every case one')
     return codes
 
 # %% ../nbs/api/statistics.ipynb #1d864713
 def bootstrap(
-    values,  # (cases,) or (cases, ...) numbers; NaN: left out
-    statistic='median',  # or 'mean', of the pooled cases
-    *, clusters=None,  # (cases,) ids of what is drawn as a whole, e.g. patients; None: each case stands for itself
-    level=.95,  # of the interval
-    n=2000,  # resamples
-    seed=0,
+    values: np.ndarray | list,  # (cases,) or (cases, ...) numbers; NaN: left out
+    statistic: str = 'median',  # or 'mean', of the pooled cases
+    *,
+    clusters: Iterable | None = None,  # (cases,) ids of what is drawn as a whole, e.g. patients; None: each case
+    level: float = .95,  # of the interval
+    n: int = 2000,  # resamples
+    seed: int = 0,
 ) -> Interval:  # of numbers, or of arrays of the trailing shape
-    "Median or mean with its bootstrap interval. Low and high are NaN where there are too few clusters for the level (5 for 95 %)."
+    "Median or mean with its bootstrap interval. Low and high are NaN for too few clusters (for 95 %, fewer than 5)."
+    x = _with_rows(values)
+    if statistic not in STATISTICS:
+        raise ValueError(f'statistic must be {" or ".join(map(repr, STATISTICS))}, got {statistic!r}')
+    check_level(level, n)
+    group, flat = as_clusters(clusters, len(x)), x.reshape(len(x), int(np.prod(x.shape[1:])))
+    found, sizes = np.full((3, flat.shape[1]), np.nan), np.zeros((2, flat.shape[1]), int)
+    for there, columns in _patterns(flat):
+        ids, members = np.unique(group[there], return_inverse=True)
+        cases, groups = there.sum(), len(ids)
+        draws = _draws(groups, n, seed, max(1, 300_000//cases))  # small tables: memory stays flat, the cache is used
+        found[:, columns] = STATISTICS[statistic](flat[np.ix_(there, columns)], members, groups, level, draws)
+        if groups < _fewest(level): found[1:, columns] = np.nan
+        sizes[:, columns] = [[cases], [groups]]
+    shaped = [numbers.reshape(x.shape[1:]) for numbers in (*found, *sizes)]
+    if x.ndim == 1: shaped = [one.item() for one in shaped]
+    return Interval(*shaped[:4], None if clusters is None else shaped[4])
+
+
+def _with_rows(values):
+    "An array of floats with a row a case. ValueError for anything else."
     try: x = np.asarray(values, float)
     except (TypeError, ValueError): raise ValueError('values must be numbers, a row a case') from None
     if not x.ndim: raise ValueError('values must have a row a case, got one number')
-    if statistic not in STATISTICS: raise ValueError(f'statistic must be {" or ".join(map(repr, STATISTICS))}, got {statistic!r}')
-    check_level(level, n)
-    group, flat = as_clusters(clusters, len(x)), x.reshape(len(x), int(np.prod(x.shape[1:])))
-    res = np.full((5, flat.shape[1]), np.nan)
-    res[3:] = 0
-    patterns, which = np.unique(~np.isnan(flat), axis=1, return_inverse=True) if flat.size else (np.zeros((len(x), 0), bool), np.zeros(0, int))
-    for k, there in enumerate(patterns.T):  # columns in which the same cases are defined
-        columns, ids = np.flatnonzero(which.ravel() == k), np.unique(group[there], return_inverse=True)
-        if not there.any(): continue
-        groups = len(ids[0])
-        draws = _draws(groups, n, seed, max(1, 300_000//there.sum()))  # small tables: memory stays flat, and the cache is used
-        res[:3, columns] = STATISTICS[statistic](flat[np.ix_(there, columns)], ids[1], groups, level, draws)
-        if groups < _fewest(level): res[1:3, columns] = np.nan
-        res[3:, columns] = [[there.sum()], [groups]]
-    shaped = [a.reshape(x.shape[1:]) for a in (*res[:3], *res[3:].astype(int))]
-    if x.ndim == 1: shaped = [a.item() for a in shaped]
-    return Interval(*shaped[:4], None if clusters is None else shaped[4])
+    return x
+
+
+def _patterns(
+    table,  # (cases, columns)
+):  # yields (cases,) bool, and the numbers of columns
+    "Which cases are defined together, and the columns in which just these are. Columns without a case are left out."
+    if not table.size: return
+    patterns, which = np.unique(~np.isnan(table), axis=1, return_inverse=True)
+    for k, there in enumerate(patterns.T):
+        if there.any(): yield there, np.flatnonzero(which.ravel() == k)
 
 # %% ../nbs/api/statistics.ipynb #65ac1e3c
 def differences(
-    a, b,  # numbers of one shape; inf allowed
+    a: np.ndarray | list,  # numbers; inf allowed
+    b: np.ndarray | list,  # of the same shape
 ) -> np.ndarray:  # NaN where either is
     "b - a. Two infinities of one sign are equal, and so is what differs by no more than rounding."
-    a, b = (np.asarray(o, float) for o in (a, b))
+    before, after = np.asarray(a, float), np.asarray(b, float)
     with np.errstate(invalid='ignore'):
-        same = (a == b) | (np.isfinite(a) & np.isfinite(b) & (abs(b - a) <= 1e-10*np.maximum(abs(a), abs(b))))
-        return np.where(same, 0., b - a)
+        change = after - before
+        close = abs(change) <= 1e-10*np.maximum(abs(before), abs(after))
+    same = (before == after) | (np.isfinite(before) & np.isfinite(after) & close)
+    return np.where(same, 0., change)
 
 
 def averages(
-    d,  # (cases,) differences; NaN: left out
-    group,  # (cases,) whole numbers
-    groups,  # how many there are
+    d: np.ndarray,  # (cases,) differences; NaN: left out
+    group: np.ndarray,  # (cases,) whole numbers
+    groups: int,  # how many there are
 ) -> np.ndarray:  # (groups,); NaN where there is no case
     "Mean of each group. Infinities of opposite signs cancel; what is left of them decides."
-    count = lambda weight: np.bincount(group, weight, groups)
-    finite, far = np.isfinite(d), count(np.where(np.isinf(d), np.sign(d), 0.))
-    size = count(~np.isnan(d))
-    mean = count(np.where(finite, d, 0.))/np.maximum(count(finite), 1)
-    mean[abs(mean) <= 1e-10*np.maximum(count(np.where(finite, abs(d), 0.)), 1e-300)] = 0  # nothing but rounding
+    def total(weight): return np.bincount(group, weight, groups)
+    finite, far = np.isfinite(d), total(np.where(np.isinf(d), np.sign(d), 0.))
+    size = total(~np.isnan(d))
+    mean = total(np.where(finite, d, 0.))/np.maximum(total(finite), 1)
+    rounding = 1e-10*np.maximum(total(np.where(finite, abs(d), 0.)), 1e-300)
+    mean[abs(mean) <= rounding] = 0
     return np.where(size == 0, np.nan, np.where(far == 0, mean, np.copysign(np.inf, far)))
 
 
 def signed_rank(
-    d,  # differences, without NaN
+    d: np.ndarray,  # differences, without NaN
 ) -> tuple:  # p value, rank-biserial correlation
     "Wilcoxon signed-rank test, two-sided, exact up to 50 differences that are not 0; (1, 0) where all are."
-    d = d[d != 0]
-    if not len(d): return 1., 0.
-    rank = stats.rankdata(abs(d))
-    up, down = rank[d > 0].sum(), rank[d < 0].sum()
-    if len(d) > 50: return float(stats.wilcoxon(np.sign(d)*rank, method='asymptotic').pvalue), float((up - down)/rank.sum())
+    changed = d[d != 0]
+    if not len(changed): return 1., 0.
+    rank = stats.rankdata(abs(changed))
+    up, down = rank[changed > 0].sum(), rank[changed < 0].sum()
+    if len(changed) <= 50: p_value = _exact_p(rank, max(up, down))
+    else: p_value = stats.wilcoxon(np.sign(changed)*rank, method='asymptotic').pvalue
+    return float(p_value), float((up - down)/rank.sum())
+
+
+def _exact_p(rank, larger):
+    "Two-sided p value of ranks whose sum is `larger` on one side, from all the signs that could have been."
     ways = np.ones(1)  # probability of each sum of doubled ranks, which are whole numbers also where there are ties
-    for r in np.rint(2*rank).astype(int): ways = (np.pad(ways, (0, r)) + np.pad(ways, (r, 0)))/2
-    return float(min(1, 2*ways[int(np.rint(2*max(up, down))):].sum())), float((up - down)/rank.sum())
+    for doubled in np.rint(2*rank).astype(int): ways = (np.pad(ways, (0, doubled)) + np.pad(ways, (doubled, 0)))/2
+    return min(1, 2*ways[int(np.rint(2*larger)):].sum())
 
 # %% ../nbs/api/statistics.ipynb #79407dce
 class Paired(NamedTuple):
@@ -199,33 +251,38 @@ class Paired(NamedTuple):
 
 
 def paired(
-    a, b,  # (cases,) scores of the same cases; NaN: undefined, the pair is left out
-    *, clusters=None,  # (cases,) ids, e.g. patients, within which differences are averaged; None: each case stands for itself
-    level=.95,  # of the interval
-    n=2000,  # resamples
-    seed=0,
+    a: np.ndarray | list,  # (cases,) scores
+    b: np.ndarray | list,  # (cases,) scores of the same cases; NaN in one of them: the pair is left out
+    *,
+    clusters: Iterable | None = None,  # (cases,) ids, e.g. patients, within which differences are averaged
+    level: float = .95,  # of the interval
+    n: int = 2000,  # resamples
+    seed: int = 0,
 ) -> Paired:  # p and effect are NaN where there is no pair
     "Is b higher or lower than a, by how much, and is it more than chance?"
-    a, b = (np.asarray(o, float) for o in (a, b))
-    if a.ndim != 1 or a.shape != b.shape: raise ValueError(f'a and b must be scores of the same cases, (cases,) each, got {a.shape} and {b.shape}')
-    group, d = as_clusters(clusters, len(a)), differences(a, b)
-    there = ~np.isnan(d)
-    pairs = int(there.sum())
-    if clusters is not None: d = averages(d, group, group.max(initial=-1) + 1)
-    d = d[~np.isnan(d)]
-    middle = bootstrap(d, level=level, n=n, seed=seed)
-    p, effect = signed_rank(d) if len(d) else (np.nan, np.nan)
-    return Paired(*middle[:3], p, effect, int((d > 0).sum()), int((d < 0).sum()), pairs, len(a) - pairs, None if clusters is None else len(d))
+    before, after = np.asarray(a, float), np.asarray(b, float)
+    if before.ndim != 1 or before.shape != after.shape:
+        raise ValueError(
+            f'a and b must be scores of the same cases, (cases,) each, got {before.shape} and {after.shape}')
+    group, change = as_clusters(clusters, len(before)), differences(before, after)
+    left_out = int(np.isnan(change).sum())
+    if clusters is not None: change = averages(change, group, group.max(initial=-1) + 1)
+    change = change[~np.isnan(change)]
+    middle = bootstrap(change, level=level, n=n, seed=seed)
+    p_value, effect = signed_rank(change) if len(change) else (np.nan, np.nan)
+    higher, lower = int((change > 0).sum()), int((change < 0).sum())
+    drawn = None if clusters is None else len(change)
+    return Paired(*middle[:3], p_value, effect, higher, lower, len(before) - left_out, left_out, drawn)
 
 # %% ../nbs/api/statistics.ipynb #3f7f7721
 def holm(
-    p,  # p values of any shape; NaN: a question without an answer, which does not count
+    p: np.ndarray | list,  # p values of any shape; NaN: a question without an answer, which does not count
 ) -> np.ndarray:  # same shape; NaN stays
     "p values corrected for their number."
-    p = np.asarray(p, float)
-    if ((p < 0) | (p > 1)).any(): raise ValueError('p must lie between 0 and 1')
-    res, there = np.full(p.shape, np.nan), ~np.isnan(p)
-    asked = p[there]
+    given = np.asarray(p, float)
+    if ((given < 0) | (given > 1)).any(): raise ValueError('p must lie between 0 and 1')
+    res, there = np.full(given.shape, np.nan), ~np.isnan(given)
+    asked = given[there]
     order = np.argsort(asked, kind='stable')
     steps = np.maximum.accumulate(asked[order]*np.arange(len(asked), 0, -1))
     asked[order] = np.minimum(steps, 1)

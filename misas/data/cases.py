@@ -5,9 +5,14 @@
 # %% ../../nbs/api/data/cases.ipynb #826a2e0f
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from misas.data.sample import Sample
 
 # %% auto #0
 __all__ = ['Cases']
@@ -15,18 +20,25 @@ __all__ = ['Cases']
 # %% ../../nbs/api/data/cases.ipynb #524b9649
 class Cases(Sequence):
     "Samples that are loaded when asked for; `.frame` is the table of them."
-    def __init__(self, frame, load): self.frame, self._load = frame.reset_index(drop=True), load
-    def __len__(self): return len(self.frame)
-    def __getitem__(self, i):
+    def __init__(self,
+        frame: 'pd.DataFrame',  # a row a case
+        load: Callable,  # f(row) -> Sample
+    ):
+        self.frame, self._load = frame.reset_index(drop=True), load
+
+    def __len__(self) -> int: return len(self.frame)
+
+    def __getitem__(self, i: int | slice) -> 'Sample | Cases':
         if isinstance(i, slice): return Cases(self.frame.iloc[i], self._load)
         return self._load(self.frame.iloc[i])
 
-    def where(self, **columns):
+    def where(self, **columns: object) -> 'Cases':
         "The cases whose columns have these values (or one of a list of values)."
         keep = np.ones(len(self.frame), bool)
-        for k, v in columns.items():
-            if k not in self.frame: raise ValueError(f'{k} is no column; there are {", ".join(self.frame)}')
-            keep &= self.frame[k].isin(v if isinstance(v, (list, tuple, set)) else [v]).to_numpy()
+        for name, wanted in columns.items():
+            if name not in self.frame: raise ValueError(f'{name} is no column; there are {", ".join(self.frame)}')
+            values = wanted if isinstance(wanted, (list, tuple, set)) else [wanted]
+            keep &= self.frame[name].isin(values).to_numpy()
         return Cases(self.frame[keep], self._load)
 
-    def __repr__(self): return f'{len(self)} cases ({", ".join(self.frame)})'
+    def __repr__(self) -> str: return f'{len(self)} cases ({", ".join(self.frame)})'

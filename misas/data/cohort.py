@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Case:
         return out if out.name == self.name else out.replace(name=self.name)
 
 
-def stem(path) -> str:
+def stem(path: str | os.PathLike) -> str:
     "The name of a file without its ending, or of a folder."
     name = Path(path).name
     for ending in sorted(READABLE, key=len, reverse=True):  # .nii.gz before .gz
@@ -76,9 +76,9 @@ def _load_pair(pair):
 
 # %% ../../nbs/api/data/cohort.ipynb #828e7685
 def as_case(
-    item,  # a Sample, a path, a list of paths (channels), a pair (image, labels), or a dict of arguments of `load`
-    number,  # in the cohort, for cases without a name
-    make=None,  # f(item) -> Sample; None: `load` or `as_sample`
+    item: object,  # a Sample, a path, a list of paths (channels), a pair (image, labels), or a dict for `load`
+    number: int,  # in the cohort, for cases without a name
+    make: Callable | None = None,  # f(item) -> Sample; None: `load` or `as_sample`
 ) -> Case:
     "A case from an element of a list. TypeError for what cannot become a sample."
     name = f'case {number}'
@@ -88,11 +88,16 @@ def as_case(
     if isinstance(item, tuple) and len(item) == 2:
         return _case_of_files(item[0], name, item, make or _load_pair, _mark(*item))
     if _files(item): return _case_of_files(item, name, item, make or load, _mark(item))
-    if make is None and not any(hasattr(item, o) for o in ('shape', 'get_images_dict', 'size')):
-        raise TypeError(
-            f'samples hold a {type(item).__name__} at position {number}; '
-            f'they may be Samples, paths, pairs (image, labels), or dicts with an image')
+    if make is None: _check_image(item, number)
     return Case(name, item, make or as_sample)
+
+
+def _check_image(item, number):
+    "TypeError for what has nothing of an image in memory."
+    if any(hasattr(item, name) for name in ('shape', 'get_images_dict', 'size')): return
+    raise TypeError(
+        f'samples hold a {type(item).__name__} at position {number}; '
+        f'they may be Samples, paths, pairs (image, labels), or dicts with an image')
 
 
 def _case_of_sample(sample, name, make):
@@ -124,7 +129,7 @@ def _case_of_row(row, name, make=None):
 
 # %% ../../nbs/api/data/cohort.ipynb #0bff8cc5
 def images_and_masks(
-    folder,  # holds images/ and masks/ (or labels/), or images themselves
+    folder: str | os.PathLike,  # holds images/ and masks/ (or labels/), or images themselves
 ) -> tuple:  # paths of the images; a dict name -> path of the masks, or None where there are none at all
     "What is in a data folder. FileNotFoundError where there are no images."
     folder = Path(folder)
@@ -144,13 +149,15 @@ def _visible(folder): return [path for path in folder.iterdir() if path.name[0] 
 def _may_be_image(path): return path.is_dir() or path.name.lower().endswith(READABLE)
 
 
-def no_mask(path, where=''):
+def no_mask(path: str | os.PathLike, where: str = '') -> FileNotFoundError:
     "The error for an image without a mask."
     return FileNotFoundError(
         f'there is no mask for {Path(path).name}{where}; give it the same name, or choose the images that you want')
 
 
-def folder_pairs(folder) -> list:  # (image, mask) paths; the mask is None where the folder has no masks at all
+def folder_pairs(
+    folder: str | os.PathLike,  # as for `images_and_masks`
+) -> list:  # (image, mask) paths; the mask is None where the folder has no masks at all
     "Images and their masks by name. FileNotFoundError where one is missing."
     found, masks = images_and_masks(folder)
     if masks is None: return [(path, None) for path in found]
@@ -160,7 +167,7 @@ def folder_pairs(folder) -> list:  # (image, mask) paths; the mask is None where
 
 # %% ../../nbs/api/data/cohort.ipynb #417c9b0e
 def read_manifest(
-    path,  # a .csv file
+    path: str | os.PathLike,  # a .csv file
 ) -> list:  # dicts, a row each; see `as_case`
     "The cases that a table lists. ValueError or FileNotFoundError where a column or a file is missing."
     path = Path(path)
@@ -198,9 +205,9 @@ def _row_with_paths(row, folder):
 
 # %% ../../nbs/api/data/cohort.ipynb #7e07484e
 def cohort(
-    samples,  # a list or generator of what `as_case` takes, `Cases`, a folder, or a .csv manifest
-    load=None,  # f(item) -> Sample, for what misas cannot load by itself
-):  # yields Cases
+    samples: object,  # a list or generator of what `as_case` takes, `Cases`, a folder, or a .csv manifest
+    load: Callable | None = None,  # f(item) -> Sample, for what misas cannot load by itself
+) -> Iterator[Case]:
     "The cases behind `samples`, one at a time. ValueError where two have one name."
     if load is not None and not callable(load):
         raise TypeError(f'load must be a function of an item, got {type(load).__name__}')
@@ -229,11 +236,14 @@ def _cases_of(samples, load):
 # %% ../../nbs/api/data/cohort.ipynb #2a912071
 def _of_table(cases):
     "The rows of `Cases`; each is loaded when it is asked for."
-    rows = cases.frame.to_dict('records')
-    for i, row in enumerate(rows):
-        name = row['name'] if 'name' in row else stem(row['file']) if 'file' in row else f'case {i}'
+    for i, row in enumerate(cases.frame.to_dict('records')):
         info = {k: v for k, v in row.items() if isinstance(v, (str, int, float, bool)) and k != 'name'}
-        yield Case(str(name), cases[i:i + 1], _first, info)
+        yield Case(_name_of(row, i), cases[i:i + 1], _first, info)
+
+
+def _name_of(row, number):
+    if 'name' in row: return str(row['name'])
+    return stem(row['file']) if 'file' in row else f'case {number}'
 
 
 def _first(cases): return cases[0]

@@ -20,8 +20,8 @@ __all__ = ['UPSTREAM', 'B0_URL', 'B0_SHA', 'data_folder', 'cache_folder', 'sunny
 
 # %% ../../nbs/api/data/datasets.ipynb #944d866f
 def data_folder(
-    name,  # of the data set
-    needed='',  # a file or folder that must be in it
+    name: str,  # of the data set
+    needed: str = '',  # a file or folder that must be in it
 ) -> Path | None:
     "The data set's folder in `MISAS_DATA`, or None when there is none."
     root = os.environ.get('MISAS_DATA')
@@ -41,24 +41,25 @@ def _download(url, sha, path, what):
     try: return Path(pooch.retrieve(url, known_hash=sha, path=path.parent, fname=path.name, progressbar=False))
     except ValueError as e:
         raise ValueError(
-            f'{url}: is not the file that was published for {what} (its SHA-256 differs); report this'
-        ) from e
+            f'{url}: is not the file that was published for {what} (its SHA-256 differs); report this') from e
     except Exception as e:
-        raise OSError(f'{what}: {url} cannot be downloaded ({type(e).__name__}); '
-                      'connect to the internet, or set MISAS_DATA to a folder that holds the data set') from e
+        raise OSError(
+            f'{what}: {url} cannot be downloaded ({type(e).__name__}); '
+            'connect to the internet, or set MISAS_DATA to a folder that holds the data set') from e
 
 # %% ../../nbs/api/data/datasets.ipynb #1872d204
 UPSTREAM = 'https://raw.githubusercontent.com/mshunshin/SegNetCMR/1f41bb8bf653cafa02af7914c12d5e6b248359f9/'
 
 
-def sunnybrook(**columns) -> Cases:  # e.g. split='test', phase='ED', mid=True, group='N'
+def sunnybrook(
+    **columns: object,  # the cases to take, e.g. split='test', phase='ED', mid=True, group='N'
+) -> Cases:
     "Sunnybrook slices with the LV cavity labelled."
     import pandas as pd
     frame = pd.read_csv(files('misas')/'assets'/'sunnybrook.csv.gz')
-    who = frame.groupby(['patient', 'phase']).slice_index
-    frame['level'] = (
-        (frame.slice_index - who.transform('min')) / (who.transform('max') - who.transform('min')).clip(lower=1)
-    ).round(2)
+    of_patient = frame.groupby(['patient', 'phase']).slice_index
+    first, last = of_patient.transform('min'), of_patient.transform('max')
+    frame['level'] = ((frame.slice_index - first)/(last - first).clip(lower=1)).round(2)
     frame['mid'] = frame.level.between(1/3, 2/3)
     return Cases(frame, _sunnybrook_slice).where(**columns)
 
@@ -68,13 +69,13 @@ def _sunnybrook_slice(row) -> Sample:
     for kind in ('images', 'masks'):
         path = (here or cache_folder()/'sunnybrook')/row.split/kind/row.file
         parts.append(path if here else _download(UPSTREAM + row[kind], row[f'{kind}_sha256'], path, 'sunnybrook'))
-    image, mask = (
-        load(p).image[:1] for p in parts
-    )  # the published files are RGB with three equal channels, masks 0 and 255
+    image, mask = (load(path).image[:1] for path in parts)  # RGB with three equal channels; masks of 0 and 255
     return Sample(image, mask[0] > 0, classes=('background', 'LV'), name=Path(row.file).stem)
 
 # %% ../../nbs/api/data/datasets.ipynb #a0841e58
-def sunnybrook_stacks(**columns) -> Cases:  # e.g. phase='ED'
+def sunnybrook_stacks(
+    **columns: object,  # the cases to take, e.g. phase='ED'
+) -> Cases:
     "Sunnybrook short-axis stacks; slices without contours are not valid."
     import pandas as pd
     folder = data_folder('sunnybrook_sax_3d', 'manifest.csv')
@@ -85,11 +86,11 @@ def sunnybrook_stacks(**columns) -> Cases:  # e.g. phase='ED'
     def stack(row):
         name = row.file.removesuffix('.nii.gz')
         classes = ('background', 'LV', 'MYO') if row.phase == 'ED' else ('background', 'LV')
-        s = load(folder/row.file, folder/f'{name}_label.nii.gz', classes=classes)
+        sample = load(folder/row.file, folder/f'{name}_label.nii.gz', classes=classes)
         first, last = map(int, row.labelled_slices.split('-'))
-        known = np.zeros(s.shape, bool)
+        known = np.zeros(sample.shape, bool)
         known[..., first:last + 1] = True
-        return s.replace(valid=None if known.all() else known)
+        return sample.replace(valid=None if known.all() else known)
     return Cases(pd.read_csv(folder/'manifest.csv'), stack).where(**columns)
 
 # %% ../../nbs/api/data/datasets.ipynb #5bc73ee0
@@ -118,32 +119,29 @@ B0_SHA = {  # name: (image, mask)
 def misas_b0() -> Cases:
     "The six example slices of misas 0.1."
     import pandas as pd
-    def one(row):
-        folder, parts = data_folder('misas_b0', 'images'), []
-        for kind, sha in zip(('images', 'masks'), B0_SHA[row['name']]):
-            file = f'{kind}/{row["name"]}.png'
-            parts.append(
-                folder / file
-                if folder
-                else _download(B0_URL + file, sha, cache_folder() / 'misas_b0' / file, 'misas_b0'))
-        return load(parts[0], parts[1], classes=('background', 'LV', 'MYO'), name=row['name'])
-    return Cases(pd.DataFrame({'name': list(B0_SHA)}), one)
+    return Cases(pd.DataFrame({'name': list(B0_SHA)}), _b0_slice)
+
+
+def _b0_slice(row):
+    files = (f'{kind}/{row["name"]}.png' for kind in ('images', 'masks'))
+    image, mask = (_b0_file(file, sha) for file, sha in zip(files, B0_SHA[row['name']]))
+    return load(image, mask, classes=('background', 'LV', 'MYO'), name=row['name'])
+
+
+def _b0_file(file, sha):
+    folder = data_folder('misas_b0', 'images')
+    return folder/file if folder else _download(B0_URL + file, sha, cache_folder()/'misas_b0'/file, 'misas_b0')
 
 # %% ../../nbs/api/data/datasets.ipynb #9e3df878
 def mni152(
-    resolution=1,  # mm: 1 or 2
+    resolution: int = 1,  # mm: 1 or 2
 ) -> Sample:  # classes background, WM, GM
     "The MNI152 T1 template with white and grey matter."
     if resolution not in (1, 2): raise ValueError(f'resolution must be 1 or 2 (mm), got {resolution!r}')
     try: from nilearn import datasets as nl
     except ImportError as e: raise ImportError('mni152 needs nilearn: pip install "misas[demo]"') from e
     t1 = nl.load_mni152_template(resolution)
-    wm, gm = (
-        np.asarray(f(resolution).dataobj, np.float32) for f in (nl.load_mni152_wm_template, nl.load_mni152_gm_template))
-    labels = np.stack([1 - wm - gm, wm, gm]).argmax(0)
-    return Sample(
-        np.asarray(t1.dataobj, np.float32)[None],
-        labels,
-        affine=t1.affine,
-        classes=('background', 'WM', 'GM'),
-        name='MNI152')
+    maps = nl.load_mni152_wm_template(resolution), nl.load_mni152_gm_template(resolution)
+    image, white, grey = (np.asarray(o.dataobj, np.float32) for o in (t1, *maps))
+    labels = np.stack([1 - white - grey, white, grey]).argmax(0)
+    return Sample(image[None], labels, affine=t1.affine, classes=('background', 'WM', 'GM'), name='MNI152')

@@ -5,6 +5,8 @@
 # %% ../../nbs/api/data/phantom.ipynb #d68edd21
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
@@ -16,28 +18,16 @@ __all__ = ['short_axis', 'short_axis_stack', 'disc', 'ThresholdModel', 'LeftHalf
            'OracleModel']
 
 # %% ../../nbs/api/data/phantom.ipynb #19166c44
-_TISSUE = dict(
-    air=0.0,
-    fat=1.25,
-    inner_fat=0.7,
-    muscle=0.26,
-    lung=0.06,
-    vessel=0.35,
-    liver=0.4,
-    spleen=0.48,
-    bone=0.45,
-    fluid=1.2,
-    edge=0.12,
-    blood=1.0,
-    myocardium=0.3,
-)  # bSSFP signal relative to blood
+_TISSUE = dict(  # bSSFP signal relative to blood
+    air=0., fat=1.25, inner_fat=.7, muscle=.26, lung=.06, vessel=.35, liver=.4,
+    spleen=.48, bone=.45, fluid=1.2, edge=.12, blood=1., myocardium=.3)
 _BLOOD = 600.  # signal of blood in the units of the image, a typical value for a scanner
-_HEART = dict(
-    ED=dict(cavity=27.0, wall=9.5, length=70.0, rv=1.0), ES=dict(cavity=18.5, wall=13.7, length=61.0, rv=0.74)
-)  # mm; rv is a factor
+_HEART = dict(  # mm; rv is a factor
+    ED=dict(cavity=27., wall=9.5, length=70., rv=1.),
+    ES=dict(cavity=18.5, wall=13.7, length=61., rv=.74))
 _CLASSES = ('background', 'RV', 'MYO', 'LV')
-# everything else, painted in this order: tissue, centre x and y, half axes (mm; x to the right, y down), turned by (degrees)
-_BODY = (
+# everything else, painted in this order:
+_BODY = (  # tissue, centre x and y, half axes (mm; x to the right, y down), turned by (degrees)
     ('liver', -58, 52, 86, 44, -8),
     ('blood', -24, 46, 11, 8, 20),
     ('inner_fat', 60, 62, 60, 30, -10),
@@ -50,13 +40,22 @@ _BODY = (
     ('blood', 30, 62, 11, 11, 0))
 
 # %% ../../nbs/api/data/phantom.ipynb #ec663c99
-def _rho(x, y, cx, cy, a, b, turn=0., dent=0.):
-    "Elliptical radius of the points (x, y): 1 on the outline of an ellipse with half axes `a` and `b`, `turn` in degrees."
-    c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
-    u, v = (c*(x - cx) + s*(y - cy))/a, (c*(y - cy) - s*(x - cx))/b
-    return np.hypot(u, v)/(1 + dent*np.cos(3*np.arctan2(v, u))) if dent else np.hypot(u, v)
+def _rho(
+    x, y,  # points, mm
+    cx, cy,  # centre, mm
+    half_x, half_y,  # half axes, mm
+    turn=0.,  # degrees
+    dent=0.,  # three dents of this depth
+):
+    "Elliptical radius of points: 1 on the outline of an ellipse, less inside."
+    cos, sin = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
+    along = (cos*(x - cx) + sin*(y - cy))/half_x
+    across = (cos*(y - cy) - sin*(x - cx))/half_y
+    rho = np.hypot(along, across)
+    if not dent: return rho
+    return rho/(1 + dent*np.cos(3*np.arctan2(across, along)))
 
-
+# %% ../../nbs/api/data/phantom.ipynb #008c439e
 def _sizes(phase):
     "What `_HEART` has for a phase. Raises ValueError for anything but 'ED' and 'ES'."
     if phase not in _HEART: raise ValueError(f"phase must be 'ED' or 'ES', got {phase!r}")
@@ -66,111 +65,136 @@ def _sizes(phase):
 def _patient(seed):
     "What differs from one patient to the next: factors around 1, offsets in mm, angles in degrees and radians."
     rng = np.random.default_rng(seed)
-    factor = lambda spread: rng.uniform(1 - spread, 1 + spread)
-    return dict(
+    def factor(spread): return rng.uniform(1 - spread, 1 + spread)
+    return dict(  # in this order, as another one would make other patients
         centre=(22 + rng.uniform(-6, 6), -20 + rng.uniform(-5, 5)),
-        size=factor(0.04),
-        wall=factor(0.06),
-        rv=factor(0.07),
+        size=factor(.04),
+        wall=factor(.06),
+        rv=factor(.07),
         turn=rng.uniform(-9, 9),
-        round=factor(0.04),
-        dent=rng.uniform(-0.03, 0.03),
-        body=(factor(0.06), factor(0.06)),
+        round=factor(.04),
+        dent=rng.uniform(-.03, .03),
+        body=(factor(.06), factor(.06)),
         coil=rng.uniform(-60, 60),
         grain=rng.uniform(0, 7, 4),
-        signal={k: factor(0.08) for k in _TISSUE})
-
-
-def _grain(x, y, shift):
-    "An irregular smooth pattern between -1 and 1, for tissue that is not quite uniform and for vessels."
-    return np.sin(0.29 * x + 2.9 * np.sin(0.093 * y + shift[0]) + shift[1]) * np.sin(
-        0.23 * y + 3.1 * np.sin(0.071 * x + shift[2]) + shift[3])
+        signal={k: factor(.08) for k in _TISSUE})
 
 # %% ../../nbs/api/data/phantom.ipynb #a2b51c40
-def _body(x, y, p, apex):
+def _grain(x, y, shift):
+    "An irregular smooth pattern between -1 and 1, for tissue that is not quite uniform and for vessels."
+    one = np.sin(.29*x + 2.9*np.sin(.093*y + shift[0]) + shift[1])
+    return one*np.sin(.23*y + 3.1*np.sin(.071*x + shift[2]) + shift[3])
+
+
+def _body(x, y, patient, apex):
     "Signal (blood = 1) of everything but the heart at the points (x, y) in mm from the centre of the chest."
-    tissue, x, y = {k: v*p['signal'][k] for k, v in _TISSUE.items()}, x/p['body'][0], y/p['body'][1]
-    grain, around = _grain(x, y, p['grain']), np.arctan2(y, x)
+    tissue = {k: signal*patient['signal'][k] for k, signal in _TISSUE.items()}
+    x, down = x/patient['body'][0], y/patient['body'][1]
+    heart_x, heart_y = patient['centre'][0] - 16, patient['centre'][1] - 8
+    grain, around = _grain(x, down, patient['grain']), np.arctan2(down, x)
     image = np.full(x.shape, tissue['air'])
-    image[_rho(x, y, 0, 0, 158, 112) < 1] = tissue['fat']
-    inside = _rho(x, y, 0, 2, 145, 98) < 1
+    image[_rho(x, down, 0, 0, 158, 112) < 1] = tissue['fat']
+    inside = _rho(x, down, 0, 2, 145, 98) < 1
     image[inside] = np.where(np.cos(22*around) > .55, tissue['bone'], tissue['muscle'])[inside]
-    chest = _rho(x, y, 0, -3, 132, 84) < 1
+    chest = _rho(x, down, 0, -3, 132, 84) < 1
     image[chest] = np.where(grain > .93, tissue['vessel'], tissue['lung'])[chest]
-    image[chest & (_rho(x, y, p['centre'][0] - 16, p['centre'][1] - 8, 66 - 12 * apex, 50 - 9 * apex, 35) < 1)] = (
-        tissue['inner_fat'])
-    for name, cx, cy, a, b, turn in _BODY:
-        rho = _rho(x, y, cx, cy - 10*apex, a, b, turn)  # towards the apex the belly comes up
+    around_heart = _rho(x, down, heart_x, heart_y, 66 - 12*apex, 50 - 9*apex, 35) < 1
+    image[chest & around_heart] = tissue['inner_fat']
+    for name, cx, cy, half_x, half_y, turn in _BODY:
+        rho = _rho(x, down, cx, cy - 10*apex, half_x, half_y, turn)  # towards the apex the belly comes up
         image[inside & (rho < 1)] = tissue['edge']
-        image[inside & (rho < 1 - 1.5/min(a, b))] = tissue[name]
+        image[inside & (rho < 1 - 1.5/min(half_x, half_y))] = tissue[name]
     return image*(1 + .06*grain)
 
 # %% ../../nbs/api/data/phantom.ipynb #0c2acd44
-def _heart(image, x, y, p, h, apex):
-    "Paint a heart with the sizes `h` into `image`; returns its labels. None above the base (apex < 0) and below the apex (> 1)."
+def _level(apex, end, power=4):
+    "Width at a level, of that at the base: of a bullet that closes at `end`; with a power of 2 of an ellipsoid."
+    return np.sqrt(max(1e-12, 1 - (apex/end)**power))
+
+
+def _ring(x, y, radius, patient):
+    "Less than 1 within an outline around the middle of the left ventricle."
+    flat = patient['round']
+    return _rho(x, y, *patient['centre'], radius*flat, radius/flat, patient['turn'], patient['dent'])
+
+
+def _beside(patient, radius, angle):
+    "The point at a distance (mm) and an angle (degrees) from the middle of the left ventricle."
+    angle = np.deg2rad(angle + patient['turn'])
+    cx, cy = patient['centre']
+    return cx + radius*np.cos(angle), cy + radius*np.sin(angle)
+
+
+def _right(x, y, size, patient):
+    "Less than 1 within the right ventricle, which is `size` as large as usual."
+    at = _beside(patient, 35*np.sqrt(size), 202)
+    return _rho(x, y, *at, 30*size, 44*size, 20 + patient['turn'], -.04)
+
+# %% ../../nbs/api/data/phantom.ipynb #4f9dbcec
+def _heart(image, x, y, patient, sizes, apex):
+    "Paint a heart into `image`; returns its labels. None above the base (apex < 0) and below the apex (> 1)."
     labels = np.zeros(x.shape, np.uint8)
     if not 0 <= apex < 1: return labels
-    blood, myo = p['signal']['blood'], _TISSUE['myocardium']*p['signal']['myocardium']
-    level = lambda end, n=4: np.sqrt(
-        max(1e-12, 1 - (apex / end) ** n)
-    )  # a bullet that closes at `end`; n = 2: an ellipsoid
-    cavity = h['cavity']*p['size']*level(.94)
-    outer = (h['cavity'] + h['wall']*p['wall'])*p['size']*level(1)
-    rv, (cx, cy) = h['rv']*p['rv']*p['size']*level(.9, 2), p['centre']
-    place = lambda r, angle: (
-        cx + r * np.cos(np.deg2rad(angle + p['turn'])),
-        cy + r * np.sin(np.deg2rad(angle + p['turn'])))
-    ring = lambda r: _rho(x, y, cx, cy, r*p['round'], r/p['round'], p['turn'], p['dent'])
-    right = _rho(x, y, *place(35*np.sqrt(rv), 202), 30*rv, 44*rv, 20 + p['turn'], -.04)
+    blood, muscle = patient['signal']['blood'], _TISSUE['myocardium']*patient['signal']['myocardium']
+    narrow = _level(apex, .94)
+    cavity = sizes['cavity']*patient['size']*narrow
+    outer = (sizes['cavity'] + sizes['wall']*patient['wall'])*patient['size']*_level(apex, 1)
+    right = _right(x, y, sizes['rv']*patient['rv']*patient['size']*_level(apex, .9, 2), patient)
     for value, inside, signal in (
-        (0, right < 1.1, myo),
+        (0, right < 1.1, muscle),
         (1, right < 1, blood),
-        (2, ring(outer) < 1, myo),
-        (3, ring(cavity) < 1, blood)):
+        (2, _ring(x, y, outer, patient) < 1, muscle),
+        (3, _ring(x, y, cavity, patient) < 1, blood)):
         image[inside], labels[inside] = signal, value
     for angle in (-40, 110):  # the anterolateral and the posteromedial papillary muscle
-        image[_rho(x, y, *place(.72*cavity, angle), 5.5*level(.94), 4*level(.94), angle + p['turn']) < 1] = myo
+        at = _beside(patient, .72*cavity, angle)
+        image[_rho(x, y, *at, 5.5*narrow, 4*narrow, angle + patient['turn']) < 1] = muscle
     return labels
 
 # %% ../../nbs/api/data/phantom.ipynb #415249ab
-def _slices(shape, spacing, apexes, seed, phase, noise, bias):
-    "Image and labels (n, H, W) of short-axis slices at the levels `apexes`; shape and spacing are those of a slice (H, W)."
+def _slices(
+    shape, spacing,  # of a slice, (H, W), in pixels and mm
+    apexes,  # levels of the slices
+    seed, phase, noise, bias,
+):
+    "Image and labels (n, H, W) of short-axis slices. ValueError for noise, bias or a phase that cannot be."
     if not noise >= 0: raise ValueError(f'noise must be 0 or larger, got {noise}')
     if not 0 <= bias < 1: raise ValueError(f'bias must be at least 0 and less than 1, got {bias}')
-    p, sizes, (h, w) = _patient(seed), _sizes(phase), shape
-    y, x = np.meshgrid(*[((np.arange(3*n) + .5)/3 - n/2)*s for n, s in zip(shape, spacing)], indexing='ij')
+    patient, sizes, (height, width) = _patient(seed), _sizes(phase), shape
+    rows, columns = [((np.arange(3*n) + .5)/3 - n/2)*mm for n, mm in zip(shape, spacing)]  # three a pixel
+    x, down = np.meshgrid(columns, rows)
     images, labels = [], []
     for apex in apexes:
-        fine = _body(x, y, p, np.clip(apex, 0, 1))
-        labels.append(_heart(fine, x, y, p, sizes, apex)[1::3, 1::3])
-        images.append(fine.reshape(h, 3, w, 3).mean((1, 3)))
-    field = 1 + bias * np.cos(
-        np.hypot(x - p['coil'], y + 90)[1::3, 1::3] / 90
-    )  # brightest at the coil, in front of the heart
+        fine = _body(x, down, patient, np.clip(apex, 0, 1))
+        labels.append(_heart(fine, x, down, patient, sizes, apex)[1::3, 1::3])
+        images.append(fine.reshape(height, 3, width, 3).mean((1, 3)))
+    from_coil = np.hypot(x - patient['coil'], down + 90)[1::3, 1::3]  # it lies in front of the heart
+    field = 1 + bias*np.cos(from_coil/90)
     rng = np.random.default_rng([seed, phase == 'ES'])
-    real, imaginary = noise*rng.normal(size=(2, len(apexes), h, w))
+    real, imaginary = noise*rng.normal(size=(2, len(apexes), height, width))
     return _BLOOD*np.hypot(np.stack(images)*field + real, imaginary), np.stack(labels)
 
 # %% ../../nbs/api/data/phantom.ipynb #76e4f31c
 def _grid(shape, spacing, n, what):
-    "Shape and spacing (mm) as tuples of length `n`; `n` may list several lengths."
-    s = np.asarray(shape)
-    if s.ndim != 1 or len(s) not in np.atleast_1d(n) or s.dtype.kind not in 'iu' or s.min() < 1: raise ValueError(
-        f'shape must be {what} in whole numbers, got {shape}')
-    if np.shape(spacing) not in ((), s.shape) or not np.min(spacing) > 0:
-        raise ValueError(f'spacing must be one number or {len(s)}, in mm and larger than 0, got {spacing}')
-    return tuple(s.tolist()), tuple(float(o) for o in np.broadcast_to(spacing, len(s)))
+    "Shape and spacing (mm) as tuples of length `n`; `n` may list several lengths. ValueError for others."
+    size = np.asarray(shape)
+    fits = size.ndim == 1 and len(size) in np.atleast_1d(n)
+    if not fits or size.dtype.kind not in 'iu' or size.min() < 1:
+        raise ValueError(f'shape must be {what} in whole numbers, got {shape}')
+    if np.shape(spacing) not in ((), size.shape) or not np.min(spacing) > 0:
+        raise ValueError(f'spacing must be one number or {len(size)}, in mm and larger than 0, got {spacing}')
+    return tuple(size.tolist()), tuple(float(mm) for mm in np.broadcast_to(spacing, len(size)))
 
 
 def short_axis(
-    shape=(192, 192),  # (H, W) in pixels
+    shape: tuple = (192, 192),  # (H, W) in pixels
     *,
-    spacing=1.6,  # mm, one number or (row, column)
-    seed=0,  # the patient: position, sizes, signals and noise; the same seed gives the same sample
-    noise=.02,  # SD of the noise as a fraction of the signal of blood
-    bias=.2,  # strength of the bias field, 0 to 1
-    phase='ED',  # 'ED' (end-diastole, full) or 'ES' (end-systole, emptied)
-    apex=0.,  # level: 0 base, 1 apex; outside of that there is no heart in the picture
+    spacing: float | tuple = 1.6,  # mm, one number or (row, column)
+    seed: int = 0,  # the patient: position, sizes, signals and noise; the same seed gives the same sample
+    noise: float = .02,  # SD of the noise as a fraction of the signal of blood
+    bias: float = .2,  # strength of the bias field, 0 to 1
+    phase: str = 'ED',  # 'ED' (end-diastole, full) or 'ES' (end-systole, emptied)
+    apex: float = 0.,  # level: 0 base, 1 apex; outside of that there is no heart in the picture
 ) -> Sample:  # classes background, RV, MYO and LV, image (1, H, W)
     "A cardiac cine MR phantom: short-axis slice with right ventricle, myocardium and left ventricle."
     shape, spacing = _grid(shape, spacing, 2, '(H, W)')
@@ -179,16 +203,17 @@ def short_axis(
 
 # %% ../../nbs/api/data/phantom.ipynb #88822898
 def short_axis_stack(
-    shape=(128, 128, 10),  # (X, Y, Z) in voxels: columns and rows of a slice, and slices from base to apex
+    shape: tuple = (128, 128, 10),  # (X, Y, Z) in voxels: columns and rows of a slice, and slices from base to apex
     *,
-    spacing=(1.8, 1.8, 8.),  # mm, one number or (X, Y, Z)
-    seed=0,  # the patient
-    noise=.02,  # SD of the noise as a fraction of the signal of blood
-    bias=.2,  # strength of the bias field, 0 to 1
-    phase='ED',  # 'ED' (end-diastole, full) or 'ES' (end-systole, emptied)
+    spacing: float | tuple = (1.8, 1.8, 8.),  # mm, one number or (X, Y, Z)
+    seed: int = 0,  # the patient
+    noise: float = .02,  # SD of the noise as a fraction of the signal of blood
+    bias: float = .2,  # strength of the bias field, 0 to 1
+    phase: str = 'ED',  # 'ED' (end-diastole, full) or 'ES' (end-systole, emptied)
 ) -> Sample:  # classes background, RV, MYO and LV, image (1, X, Y, Z), with an affine
     "A volume of short-axis slices; the ventricle at end-diastole is in the middle of it."
-    (nx, ny, nz), (dx, dy, dz) = shape, spacing = _grid(shape, spacing, 3, '(X, Y, Z)')
+    shape, spacing = _grid(shape, spacing, 3, '(X, Y, Z)')
+    (nx, ny, nz), (dx, dy, dz) = shape, spacing
     below = (np.arange(nz) - (nz - 1)/2)*dz - _HEART['ED']['length']/2  # mm under the apex; above it is negative
     image, labels = _slices((ny, nx), (dy, dx), 1 + below/_sizes(phase)['length'], seed, phase, noise, bias)
     affine = np.diag([-dx, -dy, -dz, 1])  # indices run to the patient's left, back and feet
@@ -197,13 +222,13 @@ def short_axis_stack(
 
 # %% ../../nbs/api/data/phantom.ipynb #97e4b8a7
 def disc(
-    shape=(64, 64),  # (H, W), or (X, Y, Z) for a ball
+    shape: tuple = (64, 64),  # (H, W), or (X, Y, Z) for a ball
     *,
-    radius=12.,  # mm
-    centre=None,  # mm from the middle of the field of view, one number an axis; None: the middle
-    background=.2,  # intensity around the object
-    object=.8,  # intensity of the object
-    spacing=1.,  # mm, one number or one an axis
+    radius: float = 12.,  # mm
+    centre: tuple | None = None,  # mm from the middle of the field of view, one number an axis; None: the middle
+    background: float = .2,  # intensity around the object
+    object: float = .8,  # intensity of the object
+    spacing: float | tuple = 1.,  # mm, one number or one an axis
 ) -> Sample:  # classes background and disc, one channel
     "A hard-edged disc or ball with exactly two intensities."
     shape, spacing = _grid(shape, spacing, (2, 3), '(H, W) or (X, Y, Z)')
@@ -211,11 +236,10 @@ def disc(
     if centre.shape != (len(shape),):
         raise ValueError(f'centre must be {len(shape)} mm values, one an axis, got {centre.tolist()}')
     if not radius > 0: raise ValueError(f'radius must be larger than 0 mm, got {radius}')
-    mm = np.meshgrid(*[(np.arange(n) - (n - 1)/2)*s - c for n, s, c in zip(shape, spacing, centre)], indexing='ij')
-    inside = sum(o**2 for o in mm) <= radius**2
-    return Sample(
-        np.where(inside, object, background)[None], inside, spacing=spacing, classes=('background', 'disc'), name='disc'
-    )
+    axes = [(np.arange(n) - (n - 1)/2)*mm - middle for n, mm, middle in zip(shape, spacing, centre)]
+    inside = sum(o**2 for o in np.meshgrid(*axes, indexing='ij')) <= radius**2
+    image = np.where(inside, object, background)[None]
+    return Sample(image, inside, spacing=spacing, classes=('background', 'disc'), name='disc')
 
 # %% ../../nbs/api/data/phantom.ipynb #e572788d
 def _two(logit):
@@ -226,61 +250,62 @@ def _two(logit):
 class ThresholdModel(torch.nn.Module):
     "Object where a channel is brighter than the threshold; its logit is the intensity minus the threshold."
     def __init__(self,
-        threshold,  # in units of the image
-        channel=0,  # the channel that is read; the others are ignored
+        threshold: float,  # in units of the image
+        channel: int = 0,  # the channel that is read; the others are ignored
     ):
         super().__init__()
         self.threshold, self.channel = threshold, channel
 
-    def forward(self, x): return _two(x[:, self.channel] - self.threshold)
+    def forward(self, x: torch.Tensor) -> torch.Tensor: return _two(x[:, self.channel] - self.threshold)
 
 # %% ../../nbs/api/data/phantom.ipynb #84ef7eb7
 class LeftHalfModel(ThresholdModel):
-    "A threshold on the left half of a 2D image; the right half and a middle column are background (logit -1) whatever they show."
+    "A threshold on the left half; the right one and a middle column are background (logit -1) whatever they show."
     def __init__(self,
-        threshold,  # in units of the image
-        channel=0,  # the channel that is read
-        axis=-1,  # axis of the input whose first half is seen: the columns of a 2D image; 2 for X of a volume (N, C, X, Y, Z)
+        threshold: float,  # in units of the image
+        channel: int = 0,  # the channel that is read
+        axis: int = -1,  # axis of the input whose first half is seen: columns of a 2D image; 2: X of (N, C, X, Y, Z)
     ):
         super().__init__(threshold, channel)
         self.axis = axis
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x[:, self.channel, None]
         left, right = x.tensor_split([x.shape[self.axis]//2], self.axis)
-        return _two(torch.cat([left - self.threshold, torch.full_like(right, -1)], self.axis)[:, 0])
+        logit = torch.cat([left - self.threshold, torch.full_like(right, -1)], self.axis)
+        return _two(logit[:, 0])
 
 # %% ../../nbs/api/data/phantom.ipynb #ccedcd5f
 class CrossModel(torch.nn.Module):
-    "A threshold that also needs a signal above 0 at the tips of a cross around the pixel; the logit is the least of all these."
+    "A threshold that also needs a signal above 0 at the tips of a cross; the logit is the least of all these."
     def __init__(self,
-        radius,  # distance of the tips in pixels, a whole number or one an axis
-        threshold,  # in units of the image
-        channel=0,  # the channel that is read
+        radius: int | tuple,  # distance of the tips in pixels, a whole number or one an axis
+        threshold: float,  # in units of the image
+        channel: int = 0,  # the channel that is read
     ):
         super().__init__()
         if np.asarray(radius).dtype.kind not in 'iu' or np.min(radius) < 0:
             raise ValueError(f'radius must be whole pixels, 0 or more, got {radius}')
         self.radius, self.threshold, self.channel = radius, threshold, channel
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x[:, self.channel]
-        if np.shape(self.radius) not in ((), (x.ndim - 1,)):
-            raise ValueError(f'radius must be one number or {x.ndim - 1}, got {self.radius}')
+        axes = x.ndim - 1
+        if np.shape(self.radius) not in ((), (axes,)):
+            raise ValueError(f'radius must be one number or {axes}, got {self.radius}')
         logit = x - self.threshold
-        for axis, r in enumerate(np.broadcast_to(self.radius, x.ndim - 1).tolist(), 1):
-            padded = torch.nn.functional.pad(
-                x, [0, 0] * (x.ndim - 1 - axis) + [r, r]
-            )  # 0 outside; pad counts axes from the last
-            for start in (0, 2*r): logit = torch.minimum(logit, padded.narrow(axis, start, x.shape[axis]))
+        for axis, radius in enumerate(np.broadcast_to(self.radius, axes).tolist(), 1):
+            sides = [0, 0]*(axes - axis) + [radius, radius]  # pad counts axes from the last
+            padded = torch.nn.functional.pad(x, sides)  # 0 outside
+            for start in (0, 2*radius): logit = torch.minimum(logit, padded.narrow(axis, start, x.shape[axis]))
         return _two(logit)
 
 # %% ../../nbs/api/data/phantom.ipynb #4f8ef10a
 class TemplateModel(torch.nn.Module):
-    "Finds one object: stamps the template where its correlation with the first channel is highest, if that is over the threshold."
+    "Finds one object: stamps the template where its correlation with the first channel is highest, if high enough."
     def __init__(self,
-        template_mask,  # (h, w) or (x, y, z), the object (1) with a rim of background (0)
-        threshold=.9,  # least normalised cross-correlation, -1 to 1; the logit is the correlation minus this, elsewhere -1
+        template_mask: np.ndarray | torch.Tensor,  # (h, w) or (x, y, z), the object (1) with a rim of background (0)
+        threshold: float = .9,  # least correlation, -1 to 1; the logit is what is over it, and -1 elsewhere
     ):
         super().__init__()
         mask = torch.as_tensor(to_numpy(template_mask) > 0)
@@ -289,44 +314,58 @@ class TemplateModel(torch.nn.Module):
         self.threshold = threshold
         self.register_buffer('mask', mask)
 
-    def correlation(self, x):
+    def correlation(self, x: torch.Tensor) -> torch.Tensor:
         "Normalised cross-correlation (N, *places) of images (N, C, *S) with the template; 0 where the image is flat."
-        m, n = self.mask.shape, self.mask.numel()
-        if x.ndim != len(m) + 2 or any(a < b for a, b in zip(x.shape[2:], m)): raise ValueError(
-            f'x of shape {tuple(x.shape)} must be (N, C, *S) with S no smaller than the template, which is {tuple(m)}')
-        x = x[:, :1].to(
-            torch.float32 if x.device.type == 'mps' else torch.float64
-        )  # differences of sums need the digits
-        axes, t = tuple(range(1, x.ndim)), self.mask.to(x)[None, None]
-        ones = torch.ones_like(t)
-        x = x - x.mean(axes, keepdim=True)
-        x = x/x.abs().amax(axes, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        conv = (torch.nn.functional.conv2d, torch.nn.functional.conv3d)[len(m) - 2]
-        vary = conv(x**2, ones) - conv(x, ones)**2/n
-        vary = vary.masked_fill(vary < 10*n*torch.finfo(x.dtype).eps, torch.inf)
-        return (conv(x, t - t.mean())/(vary*t.var(correction=0)*n).sqrt())[:, 0]
+        _check_room(x, self.mask.shape)
+        exact = torch.float32 if x.device.type == 'mps' else torch.float64  # differences of sums need the digits
+        x = _evened(x[:, :1].to(exact))
+        size, template = self.mask.numel(), self.mask.to(x)[None, None]
+        ones = torch.ones_like(template)
+        conv = (torch.nn.functional.conv2d, torch.nn.functional.conv3d)[self.mask.ndim - 2]
+        vary = conv(x**2, ones) - conv(x, ones)**2/size
+        vary = vary.masked_fill(vary < 10*size*torch.finfo(x.dtype).eps, torch.inf)
+        fit = conv(x, template - template.mean())/(vary*template.var(correction=0)*size).sqrt()
+        return fit[:, 0]
 
-    def forward(self, x):
-        fit, stamps, mask = self.correlation(x), [], self.mask.to(x.device)
-        for f in fit:
-            first = np.unravel_index(int(f.argmax()), f.shape)
-            sides = [(a, size - n - a) for a, n, size in zip(map(int, first), mask.shape, x.shape[2:])]
-            stamps.append(torch.nn.functional.pad(mask, sum(reversed(sides), ())))  # pad counts axes from the last
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fit, mask = self.correlation(x), self.mask.to(x.device)
+        stamps = torch.stack([_stamped(mask, one, x.shape[2:]) for one in fit])
         best = fit.amax(tuple(range(1, fit.ndim)), keepdim=True) - self.threshold
-        return _two(torch.where(torch.stack(stamps), best, -1).to(x.dtype))
+        return _two(torch.where(stamps, best, -1).to(x.dtype))
+
+# %% ../../nbs/api/data/phantom.ipynb #b77852e1
+def _check_room(x, shape):
+    "ValueError for images (N, C, *S) into which a template of this shape does not fit."
+    if x.ndim != len(shape) + 2 or any(size < n for size, n in zip(x.shape[2:], shape)):
+        raise ValueError(f'x of shape {tuple(x.shape)} must be (N, C, *S) with S no smaller than the template, '
+                         f'which is {tuple(shape)}')
+
+
+def _evened(x):
+    "Images with a mean of 0, and -1 or 1 as the largest value; flat ones are 0."
+    axes = tuple(range(1, x.ndim))
+    x = x - x.mean(axes, keepdim=True)
+    return x/x.abs().amax(axes, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _stamped(mask, fit, shape):
+    "The mask at the place of the best fit in an image of this shape."
+    first = np.unravel_index(int(fit.argmax()), fit.shape)
+    sides = [(int(at), size - n - int(at)) for at, n, size in zip(first, mask.shape, shape)]
+    return torch.nn.functional.pad(mask, sum(reversed(sides), ()))  # pad counts axes from the last
 
 # %% ../../nbs/api/data/phantom.ipynb #7526a208
 class OracleModel:
     "A perfect model: returns the labels of the images it was given. Raises LookupError for any other image."
     def __init__(self,
-        pairs,  # samples with labels
+        pairs: Iterable[Sample],  # samples with labels
     ):
         self.answers = {}
-        for s in pairs:
-            if s.labels is None: raise ValueError(f'pairs must all have labels, sample {s.name!r} has none')
-            known = self.answers.setdefault(self._key(s.image), s.labels)
-            if not np.array_equal(known, s.labels):
-                raise ValueError(f'pairs hold the image of sample {s.name!r} twice, with different labels')
+        for sample in pairs:
+            if sample.labels is None: raise ValueError(f'pairs must all have labels, sample {sample.name!r} has none')
+            known = self.answers.setdefault(self._key(sample.image), sample.labels)
+            if not np.array_equal(known, sample.labels):
+                raise ValueError(f'pairs hold the image of sample {sample.name!r} twice, with different labels')
 
     @staticmethod
     def _key(image):
@@ -334,8 +373,8 @@ class OracleModel:
         return image.shape, image.tobytes()
 
     def __call__(self,
-        x,  # (N, C, *S), the very images given, as float32
-    ):  # (N, *S) labels
+        x: np.ndarray | torch.Tensor,  # (N, C, *S), the very images given, as float32
+    ) -> np.ndarray:  # (N, *S) labels
         keys = [self._key(o) for o in to_numpy(x)]
         for i, k in enumerate(keys):
             if k not in self.answers:

@@ -5,6 +5,7 @@
 # %% ../../nbs/api/data/phantom_vessels.ipynb #b8423272
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +30,14 @@ class CentreLine:
             raise ValueError(
                 f'radii must be one number or {len(points)}, in mm and at least 0, got shape {np.shape(self.radii)}')
         radii = np.broadcast_to(np.asarray(self.radii, float), len(points)).copy()
-        for k, v in dict(points=points, radii=radii).items():
-            v.flags.writeable = False
-            object.__setattr__(self, k, v)
+        for name, numbers in dict(points=points, radii=radii).items():
+            numbers.flags.writeable = False
+            object.__setattr__(self, name, numbers)
 
     @property
-    def length(self): "Length in mm."; return float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
+    def length(self) -> float:
+        "Length in mm."
+        return float(np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum())
 
     def __repr__(self):
         return f'CentreLine({self.length:.1f} mm long, radius {self.radii.max():.2f} to {self.radii.min():.2f} mm)'
@@ -42,58 +45,80 @@ class CentreLine:
 # %% ../../nbs/api/data/phantom_vessels.ipynb #4c9f5280
 def _geometry(shape, spacing):
     "Shape and spacing (mm) as tuples of 3, and the affine: RAS, 0 mm in the middle of the volume."
-    s = np.asarray(shape)
-    if s.shape != (3,) or s.dtype.kind not in 'iu' or s.min() < 1:
+    size = np.asarray(shape)
+    if size.shape != (3,) or size.dtype.kind not in 'iu' or size.min() < 1:
         raise ValueError(f'shape must be (X, Y, Z) in whole numbers, got {shape}')
     if np.shape(spacing) not in ((), (3,)) or not np.min(spacing) > 0 or not np.isfinite(spacing).all():
         raise ValueError(f'spacing must be one number or 3, in mm and larger than 0, got {spacing}')
     mm = np.broadcast_to(np.asarray(spacing, float), 3)
     affine = np.diag([*mm, 1.])
-    affine[:3, 3] = -(s - 1)/2*mm
-    return tuple(s.tolist()), tuple(mm.tolist()), affine
+    affine[:3, 3] = -(size - 1)/2*mm
+    return tuple(size.tolist()), tuple(mm.tolist()), affine
+
+
+def _axes(shape, affine):
+    "World coordinates in mm of the middles of the voxels along each axis."
+    return [affine[i, 3] + affine[i, i]*np.arange(shape[i]) for i in range(3)]
 
 
 def _places(shape, affine):
     "World coordinates (*S, 3) in mm of the middle of each voxel."
-    return np.stack(
-        np.meshgrid(*[affine[i, 3] + affine[i, i] * np.arange(shape[i]) for i in range(3)], indexing='ij'), -1)
+    return np.stack(np.meshgrid(*_axes(shape, affine), indexing='ij'), -1)
+
+# %% ../../nbs/api/data/phantom_vessels.ipynb #39cffa6f
+def _box(axes, start, end, far):
+    "Slices of the voxels that may lie within `far` mm of a segment."
+    spans = [(min(p, q) - far, max(p, q) + far) for p, q in zip(start, end)]
+    return tuple(slice(*np.searchsorted(mm, span)) for mm, span in zip(axes, spans))
+
+
+def _from_cone(axes, start, end, radius, radius_at_end):
+    "Distance (mm) from the wall of a cone with round ends at the places of a grid; negative inside."
+    along = end - start
+    offsets = [mm - at for mm, at in zip(axes, start)]
+    dx, dy, dz = np.meshgrid(*offsets, indexing='ij', sparse=True)
+    share = (dx*along[0] + dy*along[1] + dz*along[2])/max(along@along, 1e-12)
+    share = np.clip(share, 0, 1)  # of the way to the end
+    from_line = np.sqrt((dx - share*along[0])**2 + (dy - share*along[1])**2 + (dz - share*along[2])**2)
+    return from_line - (radius + share*(radius_at_end - radius))
 
 
 def line_distance(
-    lines,  # CentreLines
-    shape,  # (X, Y, Z) in voxels
-    spacing,  # mm, one number or (X, Y, Z)
+    lines: Iterable[CentreLine],
+    shape: tuple,  # (X, Y, Z) in voxels
+    spacing: float | tuple,  # mm, one number or (X, Y, Z)
     *,
-    to='wall',  # 'wall': of the tube, negative inside; 'centre': the centre line
-    reach=4.,  # mm; further away than this the distance is given as `reach`
+    to: str = 'wall',  # 'wall': of the tube, negative inside; 'centre': the centre line
+    reach: float = 4.,  # mm; further away than this the distance is given as `reach`
 ) -> np.ndarray:  # (X, Y, Z) mm
     "Distance of each voxel's middle from the nearest tube of `lines`."
     if to not in ('wall', 'centre'): raise ValueError(f"to must be 'wall' or 'centre', got {to!r}")
     if not reach > 0: raise ValueError(f'reach must be larger than 0 mm, got {reach}')
     shape, spacing, affine = _geometry(shape, spacing)
-    axes = [affine[i, 3] + spacing[i]*np.arange(shape[i]) for i in range(3)]
-    out = np.full(shape, float(reach))
+    axes = _axes(shape, affine)
+    nearest = np.full(shape, float(reach))
     for line in lines:
         radii = line.radii if to == 'wall' else np.zeros(len(line.radii))
-        for a, b, ra, rb in zip(line.points, line.points[1:], radii, radii[1:]):
-            far = max(ra, rb) + reach
-            box = tuple(slice(*np.searchsorted(x, (min(p, q) - far, max(p, q) + far))) for x, p, q in zip(axes, a, b))
-            from_a, along = [x[s] - p for x, s, p in zip(axes, box, a)], b - a
-            u, v, w = np.meshgrid(*from_a, indexing='ij', sparse=True)
-            t = np.clip((u*along[0] + v*along[1] + w*along[2])/max(along@along, 1e-12), 0, 1)  # 0 at a, 1 at b
-            d = np.sqrt((u - t*along[0])**2 + (v - t*along[1])**2 + (w - t*along[2])**2) - (ra + t*(rb - ra))
-            np.minimum(out[box], d, out=out[box])
-    return out
+        for start, end, *two_radii in zip(line.points, line.points[1:], radii, radii[1:]):
+            box = _box(axes, start, end, max(two_radii) + reach)
+            near = [mm[part] for mm, part in zip(axes, box)]
+            np.minimum(nearest[box], _from_cone(near, start, end, *two_radii), out=nearest[box])
+    return nearest
 
 # %% ../../nbs/api/data/phantom_vessels.ipynb #ae7e7295
 _STEP = .5  # mm between the points of a centre line
 
 
-def _unit(v): return v/np.linalg.norm(v)
+def _unit(vector): return vector/np.linalg.norm(vector)
 
 
-def _walk(rng, start, direction, length, half, winding):
-    "A winding path from `start`: points (n, 3) and the last direction; ends after `length` mm, or where it leaves the volume."
+def _walk(
+    rng, start, direction,  # mm; of length 1
+    length,  # mm
+    half,  # (3,) half the field of view, mm
+    winding,  # SD of the curvature in 1/mm
+):
+    "A winding path: points (n, 3) and the last direction; ends after `length`, or where it leaves the volume."
     points, bend = [start], np.zeros(3)
     while len(points)*_STEP < length and (len(points) < 5 or (abs(points[-1]) < half + 3).all()):
         bend = .9*bend + .44*winding*rng.normal(size=3)  # keeps its SD, changes over some 5 mm
@@ -104,19 +129,20 @@ def _walk(rng, start, direction, length, half, winding):
 
 def _fork(rng, direction):
     "Directions of the two branches of a vessel: 20 to 45 degrees to either side."
-    side, angles = _unit(np.cross(direction, rng.normal(size=3))), np.deg2rad(rng.uniform(20, 45, 2))
-    return [np.cos(a)*direction + sign*np.sin(a)*side for a, sign in zip(angles, (1, -1))]
+    side = _unit(np.cross(direction, rng.normal(size=3)))
+    angles = np.deg2rad(rng.uniform(20, 45, 2))
+    return [np.cos(angle)*direction + sign*np.sin(angle)*side for angle, sign in zip(angles, (1, -1))]
 
 # %% ../../nbs/api/data/phantom_vessels.ipynb #ce76e41e
 def centre_lines(
-    shape=(48, 48, 48),  # (X, Y, Z) in voxels
+    shape: tuple = (48, 48, 48),  # (X, Y, Z) in voxels
     *,
-    spacing=.8,  # mm, one number or (X, Y, Z)
-    seed=0,  # the same seed and field of view give the same lines
-    trees=3,  # number of vessels that come in from outside
-    radius=(1., 2.2),  # mm: the smallest at a branching, and the largest of a vessel that comes in
-    winding=.08,  # SD of the curvature in 1/mm; 0 is straight
-) -> list:  # CentreLines, one from branching to branching
+    spacing: float | tuple = .8,  # mm, one number or (X, Y, Z)
+    seed: int = 0,  # the same seed and field of view give the same lines
+    trees: int = 3,  # number of vessels that come in from outside
+    radius: tuple = (1., 2.2),  # mm: the smallest at a branching, and the largest of a vessel that comes in
+    winding: float = .08,  # SD of the curvature in 1/mm; 0 is straight
+) -> list[CentreLine]:  # one from branching to branching
     "The centre lines of the vessels that `vessels` paints."
     shape, spacing, _ = _geometry(shape, spacing)
     if not isinstance(trees, int) or trees < 0:
@@ -124,76 +150,85 @@ def centre_lines(
     if np.shape(radius) != (2,) or not 0 < radius[0] <= radius[1]:
         raise ValueError(f'radius must be (smallest, largest) in mm, got {radius}')
     if not winding >= 0: raise ValueError(f'winding must be 0 or larger, got {winding}')
-    rng, half, lines = np.random.default_rng([seed, 1]), np.array(shape)*spacing/2, []
-    for _ in range(trees):
-        start, axis, side = rng.uniform(-.7, .7, 3)*half, rng.integers(3), rng.choice([-1, 1])
-        start[axis] = side*(half[axis] + 2)
-        todo = [
-            (
-                start,
-                _unit(rng.uniform(-0.4, 0.4, 3) * half - start),
-                rng.uniform(0.6 * radius[1] + 0.4 * radius[0], radius[1]))]
-        while todo:
-            at, direction, r = todo.pop()
-            share = rng.uniform(.35, .65)
-            branches = r*share**(1/3), r*(1 - share)**(1/3)
-            divides = min(branches) >= radius[0]
-            points, direction = _walk(
-                rng, at, direction, rng.uniform(8, 16) if divides else 4 * half.max(), half, winding)
-            lines.append(CentreLine(points, r))
-            if divides and (abs(points[-1]) < half).all():
-                todo += [(points[-1], d, q) for d, q in zip(_fork(rng, direction), branches)]
-    return lines
+    rng, half = np.random.default_rng([seed, 1]), np.array(shape)*spacing/2
+    return [line for _ in range(trees) for line in _tree(rng, half, *radius, winding)]
+
+
+def _tree(rng, half, smallest, largest, winding) -> Iterator[CentreLine]:
+    "The lines of a vessel that comes in through a side of the volume, and of its branches."
+    todo = [_entrance(rng, half, smallest, largest)]
+    while todo:
+        at, direction, radius = todo.pop()
+        share = rng.uniform(.35, .65)
+        branches = radius*share**(1/3), radius*(1 - share)**(1/3)  # Murray's law
+        divides = min(branches) >= smallest
+        length = rng.uniform(8, 16) if divides else 4*half.max()
+        points, direction = _walk(rng, at, direction, length, half, winding)
+        yield CentreLine(points, radius)
+        if divides and (abs(points[-1]) < half).all():
+            todo += [(points[-1], *branch) for branch in zip(_fork(rng, direction), branches)]
+
+
+def _entrance(rng, half, smallest, largest):
+    "Where a vessel comes in, 2 mm outside; its direction, about to the middle; its radius."
+    start, axis, side = rng.uniform(-.7, .7, 3)*half, rng.integers(3), rng.choice([-1, 1])
+    start[axis] = side*(half[axis] + 2)
+    direction = _unit(rng.uniform(-.4, .4, 3)*half - start)
+    return start, direction, rng.uniform(.6*largest + .4*smallest, largest)
 
 # %% ../../nbs/api/data/phantom_vessels.ipynb #30c0f2d0
 def _blobs(rng, n, lines, half):
     "Centres, half axes (mm) and axes of `n` ellipsoids that keep 2 mm from all vessels; fewer where there is no room."
     for _ in range(n):
         for _ in range(50):
-            centre, r, turn = (
-                rng.uniform(-0.9, 0.9, 3) * half,
-                rng.uniform(1.2, 2.8, 3),
-                np.linalg.qr(rng.normal(size=(3, 3)))[0])
-            if all((np.linalg.norm(o.points - centre, axis=1) > o.radii + r.max() + 2).all() for o in lines):
-                yield centre, r, turn
+            centre, half_axes = rng.uniform(-.9, .9, 3)*half, rng.uniform(1.2, 2.8, 3)
+            turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+            room = half_axes.max() + 2
+            if all((np.linalg.norm(line.points - centre, axis=1) > line.radii + room).all() for line in lines):
+                yield centre, half_axes, turn
                 break
 
 
-def distractors(
-    shape=(48, 48, 48),  # (X, Y, Z) in voxels
-    *,
-    spacing=.8,  # mm, one number or (X, Y, Z)
-    seed=0,  # as for `vessels`
-    blobs=8,  # how many ellipsoids; fewer where there is no room
-    sheet=True,  # a sheet of fat?
-    lines=None,  # CentreLines of the vessels; None: those of the seed
-) -> np.ndarray:  # (X, Y, Z) uint8: 1 blob, 2 sheet
-    "Where the bright things are that are no vessels; a voxel of a vessel is none of them."
-    shape, spacing, affine = _geometry(shape, spacing)
-    if lines is None: lines = centre_lines(shape, spacing=spacing, seed=seed)
-    blob, fat = _bright(shape, spacing, affine, seed, blobs, sheet, lines)
-    return np.where(line_distance(lines, shape, spacing) < 0, 0, np.where(blob < 0, 1, np.where(fat < 0, 2, 0))).astype(
-        np.uint8)
+def _sheet(rng, x, half):
+    "Distance in mm (about; negative inside) from the surface of a wavy sheet at the points `x` (*S, 3)."
+    normal = _unit(rng.normal(size=3))
+    shift = rng.choice([-1, 1])*rng.uniform(.3, .6)*half.min()
+    wave = rng.uniform(0, 6, 2)
+    thick = rng.uniform(2, 3.5)
+    one, other = (_unit(np.cross(normal, axis)) for axis in ([1, 0, 0], [0, 1, 0]))
+    bump = 1.5*np.sin(x@one/5 + wave[0])*np.sin(x@other/6 + wave[1])
+    return abs(x@normal - shift - bump) - thick/2
 
-# %% ../../nbs/api/data/phantom_vessels.ipynb #18642961
+
 def _bright(shape, spacing, affine, seed, blobs, sheet, lines):
     "Distance in mm (about; negative inside) from the surface of the blobs and from that of the sheet, each (X, Y, Z)."
     if not isinstance(blobs, int) or blobs < 0:
         raise ValueError(f'blobs must be a whole number, 0 or more, got {blobs!r}')
     rng, half = np.random.default_rng([seed, 2]), np.array(shape)*spacing/2
-    x = _places(shape, affine)
-    tilt = rng.normal(size=3)  # the sheet first, so that it stays where it is when there are more blobs
-    normal, shift, wave = _unit(tilt), rng.choice([-1, 1])*rng.uniform(.3, .6)*half.min(), rng.uniform(0, 6, 2)
-    bump = (
-        1.5
-        * np.sin(x @ _unit(np.cross(normal, [1, 0, 0])) / 5 + wave[0])
-        * np.sin(x @ _unit(np.cross(normal, [0, 1, 0])) / 6 + wave[1]))
-    thick, far = rng.uniform(2, 3.5), np.full(shape, 99.)
-    fat = abs(x@normal - shift - bump) - thick/2 if sheet else far
-    blob = far.copy()
-    for centre, r, turn in _blobs(rng, blobs, lines, half):
-        blob = np.minimum(blob, (np.linalg.norm((x - centre)@turn/r, axis=-1) - 1)*r.min())
-    return blob, fat
+    x, far = _places(shape, affine), np.full(shape, 99.)
+    fat = _sheet(rng, x, half)  # first, so that it stays where it is when there are more blobs
+    blob = far
+    for centre, half_axes, turn in _blobs(rng, blobs, lines, half):
+        from_middle = np.linalg.norm((x - centre)@turn/half_axes, axis=-1)  # 1 at the surface
+        blob = np.minimum(blob, (from_middle - 1)*half_axes.min())
+    return blob, fat if sheet else far
+
+# %% ../../nbs/api/data/phantom_vessels.ipynb #18642961
+def distractors(
+    shape: tuple = (48, 48, 48),  # (X, Y, Z) in voxels
+    *,
+    spacing: float | tuple = .8,  # mm, one number or (X, Y, Z)
+    seed: int = 0,  # as for `vessels`
+    blobs: int = 8,  # how many ellipsoids; fewer where there is no room
+    sheet: bool = True,  # a sheet of fat?
+    lines: list[CentreLine] | None = None,  # of the vessels; None: those of the seed
+) -> np.ndarray:  # (X, Y, Z) uint8: 1 blob, 2 sheet
+    "Where the bright things are that are no vessels; a voxel of a vessel is none of them."
+    shape, spacing, affine = _geometry(shape, spacing)
+    if lines is None: lines = centre_lines(shape, spacing=spacing, seed=seed)
+    blob, fat = _bright(shape, spacing, affine, seed, blobs, sheet, lines)
+    vessel = line_distance(lines, shape, spacing) < 0
+    return np.select([vessel, blob < 0, fat < 0], [0, 1, 2], 0).astype(np.uint8)
 
 # %% ../../nbs/api/data/phantom_vessels.ipynb #840ff7c5
 _VESSEL = 500.  # mean signal of blood, in the units of the image
@@ -203,23 +238,35 @@ _TISSUE, _FLUID = .4, .15  # relative to blood
 def _texture(x, seed, low, high, n=24):
     "Smooth irregular pattern with SD 1 of waves between `low` and `high` mm long, at the points `x` (*S, 3) in mm."
     rng = np.random.default_rng([seed, 3])
-    k = 2*np.pi/rng.uniform(low, high, n)[:, None]*np.array([_unit(o) for o in rng.normal(size=(n, 3))])
-    return sum(np.cos(x@o + p) for o, p in zip(k, rng.uniform(0, 2*np.pi, n)))*(2/n)**.5
+    lengths = rng.uniform(low, high, n)[:, None]
+    waves = 2*np.pi/lengths*np.array([_unit(o) for o in rng.normal(size=(n, 3))])
+    phases = rng.uniform(0, 2*np.pi, n)
+    return sum(np.cos(x@wave + phase) for wave, phase in zip(waves, phases))*(2/n)**.5
 
 
-def _signal(rng): return rng.uniform(.85, 1.15)  # of one bright thing, relative to the mean of blood
+def _tissue(x, seed):
+    "Signal (blood = 1) of grey tissue with pools of fluid at the points `x`."
+    pools = _texture(x, seed + 1, 12, 30) > 1.4
+    return _TISSUE*(1 + .12*_texture(x, seed, 3, 12)) - (_TISSUE - _FLUID)*pools
 
 
+def _scanned(signal, x, rng, noise, bias):
+    "An image in units of the scanner from a signal (blood = 1), with its bias field and noise."
+    field = 1 + bias*np.cos(np.linalg.norm(x - rng.uniform(-40, 40, 3), axis=-1)/30)
+    real, imaginary = noise*rng.normal(size=(2, *signal.shape))
+    return _VESSEL*np.hypot(signal*field + real, imaginary)
+
+# %% ../../nbs/api/data/phantom_vessels.ipynb #5461cbeb
 def vessels(
-    shape=(48, 48, 48),  # (X, Y, Z) in voxels
+    shape: tuple = (48, 48, 48),  # (X, Y, Z) in voxels
     *,
-    spacing=.8,  # mm, one number or (X, Y, Z)
-    seed=0,  # which phantom; the same seed gives the same sample
-    noise=.06,  # SD of the noise as a fraction of the mean signal of blood
-    bias=.15,  # strength of the bias field, 0 to 1
-    blobs=8,  # distractors: how many ellipsoids
-    sheet=True,  # distractor: a sheet of fat
-    lines=None,  # CentreLines to paint instead of those of the seed
+    spacing: float | tuple = .8,  # mm, one number or (X, Y, Z)
+    seed: int = 0,  # which phantom; the same seed gives the same sample
+    noise: float = .06,  # SD of the noise as a fraction of the mean signal of blood
+    bias: float = .15,  # strength of the bias field, 0 to 1
+    blobs: int = 8,  # distractors: how many ellipsoids
+    sheet: bool = True,  # distractor: a sheet of fat
+    lines: list[CentreLine] | None = None,  # to paint instead of those of the seed
 ) -> Sample:  # classes background and vessel, image (1, X, Y, Z), with an affine
     "A phantom of time-of-flight MR angiography: bright winding vessels, and bright blobs and a sheet that are none."
     shape, spacing, affine = _geometry(shape, spacing)
@@ -227,19 +274,12 @@ def vessels(
     if not 0 <= bias < 1: raise ValueError(f'bias must be at least 0 and less than 1, got {bias}')
     if lines is None: lines = centre_lines(shape, spacing=spacing, seed=seed)
     rng, x = np.random.default_rng([seed, 4]), _places(shape, affine)
-    tissue = _TISSUE*(1 + .12*_texture(x, seed, 3, 12)) - (_TISSUE - _FLUID)*(_texture(x, seed + 1, 12, 30) > 1.4)
+    signal = _tissue(x, seed)
     wall = line_distance(lines, shape, spacing)
-    for d in (
-        *reversed(_bright(shape, spacing, affine, seed, blobs, sheet, lines)),
-        wall,
-    ):  # sheet, blobs, and vessels on top
-        inside = np.clip(.5 - d/np.mean(spacing), 0, 1)  # share of the voxel that lies inside
-        tissue = inside*_signal(rng)*(1 + .06*_texture(x, seed + 2, 4, 12)) + (1 - inside)*tissue
-    field = 1 + bias*np.cos(np.linalg.norm(x - rng.uniform(-40, 40, 3), axis=-1)/30)
-    real, imaginary = noise*rng.normal(size=(2, *shape))
-    return Sample(
-        _VESSEL * np.hypot(tissue * field + real, imaginary),
-        wall < 0,
-        affine=affine,
-        classes=('background', 'vessel'),
-        name=f'vessels {seed}')
+    blob, fat = _bright(shape, spacing, affine, seed, blobs, sheet, lines)
+    for distance in (fat, blob, wall):  # vessels on top
+        inside = np.clip(.5 - distance/np.mean(spacing), 0, 1)  # share of the voxel that lies inside
+        bright = rng.uniform(.85, 1.15)  # relative to the mean of blood
+        signal = inside*bright*(1 + .06*_texture(x, seed + 2, 4, 12)) + (1 - inside)*signal
+    image, names = _scanned(signal, x, rng, noise, bias), ('background', 'vessel')
+    return Sample(image, wall < 0, affine=affine, classes=names, name=f'vessels {seed}')
