@@ -36,7 +36,8 @@ from .transforms.artifact import BiasField, Ghosting, Gibbs, Motion, Spike, Spik
 from .transforms.base import Transform
 from .transforms.catalogue import transforms
 from .transforms.voxels import Crop, Dihedral, Flip, Resize, Resolution
-from .transforms.intensity import Blur, Brightness, ChannelScale, Contrast, Gamma, Noise, Rician, WindowLevel, WindowWidth
+from .transforms.intensity import (
+    Blur, Brightness, ChannelScale, Contrast, Gamma, Noise, Rician, WindowLevel, WindowWidth)
 from .transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 from .widgets.explore import explore
 from .widgets.html import to_html
