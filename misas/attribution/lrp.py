@@ -15,12 +15,11 @@ from .method import Method, Raw
 from .modified import OVERWRITES, words
 from ..inside.layers import bring_home
 from ..inside.question import Question, Refused
-from ..models.hold import evaluating, out_of_place
+from ..models.hold import CONVOLUTIONS, NORMS, evaluating, out_of_place
 
 # %% auto #0
-__all__ = ['ROUTES', 'PASS_ON', 'UNRULY', 'CONVOLUTIONS', 'NORMS', 'SUMS', 'RULES', 'INSTEAD', 'LRP_METHODS', 'first_tensor',
-           'graph', 'no_rule', 'put_back', 'ruled', 'network_calls', 'plan', 'refuse_relevance', 'lrp',
-           'excitation_backprop']
+__all__ = ['ROUTES', 'PASS_ON', 'UNRULY', 'SUMS', 'RULES', 'INSTEAD', 'LRP_METHODS', 'first_tensor', 'graph', 'no_rule',
+           'put_back', 'ruled', 'network_calls', 'plan', 'refuse_relevance', 'lrp', 'excitation_backprop']
 
 # %% ../../nbs/api/attribution/lrp.ipynb #1263875b
 def first_tensor(out):
@@ -67,8 +66,6 @@ PASS_ON = {'LeakyReLU', 'PReLU', 'ELU', 'CELU', 'SELU', 'GELU', 'SiLU', 'Hardswi
            'ReLU6'}  # f(0) = 0
 UNRULY = {'Mul': 'a product of features (a gate)', 'Sub': 'a difference of features', 'NativeGroupNorm': 'GroupNorm',
           'NativeLayerNorm': 'LayerNorm', 'CopySlices': 'a change of a part of the features in place'}
-CONVOLUTIONS = {getattr(torch.nn, f'Conv{kind}{n}d') for kind in ('', 'Transpose') for n in (1, 2, 3)}
-NORMS = {torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d}
 
 
 def _weighted(module): "Is it a convolution? No subclasses: they may do more."; return type(module) in CONVOLUTIONS
