@@ -105,7 +105,7 @@ def run(path):
 # A fork server imports what nearly every notebook needs, once; each notebook then gets a fresh copy of that process.
 # So imports are paid for once, memory goes back when a notebook ends, and what it changed is no other's.
 PRELOAD = ['misas.all', 'matplotlib.pyplot', 'execnb.shell', 'fastai.vision.all', 'nilearn.datasets']
-PEAKS = {}  # notebook -> MB that this process held meanwhile, and the notebook's own at most
+PEAKS = {}  # notebook -> MB that this process held meanwhile, and the notebook at most, libraries of this process apart
 
 
 def memory(what='VmHWM', pid='self'):
@@ -119,10 +119,16 @@ def _context():
     if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)
-    held = os.environ.get('PYTHONPATH', '')
-    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), held]))  # this checkout's misas, whatever is installed
+    ours = {
+        'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),  # whatever is installed
+        'MALLOC_MMAP_THRESHOLD_': str(2**20)}  # what is freed goes back at once (glibc), so only what is needed is measured
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
     try: multiprocessing.forkserver.ensure_running()
-    finally: os.environ['PYTHONPATH'] = held
+    finally:
+        for name, value in before.items():
+            if value is None: del os.environ[name]
+            else: os.environ[name] = value
     return context
 
 
@@ -131,7 +137,7 @@ def _answer(pipe, path):
     nb, told = None, None
     try: nb = run(path)
     except Exception as e: told = str(e) if isinstance(e, CellError) else traceback.format_exc()
-    pipe.send((nb, told, memory()))
+    pipe.send((nb, told, memory(), memory('RssFile')))
     pipe.close()
     atexit._run_exitfuncs()  # ends what the notebook started: temporary folders, workers
 
@@ -143,11 +149,11 @@ def run_apart(path):
     child = context.Process(target=_answer, args=(its, path))
     child.start()
     its.close()
-    try: nb, told, peak = mine.recv()
-    except EOFError: nb, told, peak = None, 'the process that ran it is gone', 0
+    try: nb, told, peak, libraries = mine.recv()
+    except EOFError: nb, told, peak, libraries = None, 'the process that ran it is gone', 0, 0
     finally: mine.close()
     child.join()
-    PEAKS[str(Path(path).relative_to(NBS).with_suffix(''))] = memory('VmRSS'), peak
+    PEAKS[str(Path(path).relative_to(NBS).with_suffix(''))] = memory('VmRSS'), peak - min(libraries, memory('RssFile'))
     if told: raise CellError(told + (f' (exit code {child.exitcode})' if child.exitcode else ''))
     return nb
 

@@ -15,7 +15,7 @@ from .method import Method, Raw
 from .modified import OVERWRITES, words
 from ..inside.layers import bring_home
 from ..inside.question import Question, Refused
-from ..models.hold import CONVOLUTIONS, NORMS, evaluating, out_of_place
+from ..models.hold import CONVOLUTIONS, NORMS, evaluating, frugal, out_of_place
 
 # %% auto #0
 __all__ = ['ROUTES', 'PASS_ON', 'UNRULY', 'SUMS', 'RULES', 'INSTEAD', 'LRP_METHODS', 'first_tensor', 'graph', 'no_rule',
@@ -41,7 +41,8 @@ def graph(
     leaves = [m for m in module.modules() if not any(True for _ in m.children())]
     try:
         for leaf in leaves: hooks.append(leaf.register_forward_hook(note))
-        with evaluating(module), torch.enable_grad(): out = first_tensor(module(x.detach().requires_grad_().clone()))
+        with evaluating(module), torch.enable_grad(), frugal(module):
+            out = first_tensor(module(x.detach().requires_grad_().clone()))
     finally:
         for hook in hooks: hook.remove()
     return _behind(out), made

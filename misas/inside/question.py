@@ -325,7 +325,7 @@ def _overwrites(self: Question):
 def unreached(self: Question) -> str:
     "Why the image gets no gradient; '' if it does. Not counted."
     def find():
-        with untouched(self.module): return why_unreached(self.net, self.x)
+        with untouched(self.module), frugal(self.module): return why_unreached(self.net, self.x)
     return self.once('unreached', find)
 
 # %% ../../nbs/api/inside/question.ipynb #d3aff7a6

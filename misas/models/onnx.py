@@ -94,6 +94,7 @@ class OnnxModel(Model):
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads = torch.get_num_threads()
         options.enable_mem_pattern = False  # it takes twice the memory, and no less time
+        self._used = False  # has it taken memory to work in?
         try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as e:
             why = str(e).strip().splitlines()[0][:120]
@@ -114,6 +115,7 @@ class OnnxModel(Model):
 @patch
 def forward(self: OnnxModel, x):
     if self._threads != torch.get_num_threads(): self._open()
+    self._used = True
     found = self.session.run(None, {self.input.name: x.detach().cpu().numpy()})
     out = {o.name: torch.from_numpy(a).to(x.device) for o, a in zip(self.session.get_outputs(), found)}
     self._note(out, x)
@@ -188,7 +190,16 @@ def _for_translation(self: OnnxModel, graph):
 @patch
 def for_logits(self: OnnxModel, gradient):
     if self._failed is None:
-        try: return self.to_torch()
+        try: translated = self.to_torch()
         except ValueError as e: self._failed = e
+        else:
+            self._rest()
+            return translated
     if gradient: raise NoGradient(str(self._failed), 'output')
     return self  # by onnxruntime, without gradients
+
+
+@patch
+def _rest(self: OnnxModel):
+    "Give back what onnxruntime took to work in, hundreds of MB; it would keep that beside the gradients of the translation."
+    if self._used and self.device.type == 'cpu' and self.path.is_file(): self._open()
