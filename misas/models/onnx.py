@@ -80,9 +80,6 @@ class OnnxModel(Model):
         self._torch = self._failed = None  # the translation, or why there is none
         self._taken = None  # name of the output that is taken, where there are several
         self._open()
-        inputs = self.session.get_inputs()
-        if len(inputs) != 1: raise ValueError(f'{path}: the network has {len(inputs)} inputs, only one can be served')
-        self.input = inputs[0]
         self.one_by_one = bool(self.input.shape) and self.input.shape[0] == 1  # the file takes no more
         if self.one_by_one: kw['batch_size'] = 1
         super().__init__(**{'name': self.path.stem, **kw})
@@ -99,6 +96,10 @@ class OnnxModel(Model):
         except Exception as e:
             why = str(e).strip().splitlines()[0][:120]
             raise ValueError(f'{self.path}: cannot be read as an ONNX network ({why})') from e
+        inputs = self.session.get_inputs()  # of this session: an old one would live as long as its inputs
+        if len(inputs) != 1:
+            raise ValueError(f'{self.path}: the network has {len(inputs)} inputs, only one can be served')
+        self.input = inputs[0]
 
     def made_of(self): return (self.path.read_bytes(),)
     def __getstate__(self): return {**self.__dict__, 'session': None, 'input': None, '_torch': None}
@@ -109,7 +110,6 @@ class OnnxModel(Model):
         if not self.path.is_file():
             raise FileNotFoundError(f'{self.path}: there is no such file; the network was read from it')
         self._open()
-        [self.input] = self.session.get_inputs()
 
 # %% ../../nbs/api/models/onnx.ipynb #8e45ea45
 @patch
