@@ -102,9 +102,9 @@ def run(path):
 
 # ---- a process for each notebook ----
 
-# A fork server imports what nearly every notebook needs, once; each notebook then gets a fresh copy of that process.
+# A fork server imports what most notebooks need, once; each notebook then gets a fresh copy of that process.
 # So imports are paid for once, memory goes back when a notebook ends, and what it changed is no other's.
-PRELOAD = ['misas.all', 'matplotlib.pyplot', 'execnb.shell', 'fastai.vision.all', 'nilearn.datasets']
+PRELOAD = ['misas.all', 'matplotlib.pyplot', 'execnb.shell', 'nilearn.datasets']
 PEAKS = {}  # notebook -> MB that this process held meanwhile, and the notebook at most, libraries of this process apart
 
 
@@ -119,16 +119,10 @@ def _context():
     if 'forkserver' not in multiprocessing.get_all_start_methods(): return multiprocessing.get_context('spawn')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(PRELOAD)
-    ours = {
-        'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),  # whatever is installed
-        'MALLOC_MMAP_THRESHOLD_': str(2**20)}  # what is freed goes back at once (glibc), so only what is needed is measured
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
+    held = os.environ.get('PYTHONPATH', '')
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), held]))  # this checkout's misas, whatever is installed
     try: multiprocessing.forkserver.ensure_running()
-    finally:
-        for name, value in before.items():
-            if value is None: del os.environ[name]
-            else: os.environ[name] = value
+    finally: os.environ['PYTHONPATH'] = held
     return context
 
 
