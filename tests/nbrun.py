@@ -102,10 +102,10 @@ def run(path):
 
 # ---- a process for each notebook ----
 
-# A fork server imports what nearly every notebook needs, once; each notebook then gets a fresh copy of that process.
+# A fork server imports what most notebooks need, once; each notebook then gets a fresh copy of that process.
 # So imports are paid for once, memory goes back when a notebook ends, and what it changed is no other's.
-PRELOAD = ['misas.all', 'matplotlib.pyplot', 'execnb.shell', 'fastai.vision.all', 'nilearn.datasets']
-PEAKS = {}  # notebook -> MB that this process held meanwhile, and the notebook's own at most
+PRELOAD = ['misas.all', 'matplotlib.pyplot', 'execnb.shell', 'nilearn.datasets']
+PEAKS = {}  # notebook -> MB that this process held meanwhile, and the notebook at most, libraries of this process apart
 
 
 def memory(what='VmHWM', pid='self'):
@@ -131,7 +131,7 @@ def _answer(pipe, path):
     nb, told = None, None
     try: nb = run(path)
     except Exception as e: told = str(e) if isinstance(e, CellError) else traceback.format_exc()
-    pipe.send((nb, told, memory()))
+    pipe.send((nb, told, memory(), memory('RssFile')))
     pipe.close()
     atexit._run_exitfuncs()  # ends what the notebook started: temporary folders, workers
 
@@ -143,11 +143,11 @@ def run_apart(path):
     child = context.Process(target=_answer, args=(its, path))
     child.start()
     its.close()
-    try: nb, told, peak = mine.recv()
-    except EOFError: nb, told, peak = None, 'the process that ran it is gone', 0
+    try: nb, told, peak, libraries = mine.recv()
+    except EOFError: nb, told, peak, libraries = None, 'the process that ran it is gone', 0, 0
     finally: mine.close()
     child.join()
-    PEAKS[str(Path(path).relative_to(NBS).with_suffix(''))] = memory('VmRSS'), peak
+    PEAKS[str(Path(path).relative_to(NBS).with_suffix(''))] = memory('VmRSS'), peak - min(libraries, memory('RssFile'))
     if told: raise CellError(told + (f' (exit code {child.exitcode})' if child.exitcode else ''))
     return nb
 

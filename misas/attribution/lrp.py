@@ -15,12 +15,11 @@ from .method import Method, Raw
 from .modified import OVERWRITES, words
 from ..inside.layers import bring_home
 from ..inside.question import Question, Refused
-from ..models.hold import evaluating, out_of_place
+from ..models.hold import CONVOLUTIONS, NORMS, evaluating, frugal, out_of_place
 
 # %% auto #0
-__all__ = ['ROUTES', 'PASS_ON', 'UNRULY', 'CONVOLUTIONS', 'NORMS', 'SUMS', 'RULES', 'INSTEAD', 'LRP_METHODS', 'first_tensor',
-           'graph', 'no_rule', 'put_back', 'ruled', 'network_calls', 'plan', 'refuse_relevance', 'lrp',
-           'excitation_backprop']
+__all__ = ['ROUTES', 'PASS_ON', 'UNRULY', 'SUMS', 'RULES', 'INSTEAD', 'LRP_METHODS', 'first_tensor', 'graph', 'no_rule',
+           'put_back', 'ruled', 'network_calls', 'plan', 'refuse_relevance', 'lrp', 'excitation_backprop']
 
 # %% ../../nbs/api/attribution/lrp.ipynb #1263875b
 def first_tensor(out):
@@ -42,7 +41,8 @@ def graph(
     leaves = [m for m in module.modules() if not any(True for _ in m.children())]
     try:
         for leaf in leaves: hooks.append(leaf.register_forward_hook(note))
-        with evaluating(module), torch.enable_grad(): out = first_tensor(module(x.detach().requires_grad_().clone()))
+        with evaluating(module), torch.enable_grad(), frugal(module):
+            out = first_tensor(module(x.detach().requires_grad_().clone()))
     finally:
         for hook in hooks: hook.remove()
     return _behind(out), made
@@ -67,8 +67,6 @@ PASS_ON = {'LeakyReLU', 'PReLU', 'ELU', 'CELU', 'SELU', 'GELU', 'SiLU', 'Hardswi
            'ReLU6'}  # f(0) = 0
 UNRULY = {'Mul': 'a product of features (a gate)', 'Sub': 'a difference of features', 'NativeGroupNorm': 'GroupNorm',
           'NativeLayerNorm': 'LayerNorm', 'CopySlices': 'a change of a part of the features in place'}
-CONVOLUTIONS = {getattr(torch.nn, f'Conv{kind}{n}d') for kind in ('', 'Transpose') for n in (1, 2, 3)}
-NORMS = {torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d}
 
 
 def _weighted(module): "Is it a convolution? No subclasses: they may do more."; return type(module) in CONVOLUTIONS

@@ -23,7 +23,7 @@ from .target import Frozen, Target
 from ..models.adapt import as_model
 from ..models.anatomy import Anatomy, watched
 from ..models.prepare import as_batch
-from ..models.hold import out_of_place, untouched
+from ..models.hold import frugal, out_of_place, untouched
 from ..models.output import NoGradient, NoLogits, no_gradient
 
 # %% auto #0
@@ -159,7 +159,7 @@ def logits(self: Question, x: torch.Tensor) -> torch.Tensor:
     inner.batch_size = 1 if getattr(inner, 'one_by_one', False) else max(len(x), self.model.batch_size or 1)
     if self._measured is not None: self._measured.start()  # the first slice of the first image
     self.passes.forwards += len(x)
-    with self.refusing(): return self.net.logits(x)
+    with self.refusing(), frugal(self.module): return self.net.logits(x)
 
 
 @patch
@@ -325,7 +325,7 @@ def _overwrites(self: Question):
 def unreached(self: Question) -> str:
     "Why the image gets no gradient; '' if it does. Not counted."
     def find():
-        with untouched(self.module): return why_unreached(self.net, self.x)
+        with untouched(self.module), frugal(self.module): return why_unreached(self.net, self.x)
     return self.once('unreached', find)
 
 # %% ../../nbs/api/inside/question.ipynb #d3aff7a6

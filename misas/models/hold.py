@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 # %% auto #0
-__all__ = ['same_luck', 'evaluating', 'hookable', 'untouched', 'out_of_place', 'trace']
+__all__ = ['CONVOLUTIONS', 'NORMS', 'same_luck', 'evaluating', 'hookable', 'untouched', 'out_of_place', 'frugal', 'trace']
 
 # %% ../../nbs/api/models/hold.ipynb #618b1555
 @contextmanager
@@ -111,6 +113,46 @@ def out_of_place(
     try: yield changed
     finally:
         for m in changed: m.inplace = True
+
+# %% ../../nbs/api/models/hold.ipynb #911dcfbd
+CONVOLUTIONS = {getattr(nn, f'Conv{kind}{n}d') for kind in ('', 'Transpose') for n in (1, 2, 3)}
+NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+
+
+def _linear(m):
+    "Is it linear in what it gets, with weights that want no gradient? No subclasses: they may do more."
+    if type(m) not in CONVOLUTIONS | NORMS or 'forward' in vars(m): return False
+    if type(m) in NORMS and (m.training or m.running_mean is None): return False
+    own = {'weight', 'bias'} <= m._parameters.keys()  # computed from others they might depend on the image
+    return own and not any(weight.requires_grad for weight in m.parameters(recurse=False))
+
+
+def _others_decide():
+    "Does somebody else decide what is kept, such as checkpoints of torch? Before 2.8 it does not say."
+    ask = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
+    return ask is None or ask(False) is not None
+
+
+def _forgetful(forward, input, *args, **kwargs):
+    "Run a module that keeps nothing but the shape of its input."
+    if _others_decide(): return forward(input, *args, **kwargs)
+    place, shape = input.data_ptr(), input.shape  # not the input: what `keep` knows lives as long as the graph
+    def keep(t): return (t.new_empty(0), t.shape, t.stride()) if (t.data_ptr(), t.shape) == (place, shape) else t
+    def give(kept): return kept if isinstance(kept, torch.Tensor) else kept[0].new_empty_strided(*kept[1:])
+    with saved_tensors_hooks(keep, give): return forward(input, *args, **kwargs)
+
+
+@contextmanager
+def frugal(
+    module: nn.Module | None,
+):
+    "Inside, convolutions and BatchNorms do not keep their inputs for the gradient, which does not need them."
+    able = hookable(module) and torch.is_grad_enabled()
+    changed = [m for m in module.modules() if _linear(m)] if able else []
+    for m in changed: m.forward = partial(_forgetful, m.forward)
+    try: yield changed
+    finally:
+        for m in changed: del m.forward
 
 # %% ../../nbs/api/models/hold.ipynb #36b7caeb
 def _bytes(t): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -80,9 +80,6 @@ class OnnxModel(Model):
         self._torch = self._failed = None  # the translation, or why there is none
         self._taken = None  # name of the output that is taken, where there are several
         self._open()
-        inputs = self.session.get_inputs()
-        if len(inputs) != 1: raise ValueError(f'{path}: the network has {len(inputs)} inputs, only one can be served')
-        self.input = inputs[0]
         self.one_by_one = bool(self.input.shape) and self.input.shape[0] == 1  # the file takes no more
         if self.one_by_one: kw['batch_size'] = 1
         super().__init__(**{'name': self.path.stem, **kw})
@@ -93,10 +90,16 @@ class OnnxModel(Model):
         providers = ['CUDAExecutionProvider']*(self.device.type == 'cuda') + ['CPUExecutionProvider']
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads = torch.get_num_threads()
+        options.enable_mem_pattern = False  # it takes twice the memory, and no less time
+        self._used = False  # has it taken memory to work in?
         try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as e:
             why = str(e).strip().splitlines()[0][:120]
             raise ValueError(f'{self.path}: cannot be read as an ONNX network ({why})') from e
+        inputs = self.session.get_inputs()  # of this session: an old one would live as long as its inputs
+        if len(inputs) != 1:
+            raise ValueError(f'{self.path}: the network has {len(inputs)} inputs, only one can be served')
+        self.input = inputs[0]
 
     def made_of(self): return (self.path.read_bytes(),)
     def __getstate__(self): return {**self.__dict__, 'session': None, 'input': None, '_torch': None}
@@ -107,12 +110,12 @@ class OnnxModel(Model):
         if not self.path.is_file():
             raise FileNotFoundError(f'{self.path}: there is no such file; the network was read from it')
         self._open()
-        [self.input] = self.session.get_inputs()
 
 # %% ../../nbs/api/models/onnx.ipynb #8e45ea45
 @patch
 def forward(self: OnnxModel, x):
     if self._threads != torch.get_num_threads(): self._open()
+    self._used = True
     found = self.session.run(None, {self.input.name: x.detach().cpu().numpy()})
     out = {o.name: torch.from_numpy(a).to(x.device) for o, a in zip(self.session.get_outputs(), found)}
     self._note(out, x)
@@ -187,7 +190,16 @@ def _for_translation(self: OnnxModel, graph):
 @patch
 def for_logits(self: OnnxModel, gradient):
     if self._failed is None:
-        try: return self.to_torch()
+        try: translated = self.to_torch()
         except ValueError as e: self._failed = e
+        else:
+            self._rest()
+            return translated
     if gradient: raise NoGradient(str(self._failed), 'output')
     return self  # by onnxruntime, without gradients
+
+
+@patch
+def _rest(self: OnnxModel):
+    "Give back what onnxruntime took to work in, hundreds of MB; it would keep that beside the gradients of the translation."
+    if self._used and self.device.type == 'cpu' and self.path.is_file(): self._open()
