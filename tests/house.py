@@ -1,8 +1,6 @@
 """Measures the house: long lines, lambdas, one-letter names, complexity, runs without an example, annotations.
 
     python tests/house.py [PREFIX ...]   a table of the rooms, and what exceeds the rules (in `data`, `models.base`, ...)
-    python tests/house.py --ratchet      lowers tests/ratchets.json to what is measured
-    python tests/house.py --anew         writes tests/ratchets.json anew, higher counts too (modules have other names)
 
 It needs the standard library only, and reads files: nothing is imported.
 """
@@ -15,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT/'nbs').is_dir(): ROOT = Path.cwd()  # a copy of this file measures the folder it is started in
-NBS, PACKAGE, RATCHETS = ROOT/'nbs', ROOT/'misas', ROOT/'tests'/'ratchets.json'
+NBS, PACKAGE = ROOT/'nbs', ROOT/'misas'
 
 WIDTHS = 100, 120, 140
 ALLOWED = set('xkij_')      # one-letter names that may live as long as they like
@@ -347,37 +345,12 @@ def row(those):
             count('run'), max((one.run for one in those), default=0), count('not annotated'), count('patched on')]
 
 
-# ---- ratchets: what exceeds the rules today, and may only become less ----
-
-def read_ratchets(): return json.loads(RATCHETS.read_text(encoding='utf-8')) if RATCHETS.exists() else {}
-
-
-def exceeding(measured):
-    "{rule: {key: count}} where a count is more than its rule allows."
-    return {rule: {key: one.counts[rule] for key, one in sorted(measured.items()) if one.counts[rule] > allowed}
-            for rule, (allowed, _) in RULES.items()}
-
-
-def lowered(ratchets, now):
-    "Ratchets where the lower of two counts stands; what is not held yet stays out."
-    return {rule: {key: min(n, now[rule][key]) for key, n in ratchets.get(rule, {}).items() if key in now[rule]} for rule in now}
-
-
-def write_ratchets(ratchets):
-    RATCHETS.write_text(json.dumps(ratchets, indent=1, sort_keys=True) + '\n', encoding='utf-8')
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('prefix', nargs='*', help='modules and notebooks to show: data, models.base, tutorials (default: all)')
-    parser.add_argument('--ratchet', action='store_true', help='lower tests/ratchets.json to what is measured')
-    parser.add_argument('--anew', action='store_true', help='write tests/ratchets.json as measured')
     parser.add_argument('--short', action='store_true', help='the table only')
     args = parser.parse_args()
     measured = measure()
-    if args.ratchet: write_ratchets(lowered(read_ratchets(), exceeding(measured)))
-    if args.anew: write_ratchets(exceeding(measured))
-    if args.ratchet or args.anew: return
     shown = [one for key, one in sorted(measured.items())
              if not args.prefix or any(key == o or key.startswith(o.rstrip('.') + '.') for o in args.prefix)]
     print('\n'.join(table(shown)))
