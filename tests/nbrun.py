@@ -147,6 +147,7 @@ def _answer(pipe, path):
 def run_apart(path):
     "`run` in a process of its own."
     context = _context()
+    give_back()
     mine, its = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(its, path))
     child.start()
