@@ -78,6 +78,13 @@ def same_luck():
     torch.manual_seed(0)
 
 
+def give_back():
+    "What malloc holds of freed memory goes back to the system, where that is glibc."
+    import ctypes
+    try: ctypes.CDLL('libc.so.6').malloc_trim(0)
+    except (OSError, AttributeError): pass
+
+
 def run(path):
     "The notebook at `path`, run in its own folder, with fresh outputs. An exception in a cell is raised here."
     from execnb.shell import CaptureShell
@@ -91,6 +98,7 @@ def run(path):
         for i, cell in enumerate(nb['cells']):
             if cell['cell_type'] != 'code': continue
             outs = shell.run(source(cell))
+            give_back()
             if shell.exc:
                 told = f'{Path(path).name}, cell {i}: {type(shell.exc).__name__}: {shell.exc}\n{source(cell)}'
                 raise CellError(told.encode(errors='backslashreplace').decode()) from shell.exc
@@ -104,7 +112,7 @@ def run(path):
 
 # A fork server imports what most notebooks need, once; each notebook then gets a fresh copy of that process.
 # So imports are paid for once, memory goes back when a notebook ends, and what it changed is no other's.
-PRELOAD = ['misas.all', 'matplotlib.pyplot', 'execnb.shell', 'nilearn.datasets']
+PRELOAD = ['misas.all', 'matplotlib.pyplot', 'execnb.shell']
 PEAKS = {}  # notebook -> MB that this process held meanwhile, and the notebook at most, libraries of this process apart
 
 
@@ -139,6 +147,7 @@ def _answer(pipe, path):
 def run_apart(path):
     "`run` in a process of its own."
     context = _context()
+    give_back()
     mine, its = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(its, path))
     child.start()

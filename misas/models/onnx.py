@@ -201,5 +201,5 @@ def for_logits(self: OnnxModel, gradient):
 
 @patch
 def _rest(self: OnnxModel):
-    "Give back what onnxruntime took to work in: hundreds of MB, which it would keep beside the gradients."
+    "Give back what onnxruntime took to work in; it would keep it beside the gradients of the translation."
     if self._used and self.device.type == 'cpu' and self.path.is_file(): self._open()
