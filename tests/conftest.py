@@ -12,7 +12,7 @@ os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(4*2**20))  # glibc gives bac
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')  # ... and torch asks for large pages, which makes up for the time that takes
 sys.path.insert(0, str(Path(__file__).parent))
 
-LIMIT = 3000  # MB that a worker may hold together with the notebook it runs: 1200 with all libraries, 1600 for a gradient of the cardiac network
+LIMIT = 2500  # MB that a worker may hold together with the notebook it runs
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ import os
 import random
 import re
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -141,7 +142,8 @@ def _answer(pipe, path):
     except Exception as e: told = str(e) if isinstance(e, CellError) else traceback.format_exc()
     pipe.send((nb, told, memory(), memory('RssFile')))
     pipe.close()
-    atexit._run_exitfuncs()  # ends what the notebook started: temporary folders, workers
+    threading._shutdown()     # as when an interpreter ends: pools with threads of their own let their processes go, ...
+    atexit._run_exitfuncs()  # ... and what the notebook started is taken away: temporary folders, workers
 
 
 def run_apart(path):
