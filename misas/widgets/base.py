@@ -18,8 +18,8 @@ from ..transforms.scale import LINEAR
 from ..view.page import asset
 
 # %% auto #0
-__all__ = ['PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'png64', 'enlarged', 'with_text', 'Picture', 'close_tree',
-           'show_if', 'open_widgets', 'Panel', 'working', 'CurvePicture']
+__all__ = ['STAYS', 'PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'png64', 'enlarged', 'with_text', 'Picture',
+           'close_tree', 'show_if', 'open_widgets', 'Panel', 'working', 'CurvePicture']
 
 # %% ../../nbs/api/widgets/base.ipynb #15bc86dc
 def as_bytes(
@@ -126,8 +126,13 @@ def _inside(widget):
         yield child
 
 
+# When all widgets are closed, JupyterLab 4 ends the kernel's thread for them, even while others are being opened: those
+# would freeze. So one is always open.
+STAYS = W.Layout()
+
+
 def close_tree(widget):
-    "Close a widget and all that is in it, with layouts and styles."
+    "Close a widget and all that is in it, with layouts and styles; one of ours always stays (`STAYS`)."
     for one in [*_inside(widget), widget]:
         one.unobserve_all()
         for part in (one.layout, getattr(one, 'style', None)):

@@ -82,7 +82,8 @@ class Steps:
 
     def fit(self, result: Sensitivity, i: int):
         "Offer the values of another result, and go to number `i`."
-        with self.slider.hold_sync(): self.slider.options, self.slider.index = _options(result), i
+        self.slider.options = _options(result)
+        self.slider.index = i  # afterwards: a slider in the browser that gets both at once keeps its old end
         self.play.max = len(result.values) - 1
 
     def unlink(self): self._link.unlink()
