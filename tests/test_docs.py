@@ -7,7 +7,13 @@ import sys
 import nbrun
 from nbrun import ROOT
 
-RENDER = "from nbdev.serve import proc_nbs\nif __name__ == '__main__': proc_nbs(n_workers=0)"
+RENDER = """
+import os
+from nbdev.serve import proc_nbs
+if __name__ == '__main__':
+    proc_nbs(n_workers=0)
+    os._exit(0)  # without the shells' own ends: each collects garbage, which takes a minute together
+"""
 
 
 def test_site(tmp_path):
