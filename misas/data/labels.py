@@ -26,7 +26,7 @@ def as_labels(
 ) -> np.ndarray:  # uint8, or int32 when there are more than 256 values
     "A label map with an integer dtype. Raises ValueError for fractions, NaN and negative values."
     x = to_numpy(x)
-    if x.dtype == bool: return x.astype(np.uint8)
+    if x.dtype in (bool, np.uint8): return x.astype(np.uint8)  # nothing that could be wrong
     if x.dtype.kind not in 'iuf': raise ValueError(f'{what} must hold whole numbers, got dtype {x.dtype}')
     if x.dtype.kind == 'f' and not (np.isfinite(x).all() and (x == np.rint(x)).all()):
         raise ValueError(f'{what} must hold whole numbers, got fractions or NaN; is it a probability map?')

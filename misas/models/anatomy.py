@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -111,10 +112,16 @@ class Anatomy:
     script: bool = False  # nothing can be hooked: TorchScript, a function, or a network that is not called as a module
     ndim: int = 2  # spatial axes of what the network gets
 
-    @property
+    @cached_property
     def leaves(self) -> list:
         "Calls of modules without submodules."
         return [c for c in self.calls if _is_leaf(c.module)]
+
+    @cached_property
+    def map_sizes(self) -> set:
+        "Spatial sizes of what convolutions, poolings and norms give."
+        kinds = 'Conv', 'Pool', 'Upsample', 'BatchNorm', 'InstanceNorm', 'GroupNorm'
+        return {c.shape[2:] for c in self.leaves if any(kind in c.kind for kind in kinds)}
 
     @property
     def activations(self) -> set:
@@ -146,9 +153,7 @@ def _is_leaf(module): return not any(True for _ in module.children())
 @patch
 def gives_maps(self: Anatomy, call: Call) -> bool:
     "Does a layer give feature maps (N, K, *S)? Their size is one of a convolution or pooling; (N, *S, K) has another."
-    kinds = 'Conv', 'Pool', 'Upsample', 'BatchNorm', 'InstanceNorm', 'GroupNorm'
-    made = {c.shape[2:] for c in self.leaves if any(kind in c.kind for kind in kinds)}
-    return len(call.shape) == self.ndim + 2 and (not made or call.shape[2:] in made)
+    return len(call.shape) == self.ndim + 2 and (not self.map_sizes or call.shape[2:] in self.map_sizes)
 
 
 def _voxels(call): return int(np.prod(call.shape[2:]))
