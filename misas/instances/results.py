@@ -219,19 +219,22 @@ def _outlines(self: Instances, ax, flat, line, ids):
             mask, group = flat[kind] == number, table.group.iloc[number - 1]
             known = kind == 'T' and group == 'TP'
             if known: outline(ax, mask, line, .8)
-            else: outline(ax, mask, GROUPS[group])
+            else: outline(ax, mask, GROUPS[group], 1.8)
             ax.collections[-1].set_linestyle(':' if known else STYLES[group])
             drawn.append('' if known else group)
-            if ids and not known and not many: _name(ax, mask, table.id.iloc[number - 1], GROUPS[group])
+            if ids and not known and not many: _name(ax, mask, table.id.iloc[number - 1], GROUPS[group], line)
     return drawn
 
 
-def _name(ax, mask, id, color):
-    "An id at the upper right of an outline."
+def _name(ax, mask, id, color, line):
+    "An id at the upper right of an outline; at the upper left near the right side of the picture."
     from matplotlib.patheffects import withStroke
     rows, cols = np.nonzero(mask)
-    ax.annotate(id, (cols.max(), rows.min()), (2, 1), textcoords='offset points', fontsize=7, color=color,
-                path_effects=[withStroke(linewidth=1.5, foreground='k')], annotation_clip=True)
+    left = cols.max() > .9*mask.shape[1]
+    look = dict(fontsize=9, fontweight='bold', color=color, va='bottom', ha='right' if left else 'left')
+    halo = withStroke(linewidth=2, foreground='k' if line == 'w' else 'w')
+    ax.annotate(id, (cols.min() if left else cols.max(), rows.min()), (0, 1), textcoords='offset points',
+                path_effects=[halo], **look)
 
 
 def _key(ax, drawn, line):

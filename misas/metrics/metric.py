@@ -11,10 +11,11 @@ from functools import partial
 
 import numpy as np
 
+from .instances import INSTANCE_SCORES, sensitivity_by_volume
 from .masks import surface_distance, volume
 
 # %% auto #0
-__all__ = ['BETTER', 'NEEDS', 'OVERLAP', 'METRICS', 'Metric', 'as_metric', 'as_metrics']
+__all__ = ['BETTER', 'NEEDS', 'OVERLAP', 'METRICS', 'Metric', 'sensitivity_in', 'as_metric', 'as_metrics']
 
 # %% ../../nbs/api/metrics/metric.ipynb #4626af6f
 BETTER = (
@@ -24,7 +25,7 @@ BETTER = (
     '',
     'unknown',
 )  # 'zero': the nearer to 0 the better; '': neither way; 'unknown': only the name is known
-NEEDS = 'spacing', 'counts', 'instances'
+NEEDS = 'spacing', 'counts', 'instances'  # the last: f(Overlaps), see `misas.metrics.instances`; also with 'spacing'
 
 # %% ../../nbs/api/metrics/metric.ipynb #fcbc8945
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Metric:
     )  # f(prediction == k, truth == k) -> number, with more arguments by `needs`; None: only described, not computed
     better: str = 'higher'  # see `BETTER`
     unit: str = ''  # of a volume's score, e.g. 'mm'; 'mL' becomes 'cm²' for pictures
-    needs: tuple = ()  # 'spacing': f(p, t, spacing); 'counts': f(tp, fp, fn, tn) -> (above, below); 'instances'
+    needs: tuple = ()  # 'spacing': f(p, t, spacing); 'counts': f(tp, fp, fn, tn) -> (above, below); see also `NEEDS`
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name:
@@ -103,6 +104,18 @@ _MEASURED = [
     Metric('volume_difference', _volume_difference, 'zero', 'mL', ('spacing',)),
     Metric('volume', _volume_of, '', 'mL', ('spacing',))]
 METRICS = {name: Metric(name, f, needs=('counts',)) for name, f in OVERLAP.items()} | {m.name: m for m in _MEASURED}
+METRICS |= {name: Metric(name, f, needs=('instances',)) for name, f in INSTANCE_SCORES.items()}
+
+# %% ../../nbs/api/metrics/metric.ipynb #d928ad8c
+def sensitivity_in(
+    low: float, high: float = np.inf,  # mm³ (mm² of a picture): from `low` to less than `high`
+) -> Metric:
+    "`lesion_sensitivity` among true objects of some size. It needs the spacing."
+    if not 0 <= low < high:
+        raise ValueError(f'low and high must be sizes in mm³, the smaller one first, got {low!r}, {high!r}')
+    ends = f'from {low:g}' if np.isinf(high) else f'{low:g} to {high:g}'
+    return Metric(f'lesion_sensitivity {ends}', partial(sensitivity_by_volume, low=low, high=high),
+                  needs=('instances', 'spacing'))
 
 # %% ../../nbs/api/metrics/metric.ipynb #0715c22f
 def as_metric(

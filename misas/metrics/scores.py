@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.labels import as_labels, foreground, is_stack, mask_of, to_numpy
+from .instances import components, overlaps
 from .metric import Metric, as_metrics
 from .masks import check_spacing, counts
 
@@ -32,13 +33,16 @@ def scores(
     metrics = as_metrics(metrics)
     prediction, labels = _either(prediction, 'prediction', n_classes), _either(labels, 'labels', n_classes)
     spacing = _spacing_for(metrics, spacing, labels.ndim - is_stack(labels))
+    for metric in metrics.values():
+        if metric.f is None: raise ValueError(
+            f'metric {metric.name} is only described, its function is not known here: pass the function')
     four = counts(prediction, labels, n_classes, valid)
     here = sum(four[:3]) > 0  # classes in truth or prediction: the others have no score
     out = np.full((len(here), len(metrics)), np.nan)
     measured = {}
     for j, metric in enumerate(metrics.values()):
         if 'counts' in metric.needs: out[:, j] = _ratio(metric, four, here)
-        elif 'spacing' in metric.needs: measured[j] = metric
+        elif {'spacing', 'instances'} & set(metric.needs): measured[j] = metric
         else: out[here, j] = _of_masks(metric, prediction, labels, valid, np.flatnonzero(here) + 1)
     if measured and here.any(): _measure(out, measured, prediction, labels, valid, spacing)
     return out
@@ -54,9 +58,9 @@ def _spacing_for(metrics, spacing, ndim):
     "Spacing as one number an axis. ValueError where a metric needs it and it is not there."
     if spacing is not None: spacing = check_spacing(spacing, ndim)
     for metric in metrics.values():
-        if 'spacing' not in metric.needs: continue
-        if spacing is None: raise ValueError(
-            f'{metric.name} is measured in {metric.unit_in(ndim)}: pass spacing=..., the size of a voxel in mm')
+        if not {'spacing', 'instances'} & set(metric.needs): continue
+        if spacing is None and 'spacing' in metric.needs: raise ValueError(
+            f'{metric.name} is measured in {metric.unit_in(ndim) or "mm"}: pass spacing=..., the size of a voxel in mm')
         if ndim not in (2, 3): raise ValueError(f'{metric.name} needs label maps in 2D or 3D, got {ndim} axes')
     return spacing
 
@@ -69,8 +73,6 @@ def _ratio(metric, four, here):
 
 def _of_masks(metric, prediction, labels, valid, classes):
     "A metric of two whole masks for some classes; voxels that do not count are in neither."
-    if metric.f is None:
-        raise ValueError(f'metric {metric.name} is only described, its function is not known here: pass the function')
     keep = True if valid is None else to_numpy(valid).astype(bool)
     return [_number(metric, metric.f(mask_of(prediction, k) & keep, mask_of(labels, k) & keep)) for k in classes]
 
@@ -82,14 +84,22 @@ def _number(metric, value):
 
 # %% ../../nbs/api/metrics/scores.ipynb #a66b999e
 def _measure(out, measured, prediction, labels, valid, spacing):
-    "Fill in the scores of metrics that need the spacing; `measured`: column -> Metric."
+    "Fill in the scores of metrics that need the spacing or instances; `measured`: column -> Metric."
     keep = True if valid is None else to_numpy(valid).astype(bool)
     for k in range(1, len(out) + 1):
         pair = [mask_of(a, k) & keep for a in (prediction, labels)]
         box = _box(pair[0] | pair[1])
         if box is None: continue
+        pair = [mask[box] for mask in pair]
+        found = _instances(pair, spacing) if any('instances' in o.needs for o in measured.values()) else None
         for j, metric in measured.items():
-            out[k - 1, j] = _number(metric, metric.f(*(mask[box] for mask in pair), spacing))
+            value = metric.f(found) if 'instances' in metric.needs else metric.f(*pair, spacing)
+            out[k - 1, j] = _number(metric, value)
+
+
+def _instances(pair, spacing):
+    "What the instances of prediction and truth share."
+    return overlaps(*map(components, pair), voxel=None if spacing is None else float(np.prod(spacing)))
 
 
 def _box(mask):
