@@ -86,8 +86,17 @@ def _nearest(own, theirs, i, trees, itself):
     for k in _in_order(apart):
         if apart[k] >= best: break
         if k not in trees: trees[k] = cKDTree(there[k])
-        best = min(best, trees[k].query(points[i])[0].min())
+        best = _shorter(best, points[i], trees[k], first[k], last[k])
     return best if np.isfinite(best) else np.nan
+
+
+def _shorter(best, points, tree, low, high, some=50):
+    "The distance of points to those of a tree in a box, or `best` where that is less."
+    best = min(best, tree.query(points[::1 + len(points)//some])[0].min())  # first of some: it rules out most of the others
+    gaps = np.maximum(0, np.maximum(low - points, points - high))
+    near = (gaps**2).sum(1) < best**2
+    if near.any(): best = min(best, tree.query(points[near], distance_upper_bound=best)[0].min())
+    return best
 
 
 def _in_order(apart, several=16):

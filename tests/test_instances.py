@@ -1,0 +1,152 @@
+"""Instances against panoptica's known answers, against the plainest way of doing the same, and through sweeps, studies and comparisons."""
+import csv
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from panoptica_answers import SEEDS, random_masks, spine
+
+from misas.all import Brightness, Sample, Study, as_model, compare, phantom, score, sensitivity
+from misas.data.datasets import data_folder
+from misas.instances.find import find_instances
+from misas.metrics.instances import INSTANCE_SCORES, overlaps
+from misas.metrics.metric import sensitivity_in
+
+with open(Path(__file__).with_name('panoptica.csv')) as file: KNOWN = {row.pop('case'): row for row in csv.DictReader(file)}
+WIDEST = {2: 4, 3: 26}  # the connectivity that panoptica uses
+has_spine = pytest.mark.skipif(data_folder('spine_instances') is None, reason='MISAS_DATA has no spine_instances')
+
+
+def agree(found, case):
+    "Do the instances, paired one to one, agree with panoptica's answer?"
+    known, counts = KNOWN[case], found.counts
+    assert [counts[group] for group in ('TP', 'FP', 'FN')] == [int(known[name]) for name in ('tp', 'fp', 'fn')], case
+    assert (found.true.group == 'TP').sum() == counts['TP']  # one to one
+    shared = overlaps(found.maps['P'], found.maps['T'])
+    for name in ('rq', 'sq', 'pq'):
+        got = INSTANCE_SCORES[name](shared)
+        if np.isnan(got) and name == 'sq' and counts['TP'] == 0: assert float(known[name]) == 0 or known[name] == 'nan'  # panoptica: 0
+        else: assert np.isclose(got, float(known[name]), atol=1e-8, equal_nan=True), (case, name)
+    pairs = found.matches[found.matches.matched]
+    if len(pairs): assert np.isclose(pairs.dice.mean(), float(known['sq_dsc']), atol=1e-8), case
+
+
+def test_random_masks_agree_with_panoptica():
+    assert len(SEEDS) == 200
+    for seed in SEEDS:
+        prediction, truth = random_masks(seed)
+        mm = (1.,)*truth.ndim
+        agree(find_instances(prediction, truth, spacing=mm, matching='iou', connectivity=WIDEST[truth.ndim]), f'random {seed}')
+    assert sum(int(row['tp']) for row in KNOWN.values()) > 500  # there was something to pair
+
+
+@has_spine
+def test_spine_agrees_with_panoptica():
+    for kind in ('matched', 'unmatched'):
+        prediction, truth = spine(f'{kind}_instance')
+        found = find_instances(prediction, truth, spacing=(.586, .586, 3.3), instances=True, matching='iou')
+        agree(found, kind)
+        if kind == 'matched':  # the same number means the same vertebra
+            pairs = found.matches[found.matches.matched]
+            assert (pairs.predicted.str[1:] == pairs.true.str[1:]).all()
+
+
+@has_spine
+def test_classes_of_the_spine_agree_with_panoptica():
+    prediction, truth = spine('semantic')
+    of_class = {}
+    for k in np.union1d(prediction, truth)[1:].tolist():
+        of_class[k] = found = find_instances(prediction, truth, spacing=(.586, .586, 3.3), cls=k, matching='iou', connectivity=26)
+        agree(found, f'semantic {k}')
+    maps = [sum(np.where(one.maps[side] > 0, one.maps[side] + 1000*k, 0) for k, one in of_class.items()) for side in 'PT']
+    agree(find_instances(*maps, spacing=(.586, .586, 3.3), instances=True, matching='iou'), 'semantic')
+
+
+# ---- the plainest way ----
+
+def flood(mask, reach):
+    "Components by walking from voxel to voxel; `reach`: how many indices may change at once. A set of voxels each."
+    steps = [step for step in product((-1, 0, 1), repeat=mask.ndim) if 0 < np.abs(step).sum() <= reach]
+    left, out = set(map(tuple, np.argwhere(mask).tolist())), []
+    while left:
+        part, todo = set(), [min(left)]
+        while todo:
+            voxel = todo.pop()
+            if voxel not in left: continue
+            left.remove(voxel)
+            part.add(voxel)
+            todo += [tuple(i + j for i, j in zip(voxel, step)) for step in steps]
+        out.append(part)
+    return out
+
+
+@pytest.mark.parametrize('connectivity, reach, shape', [(4, 1, (9, 11)), (8, 2, (9, 11)), (6, 1, (5, 6, 5)), (18, 2, (5, 6, 5)), (26, 3, (5, 6, 5))])
+def test_components_and_touch_agree_with_the_plainest_way(connectivity, reach, shape):
+    rng = np.random.default_rng(connectivity)
+    for share in (.05, .15, .3, .5):
+        prediction, truth = (rng.random((2, *shape)) < share)
+        parts = [flood(mask, reach) for mask in (prediction, truth)]
+        found = find_instances(prediction, truth, spacing=(1.,)*len(shape), connectivity=connectivity)
+        for part, numbered in zip(parts, (found.maps['P'], found.maps['T'])):
+            assert {frozenset(one) for one in part} == {frozenset(map(tuple, np.argwhere(numbered == i).tolist())) for i in range(1, numbered.max() + 1)}
+        touched = [[sum(bool(one & other) for other in others) for one in part] for part, others in zip(parts, parts[::-1])]
+        assert found.counts == dict(TP=sum(n > 0 for n in touched[0]), FP=touched[0].count(0), FN=touched[1].count(0), TN=0)
+        assert found.predicted.merged.sum() == sum(n > 1 for n in touched[0])
+        assert found.true.split.sum() == sum(n > 1 for n in touched[1])
+        assert sorted(found.predicted.voxels) == sorted(map(len, parts[0]))
+
+
+def test_one_blob_over_two_lesions():
+    truth, prediction = np.zeros((2, 12, 12, 6), bool)
+    truth[2:5, 2:5, 1:4] = truth[2:5, 8:11, 1:4] = True
+    prediction[2:5, 2:11, 2:4] = True
+    found = find_instances(prediction, truth, spacing=(1, 1, 2))
+    assert (found.true.group == 'TP').sum() == 2 and found.predicted.merged.tolist() == [True]
+    assert found.counts == dict(TP=1, FP=0, FN=0, TN=0) and found.true.volume_mm3.tolist() == [54, 54]
+    assert found.true.nearest_mm.tolist() == [4, 4] and found.matches.voxels.tolist() == [18, 18]
+
+
+# ---- metrics like all others ----
+
+def lesions(seed):
+    "A picture with bright lesions of different brightness, the faintest of which is lost when it gets darker."
+    rng = np.random.default_rng(seed)
+    image, truth = np.zeros((2, 48, 48))
+    for i, level in enumerate((.9, .75, .62, .55)):
+        row, col, size = 4 + 11*i, int(rng.integers(4, 36)), 3 + i
+        image[row:row + size, col:col + size], truth[row:row + size, col:col + size] = level, 1
+    image[44:47, 44:47] = .52  # what is taken for one
+    return Sample(image + rng.normal(0, .002, image.shape), truth, spacing=(1, 1), classes=('background', 'lesion'), name=f'case {seed}')
+
+
+def model(threshold=.5): return as_model(phantom.ThresholdModel(threshold), classes=('background', 'lesion'))
+
+
+def test_a_sweep_counts_objects():
+    sample, asked = lesions(0), ('dice', 'lesion_f1', 'pq', sensitivity_in(0, 15))
+    swept = sensitivity(model(), sample, Brightness(), values=[.8, 1, 1.1], metrics=asked, progress=False)
+    frame = swept.frame
+    for value, prediction in zip(swept.values, swept.predictions):
+        own = frame[np.isclose(frame.value, value)].set_index('metric').score
+        same = score(prediction, sample.labels, asked, n_classes=2, spacing=sample.spacing).set_index('metric').score
+        assert np.allclose(own[same.index], same, equal_nan=True)
+    f1 = frame[frame.metric == 'lesion_f1'].set_index('value').score
+    assert np.isclose(f1[1], 8/9) and f1.min() < f1[1]
+    swept.plot()
+    str(swept.summary())
+
+
+def test_a_study_counts_and_compares_objects(tmp_path):
+    asked = ('dice', 'lesion_f1', sensitivity_in(0, 15))
+    study = Study(tmp_path, dict(low=model(.5), high=model(.7)), Brightness(), metrics=asked)
+    study.run([lesions(seed) for seed in range(3)], progress=False)
+    assert set(study.frame.metric) == {'dice', 'lesion_f1', 'lesion_sensitivity 0 to 15'}
+    unchanged = study.frame[study.frame.value == Brightness().identity].set_index(['model', 'sample', 'metric']).score
+    assert np.allclose([unchanged['low', f'case {k}', 'lesion_f1'] for k in range(3)], 8/9)
+    assert np.allclose([unchanged['high', f'case {k}', 'lesion_f1'] for k in range(3)], 2*2/(2*2 + 2))  # two of four, none wrong
+    again = Study(tmp_path)  # read, without the function of any metric
+    assert again.frame.equals(study.frame)
+    told = compare(study, models=('low', 'high'), metric='lesion_f1')
+    assert 'lesion_f1' in str(told.summary())
+    study.plot(metric='lesion_f1')
