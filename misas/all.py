@@ -19,6 +19,8 @@ from .view.maps import show_map, side_by_side
 from .attribution.quality import infidelity, max_sensitivity
 from .attribution.rank import rank_methods
 from .inside.target import Target
+from .instances.find import find_instances
+from .instances.results import Instances
 from .study.compare import compare
 from .study.diagnose import diagnose
 from .sweep.pairs import SensitivityGrid, sensitivity_grid
@@ -45,11 +47,11 @@ from .widgets.html import to_html
 # %% ../nbs/api/all.ipynb #7d1d99e9
 __all__ = [
     'Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip',
-    'Gamma', 'Ghosting', 'Gibbs', 'Metric', 'Model', 'Motion', 'Noise', 'OwnMap', 'Resize', 'Resolution',
-    'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike',
+    'Gamma', 'Ghosting', 'Gibbs', 'Instances', 'Metric', 'Model', 'Motion', 'Noise', 'OwnMap', 'Resize',
+    'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike',
     'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel',
     'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'complexity', 'datasets',
-    'deletion', 'diagnose', 'explore', 'infidelity', 'insertion', 'load', 'localisation', 'max_sensitivity',
-    'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods', 'save', 'score',
-    'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance',
+    'deletion', 'diagnose', 'explore', 'find_instances', 'infidelity', 'insertion', 'load', 'localisation',
+    'max_sensitivity', 'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods', 'save',
+    'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance',
     'transforms', 'zoo']

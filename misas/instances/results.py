@@ -179,7 +179,7 @@ def plot(
     "Outlines of the instances, coloured by group."
     import matplotlib.pyplot as plt
     volume = len(self.scene.shape) == 3
-    if volume and index is None: index = best_slice(sum((m > 0).astype(np.uint8) for m in self.maps.values()), axis)
+    if volume and index is None: index = best_slice(self.maps['P'] | self.maps['T'], axis)
 
     def cut(a): return slice_array(a, index, axis, self.scene.affine) if volume else a
 
