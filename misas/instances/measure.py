@@ -92,7 +92,7 @@ def _nearest(own, theirs, i, trees, itself):
 
 def _shorter(best, points, tree, low, high, some=50):
     "The distance of points to those of a tree in a box, or `best` where that is less."
-    best = min(best, tree.query(points[::1 + len(points)//some])[0].min())  # first of some: it rules out most of the others
+    best = min(best, tree.query(points[::1 + len(points)//some])[0].min())  # of some first: it rules out most others
     gaps = np.maximum(0, np.maximum(low - points, points - high))
     near = (gaps**2).sum(1) < best**2
     if near.any(): best = min(best, tree.query(points[near], distance_upper_bound=best)[0].min())

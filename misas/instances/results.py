@@ -138,6 +138,8 @@ def with_negatives(
         'negatives need the tissue that they may lie in: pass brain=..., a bool mask, or a Sample with black around it')
     if n != int(n) or n < 0: raise ValueError(f'negatives must be a whole number from 0 on, got {n!r}')
     shapes = 'T' if len(self.true) else 'P'
+    if n and not len(self._table(shapes)):
+        raise ValueError('negatives have the shapes of lesions, and there is none here, true or predicted')
     lesions = (self.maps['P'] > 0) | (self.maps['T'] > 0)
     tissue = self.brain if self.scene.valid is None else self.brain & self.scene.valid
     placed, sources = move_shapes(self.maps[shapes], free_tissue(tissue, lesions, self.scene.spacing, margin), n, seed)

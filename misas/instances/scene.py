@@ -91,13 +91,22 @@ def as_side(
     return as_stack(array, what) if array.ndim == axes + 1 else as_labels(array, what)
 
 
+def _stacks(sides):
+    "Are these stacks of masks? ValueError where some are and some are not."
+    forms = {is_stack(side) for side in sides}
+    if len(forms) > 1: raise ValueError(
+        'prediction and labels must both be label maps, or both masks of classes that may overlap; '
+        'sample.regions(...) makes masks of a label map')
+    return True in forms
+
+
 def class_of(
     cls: str | int | None,  # a name, or a number: the label value, or 1 for the first mask
     sides: Sequence[np.ndarray],  # label maps, or stacks of masks
     classes: Sequence | None = None,  # names by label value, or of the masks
 ) -> tuple:  # its number and its name
     "Which class is meant. ValueError where that is not clear, or where there is no such class."
-    stack = any(is_stack(side) for side in sides)
+    stack = _stacks(sides)
     count = max([class_count(side) for side in sides] + [len(classes or ()) - (not stack), 1])
     names = foreground(classes, count + (not stack), stack)
     if cls is None and count == 1: return 1, names[0]
