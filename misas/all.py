@@ -21,6 +21,7 @@ from .attribution.rank import rank_methods
 from .inside.target import Target
 from .instances.find import find_instances
 from .instances.results import Instances
+from .instances.saliency import instance_gradcam, instance_saliency
 from .study.compare import compare
 from .study.diagnose import diagnose
 from .sweep.pairs import SensitivityGrid, sensitivity_grid
@@ -51,7 +52,7 @@ __all__ = [
     'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike',
     'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel',
     'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'complexity', 'datasets',
-    'deletion', 'diagnose', 'explore', 'find_instances', 'infidelity', 'insertion', 'load', 'localisation',
-    'max_sensitivity', 'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods', 'save',
+    'deletion', 'diagnose', 'explore', 'find_instances', 'infidelity', 'insertion', 'instance_gradcam',
+    'instance_saliency', 'load', 'localisation', 'max_sensitivity', 'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods', 'save',
     'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance',
     'transforms', 'zoo']

@@ -94,6 +94,7 @@ def run(path):
     shell = CaptureShell(mpl_format='png')
     shell.run("import matplotlib; matplotlib.rcdefaults(); matplotlib.use('module://matplotlib_inline.backend_inline'); "
               "matplotlib.rcParams.update({'figure.dpi': 80, 'savefig.dpi': 80, 'savefig.bbox': 'tight'})")
+    shell.run("import pandas; pandas.set_option('display.max_colwidth', 600)")  # whole sentences, as fastai sets it
     os.chdir(Path(path).parent)
     try:
         for i, cell in enumerate(nb['cells']):

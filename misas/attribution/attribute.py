@@ -21,6 +21,7 @@ from .lrp import LRP_METHODS
 from .method import Method, Raw
 from .modified import MODIFIED_METHODS
 from .perturbation import PERTURBATION_METHODS
+from .voxelwise import VOXELWISE_METHODS
 from ..data import io
 from ..data.sample import Sample
 from ..inside.question import Question, Refused
@@ -39,7 +40,9 @@ __all__ = ['ALL_METHODS', 'METHODS', 'LIMIT', 'COMMON', 'method_of', 'no_gradien
            'Incomplete', 'checked', 'complete', 'own_options', 'run_method', 'attribute']
 
 # %% ../../nbs/api/attribution/attribute.ipynb #b58a845a
-ALL_METHODS = [*GRADIENT_METHODS, *MODIFIED_METHODS, *CAM_METHODS, *LAYER_METHODS, *PERTURBATION_METHODS, *LRP_METHODS]
+ALL_METHODS = [
+    *GRADIENT_METHODS, *VOXELWISE_METHODS, *MODIFIED_METHODS, *CAM_METHODS, *LAYER_METHODS, *PERTURBATION_METHODS,
+    *LRP_METHODS]
 METHODS = {method.name: method for method in ALL_METHODS}
 
 
@@ -114,6 +117,7 @@ class Attribution:
     delta: float | None = None  # where a map must add up: its sum - (score of the image - score of the baseline)
     gap: float | None = None  # the same as a fraction of what it must add up to
     baseline_score: float | None = None  # of an image without anything to see; near `score`, there is little to explain
+    error: float | None = None  # of a map from only some voxels of the region: about what fraction of it is missed
     asked: dict = field(default_factory=dict, repr=False)  # how it was called
 
     @property
@@ -135,7 +139,8 @@ class Attribution:
         gap = '' if self.gap is None else f'; adds up to within {100*self.gap:.2g} %'
         base = '' if self.baseline_score is None else f' ({self.baseline_score:.3g} for the baseline)'
         cost = f'{self.passes[0]} forward and {self.passes[1]} backward passes'
-        return f'{self.method} of the {self.target.text}, which is {self.score:.3g}{base}{gap}; {cost}'
+        error = '' if self.error is None else f'; asked for some voxels only, which misses about {100*self.error:.2g} %'
+        return f'{self.method} of the {self.target.text}, which is {self.score:.3g}{base}{gap}{error}; {cost}'
 
     def __repr__(self): return f'Attribution({self.text})'
 
@@ -278,7 +283,7 @@ def attribute(
     map = checked(raw, method, question)
     asked = dict(common, internal_batch=internal_batch, seed=seed, progress=progress, **kw)
     about = question.target, question.sample, question.model, question.prediction, options, question.value, passes
-    return complete(Attribution(map, method, *about, raw.delta, raw.gap, raw.base, asked))
+    return complete(Attribution(map, method, *about, raw.delta, raw.gap, raw.base, raw.error, asked))
 
 # %% ../../nbs/api/attribution/attribute.ipynb #37c6f2bc
 @patch

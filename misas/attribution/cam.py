@@ -14,7 +14,7 @@ from ..inside.question import Question, Refused
 
 # %% auto #0
 __all__ = ['WEIGHTED', 'EACH', 'CAM_METHODS', 'weigh', 'weights', 'refuse_means', 'positive', 'grad_cam', 'grad_cam_pp',
-           'hires_cam', 'layer_cam', 'score_cam', 'guided_grad_cam', 'refuse_both']
+           'local_grad_cam_pp', 'hires_cam', 'layer_cam', 'score_cam', 'guided_grad_cam', 'refuse_both']
 
 # %% ../../nbs/api/attribution/cam.ipynb #2f16df47
 def weigh(
@@ -77,13 +77,27 @@ def grad_cam(q: Question, layer='auto') -> Raw:
 def grad_cam_pp(q: Question, layer='auto') -> Raw:
     "Features weighted by the mean of the positive part of their gradient, times alpha."
     found = features(q, layer)
-    grads = channels(found.grads)
-    below = 2 + grads*channels(found.maps).sum(1, keepdim=True)
-    if (below[grads > 0] < 1).any(): raise Refused(
-        f'the features of layer {found.layer!r} are negative, where the weights of Grad-CAM++ are not defined; '
-        'use grad_cam, hires_cam or layer_cam')
-    mean = weights(q, found, torch.where(grads > 0, grads/below, 0))
+    mean = weights(q, found, channels(_times_alpha(found)))
     return positive(q, found, [weigh(mean, map) for map in found.maps])
+
+
+def local_grad_cam_pp(q: Question, layer='auto') -> Raw:
+    "The same without the mean: features times the positive part of their gradient, times alpha, voxel by voxel."
+    found = features(q, layer)
+    return positive(q, found, [(weight*map).sum(1) for weight, map in zip(_times_alpha(found), found.maps)])
+
+
+def _times_alpha(found):
+    "Positive part of the gradients, times alpha = g²/(2 g² + g³ sum A), a call each. Refused where it is not defined."
+    weights, axes = [], [1]*(found.maps[0].ndim - 2)
+    sums = channels(found.maps).sum(1).view(1, -1, *axes)
+    for grad in found.grads:
+        below = 2 + grad*sums
+        if (below[grad > 0] < 1).any(): raise Refused(
+            f'the features of layer {found.layer!r} are negative, where the weights of Grad-CAM++ are not defined; '
+            'use grad_cam, hires_cam or layer_cam')
+        weights.append(torch.where(grad > 0, grad/below, 0))
+    return weights
 
 
 def hires_cam(q: Question, layer='auto') -> Raw:
@@ -153,6 +167,7 @@ def _cam(name, run, words, origin, cost, refuse, unit, needs='features', slope=F
 CAM_METHODS = [
     _cam('grad_cam', grad_cam, '1', 'Selvaraju et al. 2017', _once, refuse_means, WEIGHTED),
     _cam('grad_cam_pp', grad_cam_pp, '1', 'Chattopadhay et al. 2018', _once, refuse_means, WEIGHTED),
+    _cam('local_grad_cam_pp', local_grad_cam_pp, '1', 'Spagnolo et al. 2026', _once, refuse_layers, WEIGHTED),
     _cam('hires_cam', hires_cam, '1', 'Draelos & Carin 2020', _once, refuse_layers, EACH),
     _cam('layer_cam', layer_cam, '1', 'Jiang et al. 2021', _once, refuse_layers, EACH),
     _cam('score_cam', score_cam, '1 a feature', 'Wang et al. 2020', _each_feature, refuse_layers, WEIGHTED, 'scores',

@@ -12,12 +12,13 @@ import torch
 
 from .method import Method, Raw
 from ..inside.baseline import is_constant, make_baseline
+from ..inside.part import Part, part_gradient
 from ..inside.question import Question
 
 # %% auto #0
-__all__ = ['SLOPE', 'SQUARE', 'SHARE', 'GRADIENT_METHODS', 'saliency', 'input_x_gradient', 'over_gradients', 'smoothgrad',
-           'smoothgrad_squared', 'vargrad', 'completed', 'integrated_gradients', 'several', 'gradient_shap',
-           'refuse_constant']
+__all__ = ['SLOPE', 'SQUARE', 'SHARE', 'GRADIENT_METHODS', 'saliency', 'input_x_gradient', 'over_gradients', 'nothing',
+           'noisy_images', 'smoothgrad', 'smoothgrad_squared', 'vargrad', 'completed', 'integrated_gradients',
+           'several', 'gradient_shap', 'refuse_constant']
 
 # %% ../../nbs/api/attribution/gradient.ipynb #848fa102
 def saliency(q: Question) -> Raw:
@@ -37,8 +38,12 @@ def over_gradients(
     use: Callable,  # use(i, gradients (j - i, C, *S)): what to do with them
     what: str = 'gradients',
 ) -> None:
-    "Gradients of many images, in batches of `q.grad_batch`."
-    for i, j in q.steps(q.portions(n, q.grad_batch), what): use(i, q.gradient(make(i, j)))
+    "Gradients of many images, in batches of `q.grad_batch`; of the part of them that matters, where there is one."
+    part = Part(q)
+    for i, j in q.steps(q.portions(n, q.grad_batch), what):
+        images = make(i, j)
+        found = part_gradient(part, images)
+        use(i, q.gradient(images) if found is None else found)
 
 
 def _column(q, values):
@@ -46,19 +51,29 @@ def _column(q, values):
     return torch.as_tensor(values).to(q.x).view(-1, *[1]*(q.x.ndim - 1))
 
 
-def _nothing(q): "To add up in, (C, *S) in double precision."; return torch.zeros_like(q.x[0], dtype=torch.float64)
+def nothing(q: Question) -> torch.Tensor:
+    "To add up in, (C, *S) in double precision."
+    return torch.zeros_like(q.x[0], dtype=torch.float64)
 
 # %% ../../nbs/api/attribution/gradient.ipynb #a907aac5
+def noisy_images(
+    q: Question,
+    sigma: float,  # SD of the noise as a fraction of the image's range
+) -> Callable:  # make(i, j): the next j - i noisy copies, (j - i, C, *S)
+    "Noisy copies of the image, the same for all methods with one seed."
+    generator, spread = q.generator(), sigma*float(q.x.max() - q.x.min())
+    def noise(): return spread*torch.randn(q.x.shape, generator=generator).to(q.x)
+    def make(i, j): return torch.cat([q.x + noise() for _ in range(i, j)])
+    return make
+
+
 def _noisy(q, n_samples, sigma):
     "Mean and mean square of the gradients of noisy copies (C, *S), in double precision."
-    generator, spread = q.generator(), sigma*float(q.x.max() - q.x.min())
-    first, second = _nothing(q), _nothing(q)
-    def noise(): return spread*torch.randn(q.x.shape, generator=generator).to(q.x)
-    def noisy(i, j): return torch.cat([q.x + noise() for _ in range(i, j)])
+    first, second = nothing(q), nothing(q)
     def use(i, gradients):
         first.add_(gradients.double().sum(0))
         second.add_(gradients.double().square().sum(0))
-    over_gradients(q, n_samples, noisy, use, 'noisy images')
+    over_gradients(q, n_samples, noisy_images(q, sigma), use, 'noisy images')
     return first/n_samples, second/n_samples
 
 
@@ -95,7 +110,7 @@ def completed(
 
 def integrated_gradients(q: Question, baseline='blur', n_steps=50) -> Raw:
     "Contributions of the voxels to the difference between image and baseline."
-    base, total = q.baseline(baseline), _nothing(q)
+    base, total = q.baseline(baseline), nothing(q)
     nodes, weights = np.polynomial.legendre.leggauss(n_steps)
     along = (nodes + 1)/2
     def between(i, j): return base + _column(q, along[i:j])*(q.x - base)
@@ -117,7 +132,7 @@ def several(
 
 def gradient_shap(q: Question, baseline='blur', n_samples=50) -> Raw:
     "Expected (image - baseline) x gradient at random points between them."
-    bases, total = several(q, baseline), _nothing(q)
+    bases, total = several(q, baseline), nothing(q)
     which, at = np.arange(n_samples) % len(bases), q.rng().random(n_samples)
     def chosen(i, j): return torch.cat([bases[k] for k in which[i:j]])
     def points(i, j): return chosen(i, j) + _column(q, at[i:j])*(q.x - chosen(i, j))

@@ -22,6 +22,7 @@ class Raw:
     delta: float | None = None  # sum of the map - (image's score - baseline's), where the map must add up
     gap: float | None = None  # |delta| as a fraction of what it must add up to
     base: float | None = None  # score of the baseline
+    error: float | None = None  # of a map from only some of the region's voxels: about what fraction of it is missed
 
     def numpy(self) -> np.ndarray:
         "The map as an array."

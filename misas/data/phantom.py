@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from .phantom_brain import brain, brain_lesions  # noqa: F401  (phantom.brain)
 from .sample import Sample
 from .labels import to_numpy
 

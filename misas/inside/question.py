@@ -19,7 +19,7 @@ from .baseline import make_baseline
 from .measured import Measured, answering, seen_by_preprocess
 from .network import anatomy as anatomy_of, unreached as why_unreached
 from .network import asks_itself, differentiable, with_logits
-from .target import Frozen, Target
+from .target import Frozen, Target, as_target
 from ..models.adapt import as_model
 from ..models.anatomy import Anatomy, watched
 from ..models.prepare import as_batch
@@ -109,7 +109,7 @@ class Question:
 def _frozen(self: Question, target) -> Frozen:
     "The target with its region fixed. ValueError where it was frozen for something else."
     if not isinstance(target, Frozen):
-        if not isinstance(target, Target): target = Target(target)
+        if not isinstance(target, Target): target = as_target(target)
         target = target.freeze(self.model, self.sample, self.prediction)
     if target.mask.shape != self.shape: raise ValueError(
         f'target was frozen for an image of shape {target.mask.shape}, sample {self.sample.name!r} has {self.shape}')
@@ -160,6 +160,27 @@ def logits(self: Question, x: torch.Tensor) -> torch.Tensor:
     if self._measured is not None: self._measured.start()  # the first slice of the first image
     self.passes.forwards += len(x)
     with self.refusing(), frugal(self.module): return self.net.logits(x)
+
+
+@patch
+def prepared(self: Question, x: torch.Tensor) -> torch.Tensor | None:
+    "What the network gets for an image (1, C, *S), on the same grid; None where it is asked in parts or on another."
+    seen = self.anatomy
+    if seen.forwards != 1 or not seen.script and seen.ndim != self.ndim: return None
+    if self._measured is not None: self._measured.start()
+    ready = self.net.innermost.prepare(x[0])[0][None]
+    return ready if ready.shape[2:] == x.shape[2:] else None
+
+
+@patch
+def of_prepared(self: Question, x: torch.Tensor) -> torch.Tensor:
+    "Logits (n, K, *s) of what is prepared already, (n, C', *s): all that the network gets, or a part. Not counted."
+    def bare(model):
+        inner = model.copy()
+        inner.preprocess = inner.size = inner.multiple_of = None
+        inner.batch_size = len(x)
+        return inner
+    with self.refusing(), frugal(self.module): return self.net.rebuilt(bare).logits(x)
 
 
 @patch

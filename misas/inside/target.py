@@ -18,7 +18,7 @@ from ..data.sample import Sample
 from ..models.base import Model
 
 # %% auto #0
-__all__ = ['REDUCE', 'REGIONS', 'Target', 'near_outline', 'Frozen']
+__all__ = ['REDUCE', 'REGIONS', 'Target', 'near_outline', 'as_target', 'Frozen']
 
 # %% ../../nbs/api/inside/target.ipynb #e7e92a5b
 REDUCE = {'mean': 'mean logit', 'sum': 'sum of the logits', 'dice': 'soft Dice'}
@@ -29,7 +29,9 @@ REGIONS = 'prediction', 'labels', 'boundary'
 class Target:
     "What is to be explained."
     cls: str | int  # name of a class, or its number: the label value, or of classes that overlap 1 for the first
-    region: str | np.ndarray | torch.Tensor | Sequence[int] = 'prediction'  # a name, a bool mask (*S), or a voxel
+    region: str | np.ndarray | torch.Tensor | Sequence[int] | object = (
+        'prediction'  # a name, a bool mask (*S), a voxel, or an instance (anything with `mask`, `cls` and `id`)
+    )
     reduce: str = 'mean'  # 'mean' or 'sum' of the logits; 'dice': soft Dice of the class's probabilities and the region
     band: float | None = field(default=None, kw_only=True)  # mm on each side, for 'boundary'; None: one voxel
     log_odds: bool = field(default=False, kw_only=True)  # against all other classes; also for models without logits
@@ -39,7 +41,8 @@ class Target:
             raise ValueError(f'reduce must be one of {", ".join(REDUCE)}, got {self.reduce!r}')
         if isinstance(self.region, str) and self.region not in REGIONS:
             raise ValueError(
-                f"region must be 'prediction', 'labels', 'boundary', a mask or a voxel, got {self.region!r}")
+                "region must be 'prediction', 'labels', 'boundary', a mask, a voxel or an instance, "
+                f'got {self.region!r}')
         if self.band is not None and not self.band > 0:
             raise ValueError(f'band must be a positive number of mm, got {self.band!r}')
 
@@ -67,8 +70,23 @@ def _voxel_mask(at, sample):
     return mask
 
 
+def _of_instance(region):
+    "Is it an instance: something with a mask and a class, such as one lesion?"
+    return hasattr(region, 'mask') and hasattr(region, 'cls')
+
+
+def as_target(target: str | int | object) -> Target:
+    "The target for a class (the region where it is predicted), or for an instance (its class, over its voxels)."
+    return Target(target.cls, target) if _of_instance(target) else Target(target)
+
+
 def _given_region(region, sample):
-    "A mask, or a voxel, as a mask; and its name."
+    "A mask, an instance, or a voxel, as a mask; and its name."
+    if _of_instance(region):
+        its = getattr(region, 'sample_name', '')
+        if its and sample.name and its != sample.name:
+            raise ValueError(f'region is an instance of sample {its!r}, not of sample {sample.name!r}')
+        return _given_region(region.mask, sample)[0], f'instance {region.id}'
     given, ndim = to_numpy(region), len(sample.shape)
     if given.shape == (ndim,) and given.dtype != bool:
         return _voxel_mask(given, sample), f'voxel {tuple(given.tolist())}'
@@ -135,13 +153,22 @@ def of(
     logits: torch.Tensor,  # (n, K, *S)
 ) -> torch.Tensor:  # (n,)
     "The score, from logits."
-    mask = torch.as_tensor(self.mask, device=logits.device)
-    own = logits[:, self.channel]
     if self.reduce == 'dice':
-        return _soft_dice(own.sigmoid() if self.overlapping else logits.softmax(1)[:, self.k], mask)
-    own = own[:, mask]
-    if self.log_odds and not self.overlapping: own = own - _all_others(logits, self.k)[:, mask]
+        own = logits[:, self.channel].sigmoid() if self.overlapping else logits.softmax(1)[:, self.k]
+        return _soft_dice(own, torch.as_tensor(self.mask, device=logits.device))
+    own = self.each(logits)
     return own.sum(1) if self.reduce == 'sum' else own.mean(1)
+
+
+@patch
+def each(
+    self: Frozen,
+    logits: torch.Tensor,  # (n, K, *S)
+) -> torch.Tensor:  # (n, voxels of the region)
+    "The logit, or log-odds, of each voxel of the region, in the order of `np.argwhere(mask)`."
+    mask = torch.as_tensor(self.mask, device=logits.device)
+    own = logits[:, self.channel][:, mask]
+    return own - _all_others(logits[..., mask], self.k) if self.log_odds and not self.overlapping else own
 
 
 def _soft_dice(probability, mask):
@@ -150,7 +177,7 @@ def _soft_dice(probability, mask):
 
 
 def _all_others(logits, k):
-    "The logit of all classes but one, together; (n, *S)."
+    "The logit of all classes but one, together; (n, *S) of (n, K, *S)."
     others = [i for i in range(logits.shape[1]) if i != k]
     return logits[:, others].logsumexp(1)
 
