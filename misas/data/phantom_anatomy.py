@@ -13,9 +13,9 @@ import numpy as np
 # %% auto #0
 __all__ = ['MAPS', 'REGIONS', 'Grid', 'at_template', 'infratentorial', 'distance_to', 'sites', 'Warp']
 
-# %% ../../nbs/api/data/phantom_anatomy.ipynb #c39de074
-_CORNER = -80., -120., -84.  # mm: left, back and bottom of the field of view
-_EXTENT = 160., 208., 176.  # mm
+# %% ../../nbs/api/data/phantom_anatomy.ipynb #beca4540
+_CORNER = -88., -120., -84.  # mm: left, back and bottom of the field of view
+_EXTENT = 176., 208., 176.  # mm
 _COARSEST = 5.5  # mm: the longest diagonal of a voxel. Lesions keep further apart than that
 
 
