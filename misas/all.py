@@ -23,6 +23,7 @@ from .instances.find import find_instances
 from .instances.groups import compare_groups
 from .instances.results import Instances
 from .instances.saliency import instance_gradcam, instance_saliency
+from .instances.synthetic import insert_lesion
 from .study.compare import compare
 from .study.diagnose import diagnose
 from .sweep.pairs import SensitivityGrid, sensitivity_grid
@@ -53,7 +54,7 @@ __all__ = [
     'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike',
     'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel',
     'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'compare_groups', 'complexity',
-    'datasets', 'deletion', 'diagnose', 'explore', 'find_instances', 'infidelity', 'insertion',
+    'datasets', 'deletion', 'diagnose', 'explore', 'find_instances', 'infidelity', 'insert_lesion', 'insertion',
     'instance_gradcam', 'instance_saliency', 'load', 'localisation', 'max_sensitivity', 'methods', 'phantom',
     'plot', 'random_target', 'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity',
     'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms', 'zoo']
