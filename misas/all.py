@@ -19,6 +19,7 @@ from .view.maps import show_map, side_by_side
 from .attribution.quality import infidelity, max_sensitivity
 from .attribution.rank import rank_methods
 from .inside.target import Target
+from .instances.context import context_curve
 from .instances.find import find_instances
 from .instances.groups import compare_groups
 from .instances.results import Instances
@@ -54,7 +55,8 @@ __all__ = [
     'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike',
     'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel',
     'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'compare_groups', 'complexity',
-    'datasets', 'deletion', 'diagnose', 'explore', 'find_instances', 'infidelity', 'insert_lesion', 'insertion',
-    'instance_gradcam', 'instance_saliency', 'load', 'localisation', 'max_sensitivity', 'methods', 'phantom',
-    'plot', 'random_target', 'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity',
-    'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms', 'zoo']
+    'context_curve', 'datasets', 'deletion', 'diagnose', 'explore', 'find_instances', 'infidelity',
+    'insert_lesion', 'insertion', 'instance_gradcam', 'instance_saliency', 'load', 'localisation',
+    'max_sensitivity', 'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods',
+    'save', 'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html',
+    'tolerance', 'transforms', 'zoo']
