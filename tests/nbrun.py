@@ -114,7 +114,7 @@ def run(path):
 
 # A fork server imports what most notebooks need, once; each notebook then gets a fresh copy of that process.
 # So imports are paid for once, memory goes back when a notebook ends, and what it changed is no other's.
-PRELOAD = ['misas.all', 'matplotlib.pyplot', 'execnb.shell', 'fastai.vision.all', 'monai.networks.nets']
+PRELOAD = ['misas.all', 'matplotlib.pyplot', 'execnb.shell']
 PEAKS = {}  # notebook -> MB that this process held meanwhile, and the notebook at most, libraries of this process apart
 
 
