@@ -122,7 +122,8 @@ def part_gradient(
     images: torch.Tensor,  # (n, C, *S)
 ) -> torch.Tensor | None:  # of the same shape; None where the whole has to be asked
     "Gradient of the summed scores of images, as `Question.gradient` gives it. Passes are counted."
-    found = [] if part.useless else [factors(part.q, image[None]) for image in images]
+    together = len(images) == 1 or not part.q.coupled
+    found = [factors(part.q, image[None]) for image in images] if together and not part.useless else []
     if not found or None in found: return None
     opened = part.open(torch.cat([ready for ready, _ in found]), images[:1])
     if opened is None: return None

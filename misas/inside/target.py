@@ -18,7 +18,7 @@ from ..data.sample import Sample
 from ..models.base import Model
 
 # %% auto #0
-__all__ = ['REDUCE', 'REGIONS', 'Target', 'near_outline', 'as_target', 'Frozen']
+__all__ = ['REDUCE', 'REGIONS', 'Target', 'near_outline', 'target_of', 'as_target', 'Frozen']
 
 # %% ../../nbs/api/inside/target.ipynb #e7e92a5b
 REDUCE = {'mean': 'mean logit', 'sum': 'sum of the logits', 'dice': 'soft Dice'}
@@ -75,9 +75,18 @@ def _of_instance(region):
     return hasattr(region, 'mask') and hasattr(region, 'cls')
 
 
+def target_of(
+    instance: object,  # anything with `mask`, `cls` and `id`, or a bool mask (*S)
+    cls: str | int | None = None,  # None: that of the instance, for a mask the first after the background
+    **kw: object,  # see `Target`
+) -> Target:
+    "The target for an instance: its class, over its voxels."
+    return Target(getattr(instance, 'cls', 1) if cls is None else cls, instance, **kw)
+
+
 def as_target(target: str | int | object) -> Target:
-    "The target for a class (the region where it is predicted), or for an instance (its class, over its voxels)."
-    return Target(target.cls, target) if _of_instance(target) else Target(target)
+    "The target for a class (the region where it is predicted), or for an instance."
+    return target_of(target) if _of_instance(target) else Target(target)
 
 
 def _given_region(region, sample):

@@ -19,7 +19,7 @@ from ..data.labels import mask_of
 from ..data.sample import Sample
 from ..inside.baseline import make_baseline
 from ..inside.question import Question, check_count
-from ..inside.target import Target
+from ..inside.target import target_of
 from ..models.base import Model
 from ..models.hold import untouched
 from ..statistics import Interval, bootstrap, check_level
@@ -212,7 +212,7 @@ def _ask(q, away, radii, fill, draws, threshold):
 def _lesion(instance, cls, score):
     "The lesion as a target. For probabilities the log-odds, whose sigmoid they are: any model has these."
     if score not in SCORES: raise ValueError(f"score must be 'probability' or 'logit', got {score!r}")
-    return Target(getattr(instance, 'cls', 1) if cls is None else cls, instance, log_odds=score == 'probability')
+    return target_of(instance, cls, log_odds=score == 'probability')
 
 
 def context_curve(

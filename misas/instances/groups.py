@@ -13,6 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..attribution.attribute import Attribution
+from .context import distance_mm
 from .results import GROUPS
 from ..statistics import as_clusters, bootstrap, holm
 from ..view.words import Summary
@@ -27,8 +28,7 @@ __all__ = ['map_features', 'Groups', 'compare_groups']
 # %% ../../nbs/api/instances/groups.ipynb #626f965d
 def _shells(mask, spacing, shells):
     "Name -> where it is: the region, shells around it, and the rest."
-    from scipy.ndimage import distance_transform_edt
-    far = distance_transform_edt(~mask, sampling=spacing)
+    far = distance_mm(mask, spacing)
     places, start = {'inside': mask}, 0
     for end in shells:
         places[f'{start:g} to {end:g} mm'] = (far > start) & (far <= end)

@@ -16,6 +16,7 @@ from .measure import Voxels, border_mm, nearest_mm, size_column, table_of
 from .places import free_tissue, move_shapes
 from .scene import Scene
 from ..view.draw import grey_window
+from ..view.map_views import side_letters
 from ..view.plot import outline
 from ..view.words import Summary
 
@@ -195,7 +196,7 @@ def plot(
     _key(ax, drawn, line)
     where = f'[{"xyz"[axis % 3]}={index}]' if volume else ''
     ax.set(xticks=[], yticks=[], title=f'{self.sample_name}{where}'.strip() or self.cls)
-    if volume and self.scene.affine is not None: _sides(ax, slice_letters(self.scene.affine, axis))
+    if volume and self.scene.affine is not None: side_letters(ax, slice_letters(self.scene.affine, axis))
     return fig
 
 
@@ -248,13 +249,6 @@ def _key(ax, drawn, line):
     place = dict(loc='upper left', bbox_to_anchor=(1.02, 1), borderaxespad=0)
     if handles: ax.legend(handles=handles, fontsize=8, frameon=False, **place)
 
-
-def _sides(ax, letters):
-    "Which sides of the patient are at the edges."
-    for letter, at in zip(letters, ((.01, .5), (.99, .5), (.5, .99), (.5, .01))):
-        across = {.01: 'left', .99: 'right'}.get(at[0], 'center')
-        along = {.99: 'top', .01: 'bottom'}.get(at[1], 'center')
-        ax.text(*at, letter, transform=ax.transAxes, color='#BBBBBB', ha=across, va=along, fontsize=8)
 
 # %% ../../nbs/api/instances/results.ipynb #931ec77e
 @patch

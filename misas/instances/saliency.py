@@ -10,7 +10,7 @@ import numpy as np
 from ..attribution.attribute import Attribution, attribute
 from ..data.io import as_sample
 from ..data.sample import Sample
-from ..inside.target import Target
+from ..inside.target import target_of
 from ..models.base import Model
 
 # %% auto #0
@@ -18,13 +18,6 @@ __all__ = ['KINDS', 'instance_saliency', 'instance_gradcam']
 
 # %% ../../nbs/api/instances/saliency.ipynb #b827472f
 KINDS = {'average': 'smoothgrad', 'signed_max': 'signed_max'}  # the method of `attribute` behind each
-
-
-def _target(instance, cls, **kw):
-    "The lesion as a target."
-    if cls is not None: return Target(cls, instance, **kw)
-    if hasattr(instance, 'cls'): return Target(instance.cls, instance, **kw)
-    return Target(1, instance, **kw)
 
 
 def _share_of_range(sample, sigma, channel):
@@ -59,7 +52,7 @@ def instance_saliency(
     if most is not None and kind == 'average': raise ValueError("most is for kind='signed_max'")
     if kind == 'signed_max': options['most'] = most
     how = dict(internal_batch=internal_batch, seed=seed, progress=progress)
-    return attribute(model, sample, _target(instance, cls), KINDS[kind], **options, **how)
+    return attribute(model, sample, target_of(instance, cls), KINDS[kind], **options, **how)
 
 # %% ../../nbs/api/instances/saliency.ipynb #b0ab7ff5
 def instance_gradcam(
@@ -71,5 +64,5 @@ def instance_gradcam(
     progress: bool = True,  # show a progress bar when it takes longer than two seconds?
 ) -> Attribution:  # its `map` (1, *S) is positive
     "Which features of a layer speak for one lesion, and where. Refused where they all speak against it."
-    target = _target(instance, cls, reduce='sum')
+    target = target_of(instance, cls, reduce='sum')
     return attribute(model, sample, target, 'local_grad_cam_pp', layer=layer, progress=progress)

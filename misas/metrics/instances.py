@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -80,6 +81,11 @@ class Overlaps:
     def iou(self) -> np.ndarray: "Of each pair."; return self.shared/(sum(self.both) - self.shared)
     @property
     def dice(self) -> np.ndarray: "Of each pair."; return 2*self.shared/sum(self.both)
+
+    @cached_property
+    def matched(self) -> np.ndarray:  # (k,) bool
+        "Pairs, one to one, with an IoU of at least 0.5; found once for all scores."
+        return one_to_one(self)
 
 
 def overlaps(
@@ -164,18 +170,18 @@ def lesion_dice(found: Overlaps) -> float:
 # %% ../../nbs/api/metrics/instances.ipynb #34c0ad70
 def recognition_quality(found: Overlaps) -> float:
     "RQ: F1 of pairs with an IoU of at least 0.5."
-    return _share(2*int(one_to_one(found).sum()), len(found.predicted) + len(found.true))
+    return _share(2*int(found.matched.sum()), len(found.predicted) + len(found.true))
 
 
 def segmentation_quality(found: Overlaps) -> float:
     "SQ: mean IoU of these pairs; NaN without any."
-    pairs = one_to_one(found)
+    pairs = found.matched
     return float(found.iou[pairs].mean()) if pairs.any() else np.nan
 
 
 def panoptic_quality(found: Overlaps) -> float:
     "PQ: SQ times RQ; 0 without any pair."
-    return _share(2*float(found.iou[one_to_one(found)].sum()), len(found.predicted) + len(found.true))
+    return _share(2*float(found.iou[found.matched].sum()), len(found.predicted) + len(found.true))
 
 
 def sensitivity_by_volume(

@@ -16,10 +16,11 @@ from .maps import as_map, as_mask, check_limit, colour_bar, draw_map, flat_map, 
 from .maps import panels, size_mm, smooth_map
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['project', 'draw_projection', 'volume_views', 'picture_views', 'plot_attribution']
+__all__ = ['project', 'draw_projection', 'side_letters', 'volume_views', 'picture_views', 'plot_attribution']
 
 # %% ../../nbs/api/view/map_views.ipynb #4f25931d
 def project(
@@ -55,8 +56,11 @@ def _ticks(ax, y, x):
             line(at, start, end, color='w', lw=1)
 
 
-def _letters(ax, letters):
-    "Sides of the patient at the edges."
+def side_letters(
+    ax: 'Axes',  # with one slice
+    letters: tuple,  # left, right, top, bottom; see `misas.data.slices.slice_letters`
+) -> None:
+    "Sides of the patient at the edges of a slice."
     from matplotlib.patheffects import withStroke
     left, right = dict(x=.02, y=.75, ha='left', va='center'), dict(x=.98, y=.75, ha='right', va='center')
     top, bottom = dict(x=.25, y=.98, ha='center', va='top'), dict(x=.25, y=.02, ha='center', va='bottom')
@@ -83,7 +87,7 @@ def _draw_slices(axs, sample, map, channel, mask, voxel, limit, window, **look):
 
 def _letter_all(axs, affine):
     for line in axs:
-        for ax, (_, axis) in zip(line, cuts(affine)): _letters(ax, slice_letters(affine, axis))
+        for ax, (_, axis) in zip(line, cuts(affine)): side_letters(ax, slice_letters(affine, axis))
 
 
 def volume_views(
