@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['ALL_METHODS', 'METHODS', 'LIMIT', 'COMMON', 'method_of', 'no_gradient', 'refusal', 'methods', 'Attribution',
-           'Incomplete', 'checked', 'complete', 'own_options', 'run_method', 'attribute']
+           'Incomplete', 'checked', 'complete', 'own_options', 'check_refusal', 'explained', 'run_method', 'attribute']
 
 # %% ../../nbs/api/attribution/attribute.ipynb #b58a845a
 ALL_METHODS = [
@@ -249,6 +249,23 @@ def own_options(
     return {**method.options, **others}
 
 # %% ../../nbs/api/attribution/attribute.ipynb #1fd9d2fa
+def check_refusal(method: Method, question: Question, options: dict) -> None:
+    "Refused where the method must not run."
+    with untouched(question.module): reason = refusal(method, question, options)
+    if reason: raise Refused(f'{method.name} refuses {question.model.name}: {reason}')
+
+
+def explained(
+    question: Question, method: Method, options: dict, raw: Raw,
+    asked: dict,  # arguments of `attribute`
+) -> Attribution:
+    "What a method answered, with all that is known of it. ValueError where it must not be believed."
+    passes = question.passes.forwards, question.passes.backwards
+    map = checked(raw, method.name, question)
+    about = question.target, question.sample, question.model, question.prediction, options, question.value, passes
+    return complete(Attribution(map, method.name, *about, raw.delta, raw.gap, raw.base, raw.error, asked))
+
+
 def run_method(method: Method, question: Question, options: dict) -> Raw:
     "What a method answers to a question; the network is afterwards as it was. Refused names method and model."
     name = question.model.name
@@ -276,14 +293,10 @@ def attribute(
     how, common = method_of(method), dict(baseline=baseline, n_steps=n_steps, layer=layer)
     options = own_options(how, common, kw)
     question = Question(model, sample, target, internal_batch=internal_batch, seed=seed, progress=progress)
-    with untouched(question.module): reason = refusal(how, question, options)
-    if reason: raise Refused(f'{method} refuses {question.model.name}: {reason}')
+    check_refusal(how, question, options)
     raw = run_method(how, question, options)
-    passes = question.passes.forwards, question.passes.backwards
-    map = checked(raw, method, question)
     asked = dict(common, internal_batch=internal_batch, seed=seed, progress=progress, **kw)
-    about = question.target, question.sample, question.model, question.prediction, options, question.value, passes
-    return complete(Attribution(map, method, *about, raw.delta, raw.gap, raw.base, raw.error, asked))
+    return explained(question, how, options, raw, asked)
 
 # %% ../../nbs/api/attribution/attribute.ipynb #37c6f2bc
 @patch

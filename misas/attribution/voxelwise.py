@@ -15,9 +15,11 @@ from .gradient import SLOPE, noisy_images, nothing
 from .method import Method, Raw
 from ..inside.part import Part, factors
 from ..inside.question import Question, images_at_once
+from ..inside.target import Frozen
 
 # %% auto #0
-__all__ = ['VOXELWISE_METHODS', 'voxel_gradients', 'largest', 'signed_max', 'refuse_one_number']
+__all__ = ['VOXELWISE_METHODS', 'voxel_gradients', 'largest', 'some_of', 'largest_in', 'signed_max', 'missed',
+           'refuse_one_number']
 
 # %% ../../nbs/api/attribution/voxelwise.ipynb #89adaa4f
 def voxel_gradients(
@@ -47,7 +49,10 @@ def largest(
     return best, second
 
 # %% ../../nbs/api/attribution/voxelwise.ipynb #3bc534d2
-def _some(q, most):
+def some_of(
+    q: Question,
+    most: int | None,  # voxels
+) -> Frozen:
     "The target with at most so many of its voxels, drawn at random."
     if most is None or most >= q.target.mask.sum(): return q.target
     places = np.argwhere(q.target.mask)
@@ -61,22 +66,34 @@ def _copies(q, shape):
     return q.internal_batch or (1 if q.coupled else images_at_once(shape, q.model.device, gradients=True))
 
 
-def _in_part(part, x):
-    "Largest gradients of an image and the magnitude of the next, asked of a part of it; None: ask the whole."
-    found = None if part.useless else factors(part.q, x)
-    if found is None: return None
-    ready, factor = found
+def largest_in(
+    part: Part,
+    ready: torch.Tensor, factor: torch.Tensor,  # (1, C, *S): see `factors`
+    x: torch.Tensor,  # (1, C, *S)
+) -> torch.Tensor | None:  # (2, C, *s), in `part.box`; None where the whole has to be asked
+    "Largest gradients of an image and the magnitude of the next, in the part that matters. Passes are counted."
     around = [len(range(*one.indices(n))) for one, n in zip(part.box or [slice(0, 48)]*part.q.ndim, part.q.shape)]
     opened = part.open(ready.expand(_copies(part.q, around), *ready.shape[1:]), x)
     if opened is None: return None
-    maps, there = torch.zeros(2, *x.shape[1:]).to(x), (..., *part.box)
+    part.q.passes.forwards += 1
     best, second = largest(voxel_gradients(part.q, *opened[::-1]))
-    maps[0][there], maps[1][there] = best*factor[0][there], second*factor[0][there].abs()
+    factor = factor[0][(..., *part.box)]
+    return torch.stack([best*factor, second*factor.abs()])
+
+
+def _in_part(part, x):
+    "The same on the grid of the image."
+    found = None if part.useless else factors(part.q, x)
+    own = None if found is None else largest_in(part, *found, x)
+    if own is None: return None
+    maps = torch.zeros(2, *x.shape[1:]).to(x)
+    maps[(..., *part.box)] = own
     return maps
 
 
 def _on_the_whole(q, target, x):
     "Largest gradients of an image and the magnitude of the next, asked of all of it."
+    q.passes.forwards += 1
     leaf = x.expand(_copies(q, q.shape), *x.shape[1:]).clone().requires_grad_()
     with torch.enable_grad(): scores = target.each(q.look(leaf))
     return largest(voxel_gradients(q, scores, leaf))
@@ -87,21 +104,25 @@ def signed_max(
     most=None,  # ask only so many voxels of the region, drawn at random; None: all
 ) -> Raw:  # with `error` where not all were asked
     "At each place the gradient of that voxel of the region which reacts most, with its sign; mean of noisy copies."
-    target, make, total = _some(q, most), noisy_images(q, sigma), nothing(q)
+    target, make, total = some_of(q, most), noisy_images(q, sigma), nothing(q)
     part, size, alone = Part(q, target), 0., 0.
     for i in q.steps(range(n_samples), 'noisy images'):
         x = make(i, i + 1)
-        q.passes.forwards += 1
         maps = _in_part(part, x)
         best, second = _on_the_whole(q, target, x) if maps is None else maps
         total += best.double()
         size += float(best.abs().sum(dtype=torch.float64))
         alone += float((best.abs() - second).sum(dtype=torch.float64))
-    return Raw(total/n_samples, error=None if target is q.target else _missed(q, target, size, alone))
+    return Raw(total/n_samples, error=None if target is q.target else missed(q, target, size, alone))
 
 
-def _missed(q, target, size, alone):
-    "At most about what fraction of a map is missing. `alone`: what would be lost without each of the voxels, summed."
+def missed(
+    q: Question,
+    target: Frozen,  # some of the voxels of the question's
+    size: float,  # sum of the magnitudes of the map
+    alone: float,  # what of that would be lost without each of the voxels, summed
+) -> float:
+    "At most about what fraction of a map is missing."
     asked = target.mask.sum()
     more = float(q.target.mask.sum() - asked)*alone/asked
     return more/max(size + more, 1e-30)

@@ -5,7 +5,9 @@
 # %% ../../nbs/api/inside/part.ipynb #86b0a241
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from .question import Question
 from .target import Frozen
 
 # %% auto #0
-__all__ = ['LARGEST', 'factors', 'coarseness', 'around', 'Part', 'part_gradient']
+__all__ = ['LARGEST', 'factors', 'coarseness', 'around', 'Part', 'gradient_in', 'part_gradient']
 
 # %% ../../nbs/api/inside/part.ipynb #f7bd9bac
 def _gradient_of(total, leaf): return torch.autograd.grad(total, leaf, retain_graph=True)[0]
@@ -28,19 +30,25 @@ def factors(
     leaf = x.detach().requires_grad_()
     with torch.enable_grad(): ready = q.prepared(leaf)
     if ready is None or ready.shape != x.shape or not ready.requires_grad: return None
-    weights = torch.randn(x.shape, generator=q.generator()).to(x)
-    factor, weighted = _gradient_of(ready.sum(), leaf), _gradient_of((ready*weights).sum(), leaf)
-    alone = torch.allclose(weighted, weights*factor, rtol=1e-4, atol=1e-6*float(factor.abs().max()))
+    factor = _gradient_of(ready.sum(), leaf)
+    alone = q.once('voxels alone', partial(_alone, q, leaf, ready, factor))
     return (ready.detach(), factor) if alone else None
+
+
+def _alone(q, leaf, ready, factor):
+    "Does every voxel reach only itself?"
+    weights = torch.randn(leaf.shape, generator=q.generator()).to(leaf)
+    weighted = _gradient_of((ready*weights).sum(), leaf)
+    return torch.allclose(weighted, weights*factor, rtol=1e-4, atol=1e-6*float(factor.abs().max()))
 
 # %% ../../nbs/api/inside/part.ipynb #62f0517b
 def coarseness(q: Question) -> list:
     "How many voxels a feature of the coarsest layer stands for, an axis."
-    coarse = [1]*q.ndim
+    coarse, shape = [1]*q.ndim, [n + before + after for n, (before, after) in zip(q.shape, q.padding)]
     for call in q.anatomy.calls:
         size = call.shape[2:]
         if len(size) != q.ndim or 1 in size: continue
-        coarse = [max(step, round(n/m)) for step, n, m in zip(coarse, q.shape, size)]
+        coarse = [max(step, round(n/m)) for step, n, m in zip(coarse, shape, size)]
     return coarse
 
 
@@ -48,13 +56,22 @@ def around(
     mask: np.ndarray,  # bool (*S)
     margin: int,  # voxels on each side
     steps: list,  # begin and end at multiples of these, one an axis
-) -> tuple:  # of slices
-    "A box around a mask, within the image."
+    padding: list | None = None,  # (before, after) an axis: multiples are counted from there; None: none
+) -> tuple:  # of slices; one is empty where a padded end is too near
+    "A box around a mask, within the image; without its ends where these are padded, unless they are such multiples."
     box = []
-    for places, size, step in zip(np.nonzero(mask), mask.shape, steps):
-        first, last = places.min() - margin, places.max() + 1 + margin
-        box.append(slice(int(max(0, first//step*step)), int(min(size, -(-last//step)*step))))
+    for places, size, step, pads in zip(np.nonzero(mask), mask.shape, steps, padding or [(0, 0)]*mask.ndim):
+        low, high = _ends(size, step, *pads)
+        first, last = places.min() - margin + pads[0], places.max() + 1 + margin + pads[0]
+        start, stop = max(low, first//step*step - pads[0]), min(high, -(-last//step)*step - pads[0])
+        seen = start <= places.min() and places.max() < stop
+        box.append(slice(int(start), int(stop)) if seen else slice(0, 0))
     return tuple(box)
+
+
+def _ends(size, step, before, after):
+    "Where a box may begin and end at most, in voxels of the image."
+    return (-(-before//step)*step - before, (before + size)//step*step - before if after else size)
 
 # %% ../../nbs/api/inside/part.ipynb #aa1a1a80
 LARGEST = .5  # of the image: a larger part is not worth it
@@ -63,10 +80,10 @@ LARGEST = .5  # of the image: a larger part is not worth it
 def _share(box, shape): return np.prod([one.stop - one.start for one in box])/np.prod(shape)
 
 
-def _reaches(seen, axis, one, n):
-    "Does what is seen touch an end of the box that is no end of the image?"
+def _reaches(seen, axis, one, n, padding):
+    "Does what is seen touch an end of the box that is no end of what the network gets?"
     first, last = (np.take(seen, at, axis).any() for at in (0, -1))
-    return first and one.start > 0 or last and one.stop < n
+    return first and one.start > -padding[0] or last and one.stop < n + padding[1]
 
 
 class Part:
@@ -74,8 +91,10 @@ class Part:
     def __init__(
         self, q: Question,
         target: Frozen | None = None,  # the region, or some of its voxels; None: that of the question
+        whole: Callable | None = None,  # whole(x): logits of an image, to compare with; None: `Question.look`
     ):
         self.q, self.target, self.margin, self.box = q, target or q.target, 4, None
+        self.whole = whole or q.look
         self.useless = self.target.reduce == 'dice' or bool(q.anatomy.norms)  # or if it would be nearly the whole
         self.steps = coarseness(q)
 
@@ -91,8 +110,8 @@ class Part:
     ) -> tuple | None:  # leaf (n, C, *s), scores (n, voxels) that depend on it; `box` says where. None: take the whole
         "The parts of images."
         while not self.useless:
-            box = around(self.target.mask, self.margin, self.steps)
-            self.useless = _share(box, self.q.shape) > LARGEST
+            box = around(self.target.mask, self.margin, self.steps, self.q.padding)
+            self.useless = not 0 < _share(box, self.q.shape) <= LARGEST
             found = None if self.useless else self._try(ready, x, box)
             if found: return found
             self.margin += max(1, self.margin//2)
@@ -109,14 +128,30 @@ class Part:
         "Does no gradient reach the border of the part?"
         weights = torch.randn(scores.shape, generator=self.q.generator()).to(scores)
         seen = _gradient_of((weights*scores).sum(), leaf).ne(0).any(0).any(0).cpu().numpy()
-        return not any(_reaches(seen, axis, one, n) for axis, (one, n) in enumerate(zip(box, self.q.shape)))
+        axes = enumerate(zip(box, self.q.shape, self.q.padding))
+        return not any(_reaches(seen, axis, *size) for axis, size in axes)
 
     def _as_the_whole(self, x, scores):
         "Are the scores those of the whole image?"
-        with torch.no_grad(): wanted = self.target.each(self.q.look(x))[0]
+        with torch.no_grad(): wanted = self.target.each(self.whole(x))[0]
         return bool((scores - wanted).abs().max() <= 1e-5*wanted.abs().max() + 1e-6)
 
 # %% ../../nbs/api/inside/part.ipynb #60fa3f0b
+def gradient_in(
+    part: Part,
+    ready: torch.Tensor, factor: torch.Tensor,  # (n, C, *S): see `factors`
+    x: torch.Tensor,  # (1, C, *S): the first image
+) -> torch.Tensor | None:  # (n, C, *s), in `part.box`; None where the whole has to be asked
+    "Gradient of the summed scores of images in the part that matters. Passes are counted."
+    opened = part.open(ready, x)
+    if opened is None: return None
+    leaf, scores = opened
+    total = scores.sum() if part.target.reduce == 'sum' else scores.mean(1).sum()
+    part.q.passes.forwards += len(ready)
+    part.q.passes.backwards += len(ready)
+    return _gradient_of(total, leaf)*factor[(..., *part.box)]
+
+
 def part_gradient(
     part: Part,
     images: torch.Tensor,  # (n, C, *S)
@@ -125,12 +160,8 @@ def part_gradient(
     together = len(images) == 1 or not part.q.coupled
     found = [factors(part.q, image[None]) for image in images] if together and not part.useless else []
     if not found or None in found: return None
-    opened = part.open(torch.cat([ready for ready, _ in found]), images[:1])
-    if opened is None: return None
-    leaf, scores = opened
-    total = scores.sum() if part.target.reduce == 'sum' else scores.mean(1).sum()
-    gradient, there = torch.zeros_like(images), (..., *part.box)
-    gradient[there] = _gradient_of(total, leaf)*torch.cat([factor for _, factor in found])[there]
-    part.q.passes.forwards += len(images)
-    part.q.passes.backwards += len(images)
+    own = gradient_in(part, *map(torch.cat, zip(*found)), images[:1])
+    if own is None: return None
+    gradient = torch.zeros_like(images)
+    gradient[(..., *part.box)] = own
     return gradient

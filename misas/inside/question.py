@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -164,12 +165,14 @@ def logits(self: Question, x: torch.Tensor) -> torch.Tensor:
 
 @patch
 def prepared(self: Question, x: torch.Tensor) -> torch.Tensor | None:
-    "What the network gets for an image (1, C, *S), on the same grid; None where it is asked in parts or on another."
+    "What the network gets for an image (1, C, *S), without its padding; None where it is asked in parts or resized."
     seen = self.anatomy
     if seen.forwards != 1 or not seen.script and seen.ndim != self.ndim: return None
     if self._measured is not None: self._measured.start()
     ready = self.net.innermost.prepare(x[0])[0][None]
-    return ready if ready.shape[2:] == x.shape[2:] else None
+    padded = [n + before + after for n, (before, after) in zip(self.shape, self.padding)]
+    if list(ready.shape[2:]) != padded: return None
+    return ready[(..., *(slice(before, before + n) for n, (before, _) in zip(self.shape, self.padding)))]
 
 
 @patch
@@ -300,13 +303,45 @@ def coupled(self: Question) -> bool:
 
 @patch
 def _changes_others(self: Question):
-    noise = torch.randn(self.x.shape, generator=self.generator()).to(self.x)  # other values, and other shapes
-    other = self.x.mean() + self.x.std()*noise
-    with torch.no_grad():
-        alone = self.look(self.x)
-        try: both = self.look(torch.cat([self.x, other]))
-        except (ValueError, RuntimeError): return True  # it takes no two
+    "Seen in a part of a large image, where the network takes one."
+    one = self.x[(..., *_middle_of(self.target.mask))]
+    try:
+        if one.shape != self.x.shape: return _changed(self, one)
+    except (ValueError, RuntimeError): pass
+    try: return _changed(self, self.x)
+    except (ValueError, RuntimeError): return True  # it takes no two
+
+
+def _changed(q, one):
+    "Is the answer to an image another one beside noise?"
+    noise = torch.randn(one.shape, generator=q.generator()).to(one)  # other values, and other shapes
+    other = q.x.mean() + q.x.std()*noise
+    with torch.no_grad(): alone, both = q.look(one), q.look(torch.cat([one, other]))
     return bool((alone - both[:1]).abs().max() > 1e-3*alone.abs().max())
+
+
+def _middle_of(mask, most=64):
+    "At most so many voxels an axis around the middle of a mask, (slices)."
+    middle = np.argwhere(mask).mean(0).astype(int)
+    starts = np.clip(middle - most//2, 0, np.maximum(np.subtract(mask.shape, most), 0))
+    return tuple(slice(int(start), int(min(start + most, n))) for start, n in zip(starts, mask.shape))
+
+# %% ../../nbs/api/inside/question.ipynb #93b4ff14
+@patch
+def about(self: Question, target) -> Question:
+    "The same model and image, another target: what is known of these is not asked again."
+    other = copy(self)
+    other.passes, other._value, other._kept = Passes(), None, {}
+    other.target = other._frozen(target)
+    other.net = self.model.on(self.sample).rebuilt(other._inner)
+    return other
+
+
+@patch(as_prop=True)
+def padding(self: Question) -> list:
+    "How many voxels `multiple_of` adds before and after the image, an axis."
+    added = [-n % k for n, k in zip(self.shape, np.broadcast_to(self.net.innermost.multiple_of or 1, self.ndim))]
+    return [(int(n//2), int(n - n//2)) for n in added]
 
 # %% ../../nbs/api/inside/question.ipynb #61d7fa90
 @patch(as_prop=True)

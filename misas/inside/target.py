@@ -95,7 +95,7 @@ def _given_region(region, sample):
         its = getattr(region, 'sample_name', '')
         if its and sample.name and its != sample.name:
             raise ValueError(f'region is an instance of sample {its!r}, not of sample {sample.name!r}')
-        return _given_region(region.mask, sample)[0], f'instance {region.id}'
+        return _given_region(np.array(region.mask), sample)[0], f'instance {region.id}'  # its own is read-only
     given, ndim = to_numpy(region), len(sample.shape)
     if given.shape == (ndim,) and given.dtype != bool:
         return _voxel_mask(given, sample), f'voxel {tuple(given.tolist())}'
@@ -201,8 +201,8 @@ def _class_number(cls, model):
     "The number of a class that is named or numbered, and its name. ValueError for one that the model does not know."
     numbered = _numbered(model)
     if isinstance(cls, Integral) and not isinstance(cls, bool) and cls in numbered: return int(cls), numbered[cls]
-    for k, name in numbered.items():
-        if isinstance(cls, str) and cls == name: return k, name
+    by_name = {f'class {k}': k for k in numbered} | {name: k for k, name in numbered.items()}
+    if isinstance(cls, str) and cls in by_name: return by_name[cls], numbered[by_name[cls]]  # 'class 1': has no name
     known = ', '.join(f'{name} ({k})' for k, name in numbered.items())
     raise ValueError(f'{model.name} has no class {cls!r}; it knows {known}')
 

@@ -14,7 +14,7 @@ from ..inside.target import target_of
 from ..models.base import Model
 
 # %% auto #0
-__all__ = ['KINDS', 'instance_saliency', 'instance_gradcam']
+__all__ = ['KINDS', 'saliency_options', 'instance_saliency', 'instance_gradcam']
 
 # %% ../../nbs/api/instances/saliency.ipynb #b827472f
 KINDS = {'average': 'smoothgrad', 'signed_max': 'signed_max'}  # the method of `attribute` behind each
@@ -29,6 +29,17 @@ def _share_of_range(sample, sigma, channel):
     if not own:
         raise ValueError(f'channel {channel} of sample {sample.name!r} is the same everywhere; name another one')
     return sigma*own/float(np.ptp(sample.image))
+
+
+def saliency_options(
+    sample: Sample, kind: str, n: int, sigma: float, channel: int | None, most: int | None,  # see `instance_saliency`
+) -> tuple:  # the method of `attribute`, and its options
+    "What is asked of `attribute`. ValueError for a kind or channel that there is not."
+    if kind not in KINDS: raise ValueError(f"kind must be 'average' or 'signed_max', got {kind!r}")
+    if most is not None and kind == 'average': raise ValueError("most is for kind='signed_max'")
+    options = dict(n_samples=n, sigma=_share_of_range(sample, sigma, channel))
+    if kind == 'signed_max': options['most'] = most
+    return KINDS[kind], options
 
 
 def instance_saliency(
@@ -46,13 +57,10 @@ def instance_saliency(
     progress: bool = True,  # show a progress bar when it takes longer than two seconds?
 ) -> Attribution:  # its `map` (C, *S) has one channel a sequence
     "Where the model looks for one lesion. ValueError for a lesion of another sample, or without voxels."
-    if kind not in KINDS: raise ValueError(f"kind must be 'average' or 'signed_max', got {kind!r}")
     sample = as_sample(sample)
-    options = dict(n_samples=n, sigma=_share_of_range(sample, sigma, channel))
-    if most is not None and kind == 'average': raise ValueError("most is for kind='signed_max'")
-    if kind == 'signed_max': options['most'] = most
+    method, options = saliency_options(sample, kind, n, sigma, channel, most)
     how = dict(internal_batch=internal_batch, seed=seed, progress=progress)
-    return attribute(model, sample, target_of(instance, cls), KINDS[kind], **options, **how)
+    return attribute(model, sample, target_of(instance, cls), method, **options, **how)
 
 # %% ../../nbs/api/instances/saliency.ipynb #b0ab7ff5
 def instance_gradcam(
