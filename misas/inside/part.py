@@ -94,7 +94,7 @@ class Part:
         whole: Callable | None = None,  # whole(x): logits of an image, to compare with; None: `Question.look`
     ):
         self.q, self.target, self.margin, self.box = q, target or q.target, 4, None
-        self.whole = whole or q.look
+        self.whole, self.logits = whole or q.look, None  # (n, K, *s) of the last parts
         self.useless = self.target.reduce == 'dice' or bool(q.anatomy.norms)  # or if it would be nearly the whole
         self.steps = coarseness(q)
 
@@ -102,7 +102,9 @@ class Part:
         "Parts of images that are prepared, and the scores (n, voxels) of the region in them."
         leaf = ready[(..., *box)].detach().clone().requires_grad_()
         with torch.enable_grad():
-            return leaf, replace(self.target, mask=self.target.mask[box]).each(self.q.of_prepared(leaf))
+            logits = self.q.of_prepared(leaf)
+            self.logits = logits.detach()
+            return leaf, replace(self.target, mask=self.target.mask[box]).each(logits)
 
     def open(
         self, ready: torch.Tensor,  # (n, C, *S): what the network gets for images

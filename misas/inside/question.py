@@ -28,7 +28,7 @@ from ..models.hold import frugal, out_of_place, untouched
 from ..models.output import NoGradient, NoLogits, no_gradient
 
 # %% auto #0
-__all__ = ['Refused', 'check_count', 'images_at_once', 'batches', 'Passes', 'Question', 'refused']
+__all__ = ['Refused', 'check_count', 'images_at_once', 'batches', 'Passes', 'Question', 'refused', 'Whole']
 
 # %% ../../nbs/api/inside/question.ipynb #23b979c4
 class Refused(ValueError):
@@ -327,6 +327,15 @@ def _middle_of(mask, most=64):
     return tuple(slice(int(start), int(min(start + most, n))) for start, n in zip(starts, mask.shape))
 
 # %% ../../nbs/api/inside/question.ipynb #93b4ff14
+class Whole:
+    "Logits of a whole image, not counted; asked once for all targets."
+    def __init__(self, question: Question): self.question, self.x = question, None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:  # (1, C, *S) -> (1, K, *S)
+        if self.x is not x: self.x, self.logits = x, self.question.look(x)
+        return self.logits
+
+
 @patch
 def about(self: Question, target) -> Question:
     "The same model and image, another target: what is known of these is not asked again."

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,8 @@ from ..data.io import as_sample
 from ..data.labels import mask_of
 from ..data.sample import Sample
 from ..inside.baseline import make_baseline
-from ..inside.question import Question, check_count
+from ..inside.part import Part, factors
+from ..inside.question import Question, Whole, check_count
 from ..inside.target import target_of
 from ..models.base import Model
 from ..models.hold import untouched
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['MOST_RADII', 'FILLS', 'SCORES', 'distance_mm', 'default_radii', 'needed_radius', 'ContextCurve', 'context_curve',
-           'ContextCurves', 'context_curves']
+__all__ = ['MOST_RADII', 'FILLS', 'SCORES', 'LARGE', 'distance_mm', 'default_radii', 'needed_radius', 'ContextCurve',
+           'context_curve', 'ContextCurves', 'context_curves']
 
 # %% ../../nbs/api/instances/context.ipynb #1e11a92a
 MOST_RADII = 24
@@ -184,35 +185,98 @@ class ContextCurve:
         return min(short), float(np.max(enough))
 
 # %% ../../nbs/api/instances/context.ipynb #68849242
-def _answers(q, x, threshold):
-    "Scores (n,) of images, and whether any voxel of the lesion is found."
-    logits = q.apart(x)
-    own = q.target.each(logits)
-    own = own.sigmoid() if q.target.log_odds else own
-    there = logits[..., torch.as_tensor(q.target.mask, device=logits.device)]
-    chance = (there.sigmoid() if q.target.overlapping else there.softmax(1)).cpu().numpy()
-    if threshold is not None: found = (chance[:, q.target.channel] > threshold).any(1)
-    else: found = np.array([q.target.found(one).any() for one in q.model.decide(chance)])
-    return own.double().mean(1).cpu().numpy(), found
+LARGE = 2**18  # voxels: of images from here on only the part is asked that matters for the lesion
 
 
-def _ask(q, away, radii, fill, draws, threshold):
-    "Scores and found (draws, radii), and what was filled in first."
-    scores, found = np.empty((draws, len(radii))), np.empty((draws, len(radii)), bool)
-    parts = [(draw, i, j) for draw in range(draws) for i, j in q.portions(len(radii), q.batch)]
-    away, first = torch.as_tensor(away, device=q.x.device), None
-    for draw, i, j in q.steps(parts, 'radii'):
-        if i == 0: other = _filled(q, fill, draw)
+class _Asked:
+    "What the network says of one lesion."
+    def __init__(self, q, threshold, whole):
+        self.q, self.threshold, self.part = q, threshold, None
+        large = q.sample.image[0].size >= LARGE and q.module is not None and not q.coupled
+        if large: self.part = Part(q, replace(q.target, log_odds=True), whole)  # so that no class is overlooked
+
+    def prepared(self, x):
+        "What the network gets for an image (1, C, *S); None where it is asked as a whole."
+        with torch.enable_grad():  # the part is found by gradients
+            found = None if self.part is None or self.part.useless else factors(self.q, x)
+        if found is None: self.part = None
+        return None if found is None else found[0]
+
+    def logits(self, images, ready):
+        "Logits of images (n, C, *S), or of parts of them; and the lesion there."
+        with torch.enable_grad(): opened = ready is not None and self.part is not None and self.part.open(ready, images)
+        if opened: return self.part.logits, self.q.target.mask[self.part.box]
+        return self.q.apart(images), self.q.target.mask
+
+    def answers(self, images, ready=None):
+        "Scores (n,) of images, and whether any voxel of the lesion is found."
+        logits, mask = self.logits(images, ready)
+        target = replace(self.q.target, mask=mask)
+        own = target.each(logits)
+        own = own.sigmoid() if target.log_odds else own
+        there = logits[..., torch.as_tensor(mask, device=logits.device)]
+        chance = (there.sigmoid() if target.overlapping else there.softmax(1)).cpu().numpy()
+        if self.threshold is not None: found = (chance[:, target.channel] > self.threshold).any(1)
+        else: found = np.array([target.found(one).any() for one in self.q.model.decide(chance)])
+        return own.double().mean(1).cpu().numpy(), found
+
+# %% ../../nbs/api/instances/context.ipynb #95a6db6d
+def _ask(asked, own, away, radii, fill, draws):
+    "Scores and found (draws, radii), and what was filled in first. `own`: the unchanged image, prepared."
+    question, scores, found = asked.q, np.empty((draws, len(radii))), np.empty((draws, len(radii)), bool)
+    parts = [(draw, i, j) for draw in range(draws) for i, j in question.portions(len(radii), question.batch)]
+    away, first = torch.as_tensor(away, device=question.x.device), None
+    for draw, i, j in question.steps(parts, 'radii'):
+        if i == 0:
+            other = _filled(question, fill, draw)
+            ready = None if own is None else asked.prepared(other)
         if first is None: first = other[0].cpu().numpy()
-        images = torch.cat([torch.where(away <= radius, q.x, other) for radius in radii[i:j]])
-        scores[draw, i:j], found[draw, i:j] = _answers(q, images, threshold)
+        near = [away <= radius for radius in radii[i:j]]
+        images = torch.cat([torch.where(one, question.x, other) for one in near])
+        prepared = None if ready is None else torch.cat([torch.where(one, own, ready) for one in near])
+        scores[draw, i:j], found[draw, i:j] = asked.answers(images, prepared)
     return scores, found, first
 
 # %% ../../nbs/api/instances/context.ipynb #bbcb0a16
-def _lesion(instance, cls, score):
-    "The lesion as a target. For probabilities the log-odds, whose sigmoid they are: any model has these."
-    if score not in SCORES: raise ValueError(f"score must be 'probability' or 'logit', got {score!r}")
-    return target_of(instance, cls, log_odds=score == 'probability')
+@dataclass
+class _How:
+    "What is asked of every lesion; see `context_curve`."
+    fill: object = 'mean'
+    score: str = 'probability'
+    cls: str | int | None = None
+    tolerance: float = .05
+    threshold: float | None = None
+    n_fills: int = 5
+    seed: int = 0
+    internal_batch: int | None = None
+
+    def __post_init__(self):
+        _check_tolerance(self.tolerance)
+        if self.score not in SCORES: raise ValueError(f"score must be 'probability' or 'logit', got {self.score!r}")
+
+    @property
+    def draws(self):
+        "How often the rest is filled."
+        return check_count('n_fills', self.n_fills) if isinstance(self.fill, str) and self.fill == 'noise' else 1
+
+    def target(self, instance):
+        "The lesion as a target. For probabilities the log-odds, whose sigmoid they are: any model has these."
+        return target_of(instance, self.cls, log_odds=self.score == 'probability')
+
+
+class _Images:
+    "Asks about lesions of one image after the other; of the same image the prediction is kept."
+    def __init__(self, model, how, progress):
+        self.model, self.how, self.progress, self.question = model, how, progress, None
+
+    def curve(self, sample, instance, radii_mm):
+        sample, target = as_sample(sample), self.how.target(instance)
+        if self.question is not None and self.question.sample is sample:
+            return _curve(self.question.about(target), self.whole, radii_mm, self.how)
+        ask = dict(internal_batch=self.how.internal_batch, seed=self.how.seed, progress=self.progress)
+        self.question = Question(self.model, sample, target, **ask)
+        self.whole = Whole(self.question)
+        return _curve(self.question, self.whole, radii_mm, self.how)
 
 
 def context_curve(
@@ -234,25 +298,28 @@ def context_curve(
 
     Preprocessing with an argument `like=` measures on the unchanged image; any other on what is left of it.
     ValueError for a lesion of another sample, without voxels, or without surroundings."""
-    sample = as_sample(sample)
-    _check_tolerance(tolerance)
+    how = _How(fill, score, cls, tolerance, threshold, n_fills, seed, internal_batch)
+    return _Images(model, how, progress).curve(sample, instance, radii_mm)
+
+
+def _curve(q, whole, radii_mm, how):
+    "The curve of the lesion of a question; `whole`: see `Whole`."
+    sample, asked, fill = q.sample, _Asked(q, how.threshold, whole), how.fill
     _check_fill(fill, sample.image.shape)
-    draws = check_count('n_fills', n_fills) if isinstance(fill, str) and fill == 'noise' else 1
-    how = dict(internal_batch=internal_batch, seed=seed, progress=progress)
-    asked = Question(model, sample, _lesion(instance, cls, score), **how)
-    away = distance_mm(asked.target.mask, sample.spacing)
+    draws, away = how.draws, distance_mm(q.target.mask, sample.spacing)
     if not away.any(): raise ValueError(
         f'instance covers the whole image of sample {sample.name!r}: it has no surroundings to take away')
     radii = _as_radii(radii_mm, float(away.max()), sample.spacing)
     reach = radii + 1e-6*min(sample.spacing)  # 3*.7 is a bit less than 2.1
-    with untouched(asked.module), torch.no_grad():
-        whole = float(_answers(asked, asked.x, threshold)[0][0])
-        scores, found, filled = _ask(asked, away, reach, fill, draws, threshold)
+    with untouched(q.module), torch.no_grad():
+        own = asked.prepared(q.x)
+        unchanged = float(asked.answers(q.x, own)[0][0])
+        scores, found, filled = _ask(asked, own, away, reach, fill, draws)
     words = FILLS[fill] if isinstance(fill, str) else f'{fill:g}' if isinstance(fill, Real) else 'an image'
     kept = np.array([(away <= radius).mean() for radius in reach])
-    what = f'{asked.target.name} over {asked.target.mask.sum()} voxels ({asked.target.region})'
-    return ContextCurve(asked.model.name, sample, what, asked.target.mask, radii, scores, found, kept, whole, score,
-                        float(tolerance), words, filled)
+    what = f'{q.target.name} over {q.target.mask.sum()} voxels ({q.target.region})'
+    return ContextCurve(q.model.name, sample, what, q.target.mask, radii, scores, found, kept, unchanged,
+                        how.score, float(how.tolerance), words, filled)
 
 # %% ../../nbs/api/instances/context.ipynb #1a25ecd4
 @patch
@@ -404,11 +471,11 @@ def context_curves(
     import pandas as pd
     from tqdm.auto import tqdm
     check_level(level)
-    frames, needed, failed, why = [], [], [], None
+    frames, needed, failed, why, images = [], [], [], None, _Images(model, _How(**kw), False)
     for case, (sample, instance) in enumerate(tqdm(cases, desc='lesions', leave=False, disable=not progress)):
         sample = as_sample(sample)
         name = dict(sample=sample.name or f'sample {case}', instance=getattr(instance, 'id', f'mask {case}'))
-        try: curve = context_curve(model, sample, instance, radii_mm, progress=False, **kw)
+        try: curve = images.curve(sample, instance, radii_mm)
         except ValueError as e:
             failed.append({**name, 'reason': str(e)})
             why = why or e
