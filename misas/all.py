@@ -20,6 +20,7 @@ from .attribution.quality import infidelity, max_sensitivity
 from .attribution.rank import rank_methods
 from .inside.target import Target
 from .instances.context import context_curve
+from .instances.errors import detect_errors
 from .instances.find import find_instances
 from .instances.groups import compare_groups
 from .instances.results import Instances
@@ -55,8 +56,8 @@ __all__ = [
     'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike',
     'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel',
     'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'compare_groups', 'complexity',
-    'context_curve', 'datasets', 'deletion', 'diagnose', 'explore', 'find_instances', 'infidelity',
-    'insert_lesion', 'insertion', 'instance_gradcam', 'instance_saliency', 'load', 'localisation',
+    'context_curve', 'datasets', 'deletion', 'detect_errors', 'diagnose', 'explore', 'find_instances',
+    'infidelity', 'insert_lesion', 'insertion', 'instance_gradcam', 'instance_saliency', 'load', 'localisation',
     'max_sensitivity', 'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods',
     'save', 'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html',
     'tolerance', 'transforms', 'zoo']
