@@ -21,6 +21,7 @@ from .attribution.rank import rank_methods
 from .inside.target import Target
 from .instances.context import context_curve
 from .instances.errors import detect_errors
+from .instances.detectability import Detectability, detectability
 from .instances.find import find_instances
 from .instances.groups import compare_groups
 from .instances.results import Instances
@@ -51,13 +52,13 @@ from .widgets.html import to_html
 
 # %% ../nbs/api/all.ipynb #7d1d99e9
 __all__ = [
-    'Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Dihedral', 'Flip',
-    'Gamma', 'Ghosting', 'Gibbs', 'Instances', 'Metric', 'Model', 'Motion', 'Noise', 'OwnMap', 'Resize',
-    'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike',
-    'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation', 'Undersampling', 'WindowLevel',
-    'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare', 'compare_groups', 'complexity',
-    'context_curve', 'datasets', 'deletion', 'detect_errors', 'diagnose', 'explore', 'find_instances',
-    'infidelity', 'insert_lesion', 'insertion', 'instance_gradcam', 'instance_saliency', 'load', 'localisation',
-    'max_sensitivity', 'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods',
-    'save', 'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html',
-    'tolerance', 'transforms', 'zoo']
+    'Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Detectability',
+    'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'Instances', 'Metric', 'Model', 'Motion', 'Noise',
+    'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid',
+    'Shear', 'Spike', 'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation',
+    'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare',
+    'compare_groups', 'complexity', 'context_curve', 'datasets', 'deletion', 'detect_errors', 'detectability',
+    'diagnose', 'explore', 'find_instances', 'infidelity', 'insert_lesion', 'insertion', 'instance_gradcam',
+    'instance_saliency', 'load', 'localisation', 'max_sensitivity', 'methods', 'phantom', 'plot',
+    'random_target', 'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity', 'sensitivity_grid',
+    'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms', 'zoo']
