@@ -18,7 +18,7 @@ from ..data.files import whole
 from .words import DASH
 
 # %% auto #0
-__all__ = ['asset', 'filled', 'paragraphs', 'note', 'table', 'figure', 'section', 'embedded', 'pieces', 'report',
+__all__ = ['asset', 'filled', 'paragraphs', 'note', 'table', 'figure', 'picture', 'section', 'embedded', 'pieces', 'report',
            'check_page_path', 'write_page']
 
 # %% ../../nbs/api/view/page.ipynb #257410b8
@@ -69,6 +69,17 @@ def figure(
     plt.close(fig)
     data = b64encode(png.getvalue()).decode()
     return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt)}"></figure>'
+
+
+def picture(
+    rgb,  # (H, W, 3) uint8
+    alt: str,  # what there is to see
+) -> str:
+    "An array as a picture inside the page."
+    from PIL import Image
+    png = io.BytesIO()
+    Image.fromarray(rgb).save(png, 'PNG')
+    return f'<img src="data:image/png;base64,{b64encode(png.getvalue()).decode()}" alt="{escape(alt)}">'
 
 
 def section(heading: str, *parts: str) -> str:
