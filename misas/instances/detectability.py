@@ -197,10 +197,11 @@ def detectability(
         except ValueError as e: found.failed.append(dict(sample=name, reason=e))
     return found.result('own' if texture else unit, level)
 
-# %% ../../nbs/api/instances/detectability.ipynb #2bae6d3b
+# %% ../../nbs/api/instances/detectability.ipynb #dfac41e6
 def _contrast_text(value, unit):
     "A contrast as people read it."
-    return f'{value:.3g}' if unit == 'grey' else f'{100*value:.3g} %'
+    number = value if unit == 'grey' else 100*value
+    return (f'{number:.0f}' if number >= 1000 else f'{number:.3g}') + ' %'*(unit != 'grey')
 
 
 def _least_text(row, grid, unit):
@@ -238,13 +239,14 @@ def _notes(self: Detectability):
               'not asked: see .failed': len(self.failed)}
     told = [f'{count} {what}' for what, count in counts.items() if count]
     if told: yield '; '.join(told) + '.'
-    if self.samples == 1: yield 'An interval over places of one sample says nothing about other samples.'
+    if self.samples == 1 and self.table.low.notna().any():
+        yield 'An interval over places of one sample says nothing about other samples.'
 
 
 @patch
 def __repr__(self: Detectability): return f'Detectability: {self.summary().text}'
 
-# %% ../../nbs/api/instances/detectability.ipynb #010a7ff6
+# %% ../../nbs/api/instances/detectability.ipynb #5255d22a
 LABELS = {'tissue': 'contrast to the tissue (%)', 'grey': 'contrast (grey values)', 'own': 'share of its contrast (%)'}
 BEYOND = 1.3  # by which factor the marks of what is beyond the range lie outside of it
 
@@ -257,10 +259,12 @@ def _panel(self: Detectability, ax: 'Axes', table, scale):
     sizes, line = table.size_mm, shown(table['median'].where(np.isfinite(table['median'])))  # no line where it is never
     edge = scale*top*BEYOND
     ax.fill_between(sizes, line, edge, color='#009E73', alpha=.08, lw=0)  # detected
-    ax.fill_between(sizes, shown(table.low), shown(table.high), color='#0072B2', alpha=.25, lw=0,
-                    label=f'{self.level:.0%} interval')
+    known = f'{self.level:.0%} interval' if table.low.notna().any() else None
+    ax.fill_between(sizes, shown(table.low), shown(table.high), color='#0072B2', alpha=.25, lw=0, label=known)
     ax.vlines(sizes, shown(table.low), shown(table.high), color='#0072B2', alpha=.25, lw=3)
     ax.plot(sizes, line, 'o-', color='#0072B2', ms=5, label='median')
+    never = sizes[np.isinf(table['median'])]
+    if len(never): ax.plot(never, 0*never + scale*top, '^', color='#0072B2', ms=7, label='median: never found')
     own = self.frame[(self.frame.region == table.region.iloc[0]) & (self.frame.asked > 0)]
     at = own.size_mm*np.exp(self._room(table)*np.random.default_rng(0).uniform(-1, 1, len(own)))  # side by side
     marks = {'found': ('.', 'k', 'one lesion'), 'not found': ('^', 'none', 'never found'),
@@ -303,7 +307,7 @@ def plot(self: Detectability) -> 'Figure':
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/api/instances/detectability.ipynb #ccca2912
+# %% ../../nbs/api/instances/detectability.ipynb #a5e426b4
 @patch
 def gallery(
     self: Detectability,
@@ -315,7 +319,7 @@ def gallery(
     wrong = [row for row in chosen if row not in self.frame.index]
     if wrong or not chosen: raise ValueError(
         f'rows must be one or more rows of .frame, 0 to {len(self.frame) - 1}, got {rows!r}')
-    fig, axs = plt.subplots(len(chosen), 3, figsize=(5.2, 1.9*len(chosen)), squeeze=False)
+    fig, axs = plt.subplots(len(chosen), 3, figsize=(5.2, 2*len(chosen)), squeeze=False)
     for line, row in zip(axs, chosen): self._three(line, self.frame.loc[row], self.views[row])
     fig.tight_layout(pad=.5)
     return fig
