@@ -123,6 +123,9 @@ class InstanceAnswers:
         made = instance_maps(self._asked(), self.sample, lesions, progress=progress, **self.how)
         self._made |= {id: (made, i) for i, id in enumerate(wanted)}
 
+    def knows(self, id: str) -> bool: "Was its map made?"; return id in self._made
+    def knows_curve(self, id: str) -> bool: "Was its context curve made?"; return id in self._curves
+
     def _asked(self):
         if self.model is None: raise ValueError('maps and curves need the model: pass model=')
         return self.model

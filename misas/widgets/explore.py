@@ -15,17 +15,20 @@ from ..attribution.attribute import Attribution
 from ..data.cases import Cases
 from ..data.io import as_sample
 from ..data.sample import Sample
+from ..instances.answers import InstanceAnswers
+from ..instances.results import Instances
 from ..study.study import Study
 from ..sweep.sensitivity import Sensitivity
 from .attribution import AttributionExplorer
 from .base import Panel
 from .gallery import GalleryExplorer
+from .instances import InstanceExplorer
 from .live import LiveExplorer
 from .sweep import SweepExplorer
 from .volume import VolumeExplorer
 
 # %% auto #0
-__all__ = ['explore', 'Changed', 'of_study']
+__all__ = ['KINDS', 'explore', 'Changed', 'of_study']
 
 # %% ../../nbs/api/widgets/explore.ipynb #07dbac56
 def _of_sweep(what, model, kw):
@@ -47,6 +50,10 @@ def _of_attributions(what, model, kw):
     return AttributionExplorer(what, **kw)
 
 
+def _of_instances(what, model, kw):
+    return InstanceExplorer(what, model, **kw) if isinstance(what, (Instances, InstanceAnswers)) else None
+
+
 def _of_cases(what, model, kw):
     listed = isinstance(what, (list, tuple)) and what and all(isinstance(one, (Sample, str, Path)) for one in what)
     if not listed and not isinstance(what, Cases): return None
@@ -64,14 +71,17 @@ def _of_sample(what, model, kw):
     return LiveExplorer(sample, model, **kw)
 
 
+KINDS = _of_sweep, _of_study, _of_attributions, _of_instances, _of_cases, _of_sample
+
+
 def explore(
-    what: Any,  # a Sensitivity, a Study, an Attribution (or several of one image), a Sample, or several of those
-    model: Any = None,  # for samples: a Model, or anything `as_model` takes; for a Study: the name of one of its models
+    what: Any,  # a Sensitivity, a Study, an Attribution (or several of one image), Instances, a Sample, or several
+    model: Any = None,  # for samples, Instances: a Model, or anything `as_model` takes; for a Study: the name of one
     **kw: Any,  # for the widget; see there
 ) -> Panel:
     "The widget that shows something. TypeError for what cannot be shown."
     if isinstance(what, Panel): return what
-    for kind in (_of_sweep, _of_study, _of_attributions, _of_cases, _of_sample):  # the last one shows or raises
+    for kind in KINDS:  # the last one shows or raises
         panel = kind(what, model, kw)
         if panel is not None: return panel
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..instances.answers import InstanceAnswers
+from ..instances.results import Instances
 from ..metrics.limits import check_drop
 from ..sweep.sensitivity import Sensitivity
 from ..view import draw
@@ -213,10 +215,11 @@ def sweep_to_html(
 def to_html(
     result: Any,  # of a sweep, or another result with a page of its own
     path: str | os.PathLike,  # file ending in .html
-    **kw: Any,  # of a sweep: see `sweep_to_html`
+    **kw: Any,  # of a sweep: see `sweep_to_html`; of Instances model=, and see `InstanceAnswers.to_html`
 ) -> str:  # the path
     "A result as one page for any browser, without Python and network. TypeError for what has no page."
     if isinstance(result, Sensitivity): return sweep_to_html(result, path, **kw)
+    if isinstance(result, Instances): result = InstanceAnswers(result, kw.pop('model', None))
     own = getattr(result, 'to_html', None)
     if own is not None and type(result).__module__.startswith('misas.'): return own(path, **kw)
     raise TypeError('result must be what sensitivity(model, sample, transform) gives, '
