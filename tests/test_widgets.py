@@ -644,3 +644,70 @@ def test_attribution_of_a_volume(lab):
     measure(view, 'S-axial', 'O-axial', 'next slice of a map of 80 x 70 x 20', ['ArrowRight', 'ArrowLeft']*8)
     assert not page.errors, page.errors
     page.close()
+
+
+# --- lesions
+
+LESIONS = """
+import numpy as np, torch
+from misas.data.phantom import disc
+from misas.data.sample import Sample
+from misas.instances.find import find_instances
+from misas.models.adapt import as_model
+from misas.widgets.instances import InstanceExplorer
+class Spots(torch.nn.Module):
+    "What is brighter than its surroundings; a quarter of the weight on the second sequence."
+    blur = torch.nn.AvgPool3d((13, 13, 7), 1, (6, 6, 3), count_include_pad=False)
+    def forward(self, x):
+        x = x[:, :1] - .25*x[:, 1:]
+        z = torch.nn.functional.softplus(x - self.blur(x), 20)**2 - .25
+        return torch.cat([0*z, 20*z], 1)
+balls = [disc((60, 70, 24), radius=r, centre=at, object=grey, background=.2, spacing=(1., 1., 2.))
+         for r, at, grey in ((6, (-14, -18, -6), .9), (5, (12, 16, 8), .5), (3, (16, -12, 4), .8))]
+image, truth = np.maximum.reduce([b.image[0] for b in balls]), np.maximum.reduce([b.labels for b in balls])
+affine = np.diag([-1., -1, 2, 1])
+affine[:3, 3] = 30, 35, -24
+head = Sample(np.stack([image, 1 - image]), truth, affine=affine, classes=('background', 'lesion'), name='head')
+net = as_model(Spots(), activation='softmax', classes=head.classes, name='spots')
+explorer = InstanceExplorer(find_instances(net.label(head)[0], head), net, n=3, radii_mm=range(0, 16, 5))
+"""
+
+
+def test_lesions(lab):
+    "The list, its order, the map of one lesion and its context."
+    page = opened(lab, None, LESIONS + 'explorer')
+    view, here = View(page), {}
+    exec(LESIONS, here)
+    mine = here['explorer']
+    missed = mine.found.of('FN')[0].id
+    close_ups = lambda **kw: [one for id in mine.list.ids for one in mine.answers.pictures(id, **kw)]
+    told = lambda: view['N-lesion'].inner_text()
+
+    lines = lambda: [text.replace('\xa0', ' ') for text in view['L-lesions'].locator('option').all_inner_texts()]
+    select = lambda id: view['L-lesions'].locator('select').select_option(index=mine.list.ids.index(id))
+    assert lines() == [text for text, _ in mine.list.list.options]
+    select(mine.list.ids[1])
+    mine.choose(mine.list.ids[1])
+    until(page, lambda: mine.look.words['size'] in told())
+    until(page, lambda: nearest(view.settled('O-close0'), close_ups(map=False))[0] == 2)
+    until(page, lambda: nearest(view.settled('O-axial'), [mine.pictures[2].rgb, mine.paint(mine.views[0], 2)])[0] == 0)
+    view['D-order'].locator('select').select_option('size, smallest first')
+    mine.list.order.value = 'size, smallest first'
+    until(page, lambda: lines() == [text for text, _ in mine.list.list.options])
+    select(missed)
+    until(page, lambda: 'missed (FN)' in told())
+    select('P1')
+    until(page, lambda: 'found (TP)' in told())
+    view['B-ask'].click()
+    mine.choose('P1')
+    mine.ask_for(['P1'])
+    until(page, lambda: mine.look.words['map, channel 1'] in told(), 60)
+    shown = [*mine.answers.pictures('P1'), *mine.answers.pictures('P1', map=False)]
+    until(page, lambda: nearest(view.settled('O-close0'), shown)[0] == 0)
+    until(page, lambda: nearest(view.settled('O-close1'), shown)[0] == 1)
+    view['B-context'].click()
+    mine.ask_context()
+    until(page, lambda: mine.look.words['needed context'] in told(), 60)
+    page.screenshot(path=str(SHOTS/'lesions.png'))
+    assert not page.errors, page.errors
+    page.close()
