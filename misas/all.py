@@ -19,11 +19,13 @@ from .view.maps import show_map, side_by_side
 from .attribution.quality import infidelity, max_sensitivity
 from .attribution.rank import rank_methods
 from .inside.target import Target
-from .instances.context import context_curve
+from .instances.cohort import InstanceStudy
+from .instances.context import context_curve, context_curves
 from .instances.errors import detect_errors
 from .instances.detectability import Detectability, detectability
 from .instances.find import find_instances
 from .instances.groups import compare_groups
+from .instances.maps import instance_maps
 from .instances.results import Instances
 from .instances.saliency import instance_gradcam, instance_saliency
 from .instances.synthetic import insert_lesion
@@ -53,12 +55,13 @@ from .widgets.html import to_html
 # %% ../nbs/api/all.ipynb #7d1d99e9
 __all__ = [
     'Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Detectability',
-    'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'Instances', 'Metric', 'Model', 'Motion', 'Noise',
-    'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid',
-    'Shear', 'Spike', 'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation',
-    'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute', 'compare',
-    'compare_groups', 'complexity', 'context_curve', 'datasets', 'deletion', 'detect_errors', 'detectability',
-    'diagnose', 'explore', 'find_instances', 'infidelity', 'insert_lesion', 'insertion', 'instance_gradcam',
-    'instance_saliency', 'load', 'localisation', 'max_sensitivity', 'methods', 'phantom', 'plot',
-    'random_target', 'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity', 'sensitivity_grid',
-    'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms', 'zoo']
+    'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'InstanceStudy', 'Instances', 'Metric', 'Model', 'Motion',
+    'Noise', 'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity',
+    'SensitivityGrid', 'Shear', 'Spike', 'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform',
+    'Translation', 'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute',
+    'compare', 'compare_groups', 'complexity', 'context_curve', 'context_curves', 'datasets', 'deletion',
+    'detect_errors', 'detectability', 'diagnose', 'explore', 'find_instances', 'infidelity', 'insert_lesion',
+    'insertion', 'instance_gradcam', 'instance_maps', 'instance_saliency', 'load', 'localisation',
+    'max_sensitivity', 'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods',
+    'save', 'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html',
+    'tolerance', 'transforms', 'zoo']

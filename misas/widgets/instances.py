@@ -67,16 +67,16 @@ class LesionList(W.VBox):
     def __init__(self, answers: InstanceAnswers):
         self.answers = answers
         here = [name for name in GROUPS if answers.found.counts[name]]
-        wide, layout = {'description_width': 'initial'}, W.Layout(width='200px')
+        wide, layout = {'description_width': 'initial'}, W.Layout(width='240px')
         self.order = W.Dropdown(options=list(ORDERS), description='by', style=wide, layout=layout)
         self.boxes = {name: check_box(name) for name in here}
-        self.list = W.Select(options=[], rows=12, layout=W.Layout(width='200px', height='auto'))
+        self.list = W.Select(options=[], rows=10, layout=W.Layout(width='240px', height='auto'))
         self.order.add_class('D-order')
         self.list.add_class('L-lesions')
         marks = [W.HBox([W.HTML(f'<span style="color:{GROUPS[name]}" title="{MEANING[name]}">■</span>'), box])
                  for name, box in self.boxes.items()]
         wrap = W.Layout(flex_flow='row wrap')
-        super().__init__([self.order, W.Box(marks, layout=wrap), self.list], layout=W.Layout(width='215px'))
+        super().__init__([self.order, W.Box(marks, layout=wrap), self.list], layout=W.Layout(width='255px'))
         self.fill()
 
     @property
@@ -99,7 +99,9 @@ class LesionLook(W.VBox):
         self.bar, self.numbers = Picture(84, name='colours of the map'), W.HTML()
         self.curve = W.Image(format='png', layout=W.Layout(width='300px'))
         self.numbers.add_class('N-lesion')
-        for k, one in enumerate(self.close_ups): one.add_class(f'O-close{k}')
+        for k, one in enumerate(self.close_ups):
+            one.add_class(f'O-close{k}')
+            one.layout.margin = '0 8px 4px 0'
         wrap = W.Layout(flex_flow='row wrap', align_items='flex-start')
         super().__init__([W.Box([*buttons, *self.close_ups, self.bar, self.curve], layout=wrap), self.numbers])
 
