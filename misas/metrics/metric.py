@@ -11,11 +11,11 @@ from functools import partial
 
 import numpy as np
 
-from .instances import INSTANCE_SCORES, sensitivity_by_volume
+from .instances import INSTANCE_SCORES, components, large, overlaps, sensitivity_by_volume
 from .masks import surface_distance, volume
 
 # %% auto #0
-__all__ = ['BETTER', 'NEEDS', 'OVERLAP', 'METRICS', 'Metric', 'sensitivity_in', 'as_metric', 'as_metrics']
+__all__ = ['BETTER', 'NEEDS', 'OVERLAP', 'METRICS', 'Metric', 'sensitivity_in', 'instance_metric', 'as_metric', 'as_metrics']
 
 # %% ../../nbs/api/metrics/metric.ipynb #4626af6f
 BETTER = (
@@ -116,6 +116,31 @@ def sensitivity_in(
     ends = f'from {low:g}' if np.isinf(high) else f'{low:g} to {high:g}'
     return Metric(f'lesion_sensitivity {ends}', partial(sensitivity_by_volume, low=low, high=high),
                   needs=('instances', 'spacing'))
+
+# %% ../../nbs/api/metrics/metric.ipynb #05fe2218
+def instance_metric(
+    name: str,  # of a metric of instances, e.g. 'lesion_f1'
+    connectivity: int | None = None,  # neighbours of a voxel: 4 or 8; 6, 18 or 26; None: 8 in 2D, 18 in 3D
+    min_voxels: int = 1,  # smaller instances are left out, of prediction and truth
+) -> Metric:
+    "A metric of instances with other neighbours, or without small ones. ValueError for a name that is none of these."
+    if name not in INSTANCE_SCORES:
+        raise ValueError(f'name must be one of {", ".join(INSTANCE_SCORES)}, got {name!r}')
+    if connectivity not in (None, 4, 8, 6, 18, 26):
+        raise ValueError(f'connectivity must be 4 or 8 in 2D, 6, 18 or 26 in 3D, got {connectivity!r}')
+    if not isinstance(min_voxels, int) or min_voxels < 1:
+        raise ValueError(f'min_voxels must be a whole number of at least 1, got {min_voxels!r}')
+    told = [f'{connectivity} neighbours'] if connectivity else []
+    if min_voxels > 1: told.append(f'from {min_voxels} voxels')
+    how = dict(name=name, connectivity=connectivity, min_voxels=min_voxels)
+    words = f' ({", ".join(told)})' if told else ''
+    return Metric(name + words, partial(_of_instances, **how))
+
+
+def _of_instances(prediction, truth, name, connectivity, min_voxels):
+    "A score of two masks."
+    pair = (large(components(mask, connectivity), min_voxels) for mask in (prediction, truth))
+    return INSTANCE_SCORES[name](overlaps(*pair))
 
 # %% ../../nbs/api/metrics/metric.ipynb #0715c22f
 def as_metric(
