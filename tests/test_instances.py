@@ -5,9 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from panoptica_answers import SEEDS, random_masks, spine
 
-from misas.all import Brightness, Sample, Study, as_model, compare, phantom, score, sensitivity
+from misas.all import (
+    Brightness, Sample, Study, as_model, compare, compare_groups, context_curve, context_curves, detectability, explore, insert_lesion,
+    instance_gradcam, instance_maps, instance_saliency, phantom, score, sensitivity)
 from misas.data.datasets import data_folder
 from misas.instances.find import find_instances
 from misas.metrics.instances import INSTANCE_SCORES, overlaps
@@ -150,3 +153,66 @@ def test_a_study_counts_and_compares_objects(tmp_path):
     told = compare(study, models=('low', 'high'), metric='lesion_f1')
     assert 'lesion_f1' in str(told.summary())
     study.plot(metric='lesion_f1')
+
+
+# --- bad input
+
+class Bright(torch.nn.Module):
+    "A voxel that is brighter than half is lesion."
+    def forward(self, x): return torch.cat([0*x[:, :1], 10*(x[:, :1] - .5)], 1)
+
+
+def scene(name='scan', channels=1, **kw):
+    "Two discs, one at the border, with black around them."
+    a, b = phantom.disc((40, 48), radius=4, background=0., **kw), phantom.disc((40, 48), radius=4, centre=(19, 0), background=0.)
+    image = np.maximum(a.image, b.image)
+    return Sample(np.concatenate([image] + [0*image]*(channels - 1)), np.maximum(a.labels, b.labels),
+                  classes=('background', 'lesion'), spacing=1., name=name)
+
+
+SCAN, OTHER, TWO = scene(), scene('other'), scene('two', channels=2)
+NET = as_model(Bright(), activation='softmax', classes=SCAN.classes, name='bright')
+FOUND = find_instances(NET.label(SCAN)[0], SCAN)
+ONE, NONE = FOUND.of('TP')[0], np.zeros(SCAN.shape, bool)
+QUIET = dict(progress=False)
+NO_VOXELS, NOT_ITS = 'has no voxels', "instance of sample 'scan', not of sample 'other'"
+REFUSED = {
+    'saliency without a lesion': (lambda: instance_saliency(NET, SCAN, NONE, **QUIET), NO_VOXELS),
+    'gradcam without a lesion': (lambda: instance_gradcam(NET, SCAN, NONE, **QUIET), NO_VOXELS),
+    'maps without lesions': (lambda: instance_maps(NET, SCAN, [], **QUIET), 'instances is empty'),
+    'maps of an empty mask': (lambda: instance_maps(NET, SCAN, [NONE], **QUIET), NO_VOXELS),
+    'context without a lesion': (lambda: context_curve(NET, SCAN, NONE, **QUIET), NO_VOXELS),
+    'curves without lesions': (lambda: context_curves(NET, [], **QUIET), 'cases is empty'),
+    'insert without a lesion': (lambda: insert_lesion(SCAN, (20, 20), shape=NONE, contrast=1), 'at least one voxel'),
+    'detectability without a lesion': (lambda: detectability(NET, SCAN, shape=NONE, **QUIET), 'shape'),
+    'explore without a lesion': (lambda: explore(find_instances(0*SCAN.labels, SCAN.replace(labels=0*SCAN.labels)), NET), 'nothing to show'),
+    'insert beyond the border': (lambda: insert_lesion(SCAN, (0, 0), diameter_mm=9, contrast=1, unit='grey'), 'does not fit'),
+    'radius that is none': (lambda: context_curve(NET, SCAN, ONE, [-3], **QUIET), 'radii_mm must be'),
+    'noise of an empty channel': (lambda: instance_saliency(NET, TWO, ONE, channel=1, **QUIET), 'channel 1 of sample .two. is the same'),
+    'contrast in an empty channel': (lambda: insert_lesion(TWO, (20, 24), diameter_mm=4, contrast={1: 1}), 'channel 1 of sample .two.'),
+    'detectability of an empty channel': (lambda: detectability(NET, TWO, [4], contrast={1: 1}, **QUIET), 'channel 1 of sample .two.'),
+    'saliency elsewhere': (lambda: instance_saliency(NET, OTHER, ONE, **QUIET), NOT_ITS),
+    'gradcam elsewhere': (lambda: instance_gradcam(NET, OTHER, ONE, **QUIET), NOT_ITS),
+    'maps elsewhere': (lambda: instance_maps(NET, OTHER, [ONE], **QUIET), NOT_ITS),
+    'context elsewhere': (lambda: context_curve(NET, OTHER, ONE, **QUIET), NOT_ITS),
+    'fractions as a prediction': (lambda: find_instances(NET.label(SCAN)[0]*.5, SCAN), 'prediction must hold whole numbers'),
+    'fractions as numbers': (lambda: find_instances(SCAN.labels, SCAN.labels*.5, spacing=1., instances=True), 'labels must hold whole numbers'),
+    'groups of one kind': (lambda: compare_groups([1, 2], ['TP', 'TP'], ['a', 'b']), 'two groups'),
+}
+
+
+@pytest.mark.parametrize('what', REFUSED)
+def test_bad_input_is_one_sentence(what):
+    call, words = REFUSED[what]
+    before = [one.image.copy() for one in (SCAN, TWO)]
+    with pytest.raises((ValueError, TypeError), match=words) as e: call()
+    assert '\n' not in str(e.value) and len(str(e.value)) < 300
+    assert all(np.array_equal(a, one.image) for a, one in zip(before, (SCAN, TWO)))
+
+
+def test_a_lesion_at_the_border_and_a_radius_beyond_the_image_are_fine():
+    edge = next(one for one in FOUND if one.centroid[0] > 35)
+    curve = context_curve(NET, SCAN, edge, [0, 500], **QUIET)
+    assert curve.kept[-1] == 1 and curve.scores[0, -1] == curve.whole
+    [made] = instance_maps(NET, SCAN, [edge], n=2, **QUIET)
+    assert np.array_equal(made.map, instance_saliency(NET, SCAN, edge, n=2, **QUIET).map) and made.map[0][edge.mask].all()
