@@ -16,7 +16,7 @@ from .question import Question
 from .target import Frozen
 
 # %% auto #0
-__all__ = ['LARGEST', 'factors', 'coarseness', 'around', 'Part', 'gradient_in', 'part_gradient']
+__all__ = ['LARGEST', 'LARGE', 'factors', 'coarseness', 'around', 'Part', 'gradient_in', 'part_gradient']
 
 # %% ../../nbs/api/inside/part.ipynb #f7bd9bac
 def _gradient_of(total, leaf): return torch.autograd.grad(total, leaf, retain_graph=True)[0]
@@ -75,6 +75,7 @@ def _ends(size, step, before, after):
 
 # %% ../../nbs/api/inside/part.ipynb #aa1a1a80
 LARGEST = .5  # of the image: a larger part is not worth it
+LARGE = 2**18  # voxels of an image from which on a part is worth looking for, where there are no gradients to be had
 
 
 def _share(box, shape): return np.prod([one.stop - one.start for one in box])/np.prod(shape)

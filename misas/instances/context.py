@@ -18,7 +18,7 @@ from ..data.io import as_sample
 from ..data.labels import mask_of
 from ..data.sample import Sample
 from ..inside.baseline import make_baseline
-from ..inside.part import Part, factors
+from ..inside.part import LARGE, Part, factors
 from ..inside.question import Question, Whole, check_count
 from ..inside.target import target_of
 from ..models.base import Model
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['MOST_RADII', 'FILLS', 'SCORES', 'LARGE', 'distance_mm', 'default_radii', 'needed_radius', 'ContextCurve',
-           'context_curve', 'ContextCurves', 'context_curves']
+__all__ = ['MOST_RADII', 'FILLS', 'SCORES', 'distance_mm', 'default_radii', 'needed_radius', 'ContextCurve', 'context_curve',
+           'ContextCurves', 'context_curves']
 
 # %% ../../nbs/api/instances/context.ipynb #1e11a92a
 MOST_RADII = 24
@@ -185,15 +185,12 @@ class ContextCurve:
         return min(short), float(np.max(enough))
 
 # %% ../../nbs/api/instances/context.ipynb #68849242
-LARGE = 2**18  # voxels: of images from here on only the part is asked that matters for the lesion
-
-
 class _Asked:
     "What the network says of one lesion."
     def __init__(self, q, threshold, whole):
         self.q, self.threshold, self.part = q, threshold, None
-        large = q.sample.image[0].size >= LARGE and q.module is not None and not q.coupled
-        if large: self.part = Part(q, replace(q.target, log_odds=True), whole)  # so that no class is overlooked
+        sees = q.module is not None and q.model.known.kind not in ('labels', 'masks') and not q.coupled
+        if sees and q.sample.image[0].size >= LARGE: self.part = Part(q, replace(q.target, log_odds=True), whole)  # so that no class is overlooked
 
     def prepared(self, x):
         "What the network gets for an image (1, C, *S); None where it is asked as a whole."

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..data.labels import class_names, mask_of
 from ..data.sample import Sample
 from ..inside.measured import measures
-from ..inside.part import Part
+from ..inside.part import LARGE, Part
 from ..inside.question import Question, batches, images_at_once
 from ..inside.target import target_of
 from .scene import class_of
@@ -26,7 +26,7 @@ from ..models.base import Model
 from ..models.hold import untouched
 
 # %% auto #0
-__all__ = ['PROBES', 'OUTCOMES', 'LARGE', 'contrast_grid', 'bracket', 'next_strengths', 'Staircase', 'NearLesion', 'Asked']
+__all__ = ['PROBES', 'OUTCOMES', 'contrast_grid', 'bracket', 'next_strengths', 'Staircase', 'NearLesion', 'Asked']
 
 # %% ../../nbs/api/instances/staircase.ipynb #7dc6c68c
 def contrast_grid(
@@ -93,9 +93,6 @@ class Staircase:
         return known | dict(asked=len(self.answers), voxels=int(self.inside.sum()))
 
 # %% ../../nbs/api/instances/staircase.ipynb #95cce8b7
-LARGE = 2**18  # voxels: of images from here on only the part is asked that matters for the lesion
-
-
 class NearLesion:
     "Asks a network about the part of a large image in which a lesion is, one image after the other."
     def __init__(
