@@ -190,7 +190,8 @@ class _Asked:
     def __init__(self, q, threshold, whole):
         self.q, self.threshold, self.part = q, threshold, None
         sees = q.module is not None and q.model.known.kind not in ('labels', 'masks') and not q.coupled
-        if sees and q.sample.image[0].size >= LARGE: self.part = Part(q, replace(q.target, log_odds=True), whole)  # so that no class is overlooked
+        large = q.sample.image[0].size >= LARGE
+        if sees and large: self.part = Part(q, replace(q.target, log_odds=True), whole)  # so no class is overlooked
 
     def prepared(self, x):
         "What the network gets for an image (1, C, *S); None where it is asked as a whole."
