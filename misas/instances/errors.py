@@ -151,7 +151,10 @@ def drawn_auc(
     with np.errstate(invalid='ignore'): return in_order/pairs
 
 
-def draw_patients(patients: int, n: int, seed: int) -> np.ndarray:  # (1 + n, patients)
+def draw_patients(
+    patients: int,  # how many there are
+    n: int, seed: int,  # draws
+) -> np.ndarray:  # (1 + n, patients)
     "How often each patient is drawn; the first row has each of them once."
     drawn = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1/patients), n)
     return np.concatenate([np.ones((1, patients)), drawn])
@@ -379,7 +382,8 @@ def detect_errors(
     """Can false lesions be told from true ones by their maps, better than by what is known without?
 
     ValueError for a table with one group only, too few patients, or lesions without a finite number."""
-    from sklearn import config_context
+    try: from sklearn import config_context
+    except ImportError as e: raise ImportError('detect_errors needs scikit-learn: pip install scikit-learn') from e
     _check_options(folds, accept, penalty, level, n)
     columns = {'simple': _as_names(simple_columns, 'simple_columns'), 'map': _as_names(map_columns, 'map_columns')}
     columns['both'] = list(dict.fromkeys(columns['simple'] + columns['map']))
