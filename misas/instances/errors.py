@@ -225,7 +225,7 @@ def numbers_of(
         'leave out these lesions or this column')
     return x
 
-# %% ../../nbs/api/instances/errors.ipynb #78ebb48d
+# %% ../../nbs/api/instances/errors.ipynb #7e70e6b5
 def _counted(missed, table, groups, patients):
     "Missed lesions by patient: a dict, from rows of FN or as it was said. ValueError where nothing is known of them."
     own = table[patients][table[groups] == 'FN'].value_counts().to_dict()
@@ -233,7 +233,8 @@ def _counted(missed, table, groups, patients):
         if own: return own
         raise ValueError('missed is not known: leave the rows of FN in table, or pass missed=..., 0 if there is none')
     if own: raise ValueError('table has rows of FN, so missed= must not be given')
-    counts = dict(missed) if isinstance(missed, Mapping) else _shared_out(missed, table, groups, patients)
+    by_patient = isinstance(missed, Mapping) or hasattr(missed, 'items')  # a dict, or a pandas Series
+    counts = dict(missed.items()) if by_patient else _shared_out(missed, table, groups, patients)
     bad = [o for o in counts.values() if not isinstance(o, Real) or not 0 <= o < np.inf]
     if bad: raise ValueError(f'missed must be numbers of lesions, 0 or larger, got {bad[0]!r}')
     return counts
@@ -242,7 +243,7 @@ def _counted(missed, table, groups, patients):
 def _shared_out(missed, table, groups, patients):
     "A number of missed lesions, shared out over patients as the found ones are."
     if not isinstance(missed, Real): raise ValueError(
-        f'missed must be a number of lesions, or one for each patient as a dict, got {missed!r}')
+        f'missed must be a number of lesions, or one for each patient as a dict or Series, got {missed!r}')
     found = table[patients][table[groups] == 'TP'].value_counts()
     return (missed*found/found.sum()).to_dict()
 
