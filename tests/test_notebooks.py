@@ -5,7 +5,8 @@ import pytest
 
 import nbrun
 
-PUBLIC = 'sunnybrook(', 'cardiac_net(', 'misas_b0(', 'brain_net('  # data that is downloaded where MISAS_DATA is not set
+PUBLIC = ('sunnybrook(', 'cardiac_net(', 'misas_b0(', 'brain_net(',  # data that is downloaded where MISAS_DATA is not set
+          "data_folder('nuclei_dsb2018'", "data_folder('ms_lesions_openms'")
 
 
 @pytest.mark.parametrize('path', nbrun.notebooks(), ids=lambda o: str(o.relative_to(nbrun.NBS).with_suffix('')))

@@ -73,12 +73,13 @@ def largest_in(
 ) -> torch.Tensor | None:  # (2, C, *s), in `part.box`; None where the whole has to be asked
     "Largest gradients of an image and the magnitude of the next, in the part that matters. Passes are counted."
     around = [len(range(*one.indices(n))) for one, n in zip(part.box or [slice(0, 48)]*part.q.ndim, part.q.shape)]
-    opened = part.open(ready.expand(_copies(part.q, around), *ready.shape[1:]), x)
-    if opened is None: return None
-    part.q.passes.forwards += 1
-    best, second = largest(voxel_gradients(part.q, *opened[::-1]))
-    factor = factor[0][(..., *part.box)]
-    return torch.stack([best*factor, second*factor.abs()])
+    copies = ready.expand(_copies(part.q, around), *ready.shape[1:])
+    while opened := part.open(copies, x, check=False):
+        part.q.passes.forwards += 1
+        best, second = largest(voxel_gradients(part.q, *opened[::-1]))
+        own = factor[0][(..., *part.box)]
+        if not part.reaches(best[None]): return torch.stack([best*own, second*own.abs()])
+        part.grow()
 
 
 def _in_part(part, x):

@@ -109,50 +109,64 @@ class Part:
 
     def open(
         self, ready: torch.Tensor,  # (n, C, *S): what the network gets for images
-        x: torch.Tensor,  # (1, C, *S): the first of these images
+        x: torch.Tensor,  # these images (n, C, *S); of equal copies one is enough
+        check: bool = True,  # that no gradient reaches the border? Else only of a new box, and the caller asks `reaches`
+        whole: bool = True,  # compare the scores with those of the whole image; else with those of a much wider part
     ) -> tuple | None:  # leaf (n, C, *s), scores (n, voxels) that depend on it; `box` says where. None: take the whole
         "The parts of images."
         while not self.useless:
             box = around(self.target.mask, self.margin, self.steps, self.q.padding)
             self.useless = not 0 < _share(box, self.q.shape) <= LARGEST
-            found = None if self.useless else self._try(ready, x, box)
+            found = None if self.useless else self._try(ready, x, box, check, whole)
             if found: return found
-            self.margin += max(1, self.margin//2)
+            self.grow()
 
-    def _try(self, ready, x, box):
+    def grow(self): "Take a larger part from now on."; self.margin += max(1, self.margin//2)
+
+    def _try(self, ready, x, box, check, whole):
         try: leaf, scores = self.ask(ready, box)
         except ValueError: return None  # too small for the network
-        if not self._inside(leaf, scores, box): return None
-        if box != self.box and not self._as_the_whole(x, scores[0]): return None
-        self.box = box
+        if (check or box != self.box) and not self._inside(leaf, scores, box): return None
+        kept = self.logits
+        if not self._agrees(ready, x, scores.detach(), whole): return None
+        self.box, self.logits = box, kept
         return leaf, scores
 
     def _inside(self, leaf, scores, box):
         "Does no gradient reach the border of the part?"
         weights = torch.randn(scores.shape, generator=self.q.generator()).to(scores)
-        seen = _gradient_of((weights*scores).sum(), leaf).ne(0).any(0).any(0).cpu().numpy()
-        axes = enumerate(zip(box, self.q.shape, self.q.padding))
-        return not any(_reaches(seen, axis, *size) for axis, size in axes)
+        return not self.reaches(_gradient_of((weights*scores).sum(), leaf), box)
 
-    def _as_the_whole(self, x, scores):
-        "Are the scores those of the whole image?"
-        with torch.no_grad(): wanted = self.target.each(self.whole(x))[0]
-        return bool((scores - wanted).abs().max() <= 1e-5*wanted.abs().max() + 1e-6)
+    def reaches(
+        self, gradient: torch.Tensor,  # (n, C, *s)
+        box: tuple | None = None,  # where that is; None: the part
+    ) -> bool:
+        "Does a gradient reach the border of the part, so that there may be more of it beyond?"
+        seen = gradient.ne(0).any(0).any(0).cpu().numpy()
+        axes = enumerate(zip(box or self.box, self.q.shape, self.q.padding))
+        return any(_reaches(seen, axis, *size) for axis, size in axes)
+
+    def _agrees(self, ready, x, scores, whole):
+        "Are the scores those of the whole image, or of a much wider part?"
+        wide = around(self.target.mask, 2*self.margin + 4, self.steps, self.q.padding)
+        whole = whole or not 0 < _share(wide, self.q.shape) <= LARGEST
+        with torch.no_grad(): wanted = self.target.each(self.whole(x)) if whole else self.ask(ready, wide)[1].detach()
+        return bool((scores[:len(wanted)] - wanted).abs().max() <= 1e-5*wanted.abs().max() + 1e-6)
 
 # %% ../../nbs/api/inside/part.ipynb #60fa3f0b
 def gradient_in(
     part: Part,
     ready: torch.Tensor, factor: torch.Tensor,  # (n, C, *S): see `factors`
-    x: torch.Tensor,  # (1, C, *S): the first image
+    x: torch.Tensor,  # (n, C, *S): the images
 ) -> torch.Tensor | None:  # (n, C, *s), in `part.box`; None where the whole has to be asked
     "Gradient of the summed scores of images in the part that matters. Passes are counted."
-    opened = part.open(ready, x)
-    if opened is None: return None
-    leaf, scores = opened
-    total = scores.sum() if part.target.reduce == 'sum' else scores.mean(1).sum()
-    part.q.passes.forwards += len(ready)
-    part.q.passes.backwards += len(ready)
-    return _gradient_of(total, leaf)*factor[(..., *part.box)]
+    while opened := part.open(ready, x, check=False):
+        leaf, scores = opened
+        found = _gradient_of(scores.sum() if part.target.reduce == 'sum' else scores.mean(1).sum(), leaf)
+        part.q.passes.forwards += len(ready)
+        part.q.passes.backwards += len(ready)
+        if not part.reaches(found): return found*factor[(..., *part.box)]
+        part.grow()
 
 
 def part_gradient(
@@ -163,7 +177,7 @@ def part_gradient(
     together = len(images) == 1 or not part.q.coupled
     found = [factors(part.q, image[None]) for image in images] if together and not part.useless else []
     if not found or None in found: return None
-    own = gradient_in(part, *map(torch.cat, zip(*found)), images[:1])
+    own = gradient_in(part, *map(torch.cat, zip(*found)), images)
     if own is None: return None
     gradient = torch.zeros_like(images)
     gradient[(..., *part.box)] = own

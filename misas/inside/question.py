@@ -164,29 +164,6 @@ def logits(self: Question, x: torch.Tensor) -> torch.Tensor:
 
 
 @patch
-def prepared(self: Question, x: torch.Tensor) -> torch.Tensor | None:
-    "What the network gets for an image (1, C, *S), without its padding; None where it is asked in parts or resized."
-    seen = self.anatomy
-    if seen.forwards != 1 or not seen.script and seen.ndim != self.ndim: return None
-    if self._measured is not None: self._measured.start()
-    ready = self.net.innermost.prepare(x[0])[0][None]
-    padded = [n + before + after for n, (before, after) in zip(self.shape, self.padding)]
-    if list(ready.shape[2:]) != padded: return None
-    return ready[(..., *(slice(before, before + n) for n, (before, _) in zip(self.shape, self.padding)))]
-
-
-@patch
-def of_prepared(self: Question, x: torch.Tensor) -> torch.Tensor:
-    "Logits (n, K, *s) of what is prepared already, (n, C', *s): all that the network gets, or a part. Not counted."
-    def bare(model):
-        inner = model.copy()
-        inner.preprocess = inner.size = inner.multiple_of = None
-        inner.batch_size = len(x)
-        return inner
-    with self.refusing(), frugal(self.module): return self.net.rebuilt(bare).logits(x)
-
-
-@patch
 def look(self: Question, x) -> torch.Tensor:
     "Logits without counting."
     before = replace(self.passes)
@@ -315,7 +292,7 @@ def _changes_others(self: Question):
 def _changed(q, one):
     "Is the answer to an image another one beside noise?"
     noise = torch.randn(one.shape, generator=q.generator()).to(one)  # other values, and other shapes
-    other = q.x.mean() + q.x.std()*noise
+    other = q.x.mean() + 4*(q.x.max() - q.x.min())*noise  # and far beyond all values
     with torch.no_grad(): alone, both = q.look(one), q.look(torch.cat([one, other]))
     return bool((alone - both[:1]).abs().max() > 1e-3*alone.abs().max())
 
@@ -344,13 +321,6 @@ def about(self: Question, target) -> Question:
     other.target = other._frozen(target)
     other.net = self.model.on(self.sample).rebuilt(other._inner)
     return other
-
-
-@patch(as_prop=True)
-def padding(self: Question) -> list:
-    "How many voxels `multiple_of` adds before and after the image, an axis."
-    added = [-n % k for n, k in zip(self.shape, np.broadcast_to(self.net.innermost.multiple_of or 1, self.ndim))]
-    return [(int(n//2), int(n - n//2)) for n in added]
 
 # %% ../../nbs/api/inside/question.ipynb #61d7fa90
 @patch(as_prop=True)
@@ -392,6 +362,36 @@ def unreached(self: Question) -> str:
     def find():
         with untouched(self.module), frugal(self.module): return why_unreached(self.net, self.x)
     return self.once('unreached', find)
+
+# %% ../../nbs/api/inside/question.ipynb #7e6b1f3d
+@patch(as_prop=True)
+def padding(self: Question) -> list:
+    "How many voxels `multiple_of` adds before and after the image, an axis."
+    added = [-n % k for n, k in zip(self.shape, np.broadcast_to(self.net.innermost.multiple_of or 1, self.ndim))]
+    return [(int(n//2), int(n - n//2)) for n in added]
+
+
+@patch
+def prepared(self: Question, x: torch.Tensor) -> torch.Tensor | None:
+    "What the network gets for an image (1, C, *S), without its padding; None where it is asked in parts or resized."
+    seen = self.anatomy
+    if seen.forwards != 1 or not seen.script and seen.ndim != self.ndim: return None
+    if self._measured is not None: self._measured.start()
+    ready = self.net.innermost.prepare(x[0])[0][None]
+    padded = [n + before + after for n, (before, after) in zip(self.shape, self.padding)]
+    if list(ready.shape[2:]) != padded: return None
+    return ready[(..., *(slice(before, before + n) for n, (before, _) in zip(self.shape, self.padding)))]
+
+
+@patch
+def of_prepared(self: Question, x: torch.Tensor) -> torch.Tensor:
+    "Logits (n, K, *s) of what is prepared already, (n, C', *s): all that the network gets, or a part. Not counted."
+    def bare(model):
+        inner = model.copy()
+        inner.preprocess = inner.size = inner.multiple_of = None
+        inner.batch_size = len(x)
+        return inner
+    with self.refusing(), frugal(self.module): return self.net.rebuilt(bare).logits(x)
 
 # %% ../../nbs/api/inside/question.ipynb #d3aff7a6
 @patch

@@ -14,6 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.cohort import cohort
+from ..data.sample import Sample
 from ..data.files import as_file_name, read_json, write_json
 from .context import context_curves
 from .find import find_instances
@@ -105,7 +106,7 @@ def _kept(folder):
 
 # %% ../../nbs/api/instances/cohort.ipynb #84f5501b
 @patch
-def find(self: InstanceStudy, sample) -> Instances:
+def find(self: InstanceStudy, sample: Sample) -> Instances:
     "Predicted and true lesions of one patient."
     own = self.settings
     chances = self.model.predict(sample)[0]

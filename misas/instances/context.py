@@ -23,6 +23,7 @@ from ..inside.question import Question, Whole, check_count
 from ..inside.target import target_of
 from ..models.base import Model
 from ..models.hold import untouched
+from ..models.output import NoGradient
 from ..statistics import Interval, bootstrap, check_level
 from ..view import plot as pictures
 from ..view.words import Summary, between_text, score_text
@@ -195,20 +196,22 @@ class _Asked:
 
     def prepared(self, x):
         "What the network gets for an image (1, C, *S); None where it is asked as a whole."
-        with torch.enable_grad():  # the part is found by gradients
-            found = None if self.part is None or self.part.useless else factors(self.q, x)
+        try:
+            with torch.enable_grad():  # the part is found by gradients
+                found = None if self.part is None or self.part.useless else factors(self.q, x)
+        except NoGradient: found = None
         if found is None: self.part = None
         return None if found is None else found[0]
 
-    def logits(self, images, ready):
-        "Logits of images (n, C, *S), or of parts of them; and the lesion there."
-        with torch.enable_grad(): opened = ready is not None and self.part is not None and self.part.open(ready, images)
+    def logits(self, images, ready, whole):
+        "Logits of images (n, C, *S), or of parts of them; and the lesion there. `whole`: see `Part.open`."
+        with torch.enable_grad(): opened = self.part and ready is not None and self.part.open(ready, images, whole=whole)
         if opened: return self.part.logits, self.q.target.mask[self.part.box]
         return self.q.apart(images), self.q.target.mask
 
-    def answers(self, images, ready=None):
+    def answers(self, images, ready=None, whole=True):
         "Scores (n,) of images, and whether any voxel of the lesion is found."
-        logits, mask = self.logits(images, ready)
+        logits, mask = self.logits(images, ready, whole)
         target = replace(self.q.target, mask=mask)
         own = target.each(logits)
         own = own.sigmoid() if target.log_odds else own
@@ -223,7 +226,7 @@ def _ask(asked, own, away, radii, fill, draws):
     "Scores and found (draws, radii), and what was filled in first. `own`: the unchanged image, prepared."
     question, scores, found = asked.q, np.empty((draws, len(radii))), np.empty((draws, len(radii)), bool)
     parts = [(draw, i, j) for draw in range(draws) for i, j in question.portions(len(radii), question.batch)]
-    away, first = torch.as_tensor(away, device=question.x.device), None
+    away, first, anchors = torch.as_tensor(away, device=question.x.device), None, {0, len(radii)//2, len(radii) - 1}
     for draw, i, j in question.steps(parts, 'radii'):
         if i == 0:
             other = _filled(question, fill, draw)
@@ -232,7 +235,7 @@ def _ask(asked, own, away, radii, fill, draws):
         near = [away <= radius for radius in radii[i:j]]
         images = torch.cat([torch.where(one, question.x, other) for one in near])
         prepared = None if ready is None else torch.cat([torch.where(one, own, ready) for one in near])
-        scores[draw, i:j], found[draw, i:j] = asked.answers(images, prepared)
+        scores[draw, i:j], found[draw, i:j] = asked.answers(images, prepared, bool(anchors & {*range(i, j)}))
     return scores, found, first
 
 # %% ../../nbs/api/instances/context.ipynb #bbcb0a16
@@ -276,7 +279,7 @@ class _Images:
         self.whole = Whole(self.question)
         return _curve(self.question, self.whole, radii_mm, self.how)
 
-
+# %% ../../nbs/api/instances/context.ipynb #b25d5527
 def context_curve(
     model: Model,  # or anything `as_model` takes
     sample: Sample,  # or anything `as_sample` takes
@@ -303,6 +306,8 @@ def context_curve(
 def _curve(q, whole, radii_mm, how):
     "The curve of the lesion of a question; `whole`: see `Whole`."
     sample, asked, fill = q.sample, _Asked(q, how.threshold, whole), how.fill
+    if not sample.spacing_known: raise ValueError(
+        f'radii are in mm, but the spacing of sample {sample.name!r} is not known; give it one, e.g. spacing=1.5')
     _check_fill(fill, sample.image.shape)
     draws, away = how.draws, distance_mm(q.target.mask, sample.spacing)
     if not away.any(): raise ValueError(

@@ -168,7 +168,7 @@ def _placed_table(self: Instances, placed, lesions):
     return table.assign(group='TN')
 
 # %% ../../nbs/api/instances/results.ipynb #c74863dd
-STYLES = {'TP': '-', 'FP': '-', 'FN': '--', 'TN': ':'}
+STYLES = {'TP': '-', 'FP': '-', 'FN': (0, (2, .8)), 'TN': ':'}
 MEANING = {'TP': 'found (TP)', 'FP': 'false (FP)', 'FN': 'missed (FN)', 'TN': 'healthy (TN)'}
 MOST_IDS = 30  # in one picture
 

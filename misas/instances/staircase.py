@@ -102,7 +102,7 @@ class NearLesion:
     ):
         self.of_all, self.q = question, question.about(target_of(lesion.mask, k, log_odds=True))
         self.part = Part(self.q, whole=self._whole)
-        self.open = self.chance(question.sample.image, question.x) is not None  # false: ask about the whole
+        self.open = self.chance(question.sample.image, question.x, True) is not None  # false: ask about the whole
 
     @staticmethod
     def question(model: Model, sample: Sample, k: int) -> Question | None:
@@ -121,10 +121,11 @@ class NearLesion:
     def chance(
         self, image: np.ndarray,  # (C, *S)
         x: torch.Tensor | None = None,  # the same as a tensor (1, C, *S), where it is known
+        whole: bool = False,  # see `Part.open`
     ) -> np.ndarray | None:  # (K, voxels of the lesion); None, and `open` is false from now on: ask about the whole
         "Probabilities in the lesion."
         x = torch.as_tensor(image)[None].to(self.q.x) if x is None else x
-        with torch.enable_grad(): self.open = self.part.open(self.q.prepared(x), x) is not None  # by gradients
+        with torch.enable_grad(): self.open = self.part.open(self.q.prepared(x), x, whole=whole) is not None  # gradients
         if not self.open: return None
         inside = torch.as_tensor(self.q.target.mask[self.part.box], device=x.device)
         logits = self.part.logits[0][:, inside]
@@ -212,5 +213,16 @@ def _part(self: Asked, question, one, by_channel):
             chance = near.chance(one.lesion.on(self.sample.image, by_channel*one.grid[k]))
             if chance is None: break
             one.answers[k] = bool(self.found(chance).any())
-    self.evaluations += len(one.answers)
-    return len(one.answers)
+    asked = len(one.answers)
+    self.evaluations += asked
+    self._confirm(one, by_channel)
+    return asked
+
+
+@patch
+def _confirm(self: Asked, one, by_channel):
+    "Ask the whole image at the ends of the bracket; where it says something else, forget what was found in parts."
+    ends = [k for k in bracket(one.answers) if k is not None]
+    told = {k: one.answers[k] for k in ends}
+    for k in ends: self._images([(one, k)], by_channel)
+    if any(one.answers[k] != found for k, found in told.items()): one.answers = {k: one.answers[k] for k in ends}
