@@ -23,8 +23,8 @@ from .instances.cohort import InstanceStudy
 from .instances.context import context_curve, context_curves
 from .instances.errors import detect_errors
 from .instances.detectability import Detectability, detectability
-from .instances.find import find_instances
-from .instances.groups import compare_groups
+from .instances.find import find_instances, predict_instances
+from .instances.groups import compare_groups, map_features
 from .instances.maps import instance_maps
 from .instances.results import Instances
 from .instances.saliency import instance_gradcam, instance_saliency
@@ -62,6 +62,6 @@ __all__ = [
     'compare', 'compare_groups', 'complexity', 'context_curve', 'context_curves', 'datasets', 'deletion',
     'detect_errors', 'detectability', 'diagnose', 'explore', 'find_instances', 'infidelity', 'insert_lesion',
     'insertion', 'instance_gradcam', 'instance_maps', 'instance_saliency', 'load', 'localisation',
-    'max_sensitivity', 'methods', 'phantom', 'plot', 'random_target', 'randomisation_check', 'rank_methods',
-    'save', 'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html',
-    'tolerance', 'transforms', 'zoo']
+    'map_features', 'max_sensitivity', 'methods', 'phantom', 'plot', 'predict_instances', 'random_target',
+    'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity', 'sensitivity_grid', 'show_map',
+    'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms', 'zoo']

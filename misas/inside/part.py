@@ -110,7 +110,7 @@ class Part:
     def open(
         self, ready: torch.Tensor,  # (n, C, *S): what the network gets for images
         x: torch.Tensor,  # these images (n, C, *S); of equal copies one is enough
-        check: bool = True,  # that no gradient reaches the border? Else only of a new box, and the caller asks `reaches`
+        check: bool = True,  # that no gradient reaches the border? Else only of a new box; the caller asks `reaches`
         whole: bool = True,  # compare the scores with those of the whole image; else with those of a much wider part
     ) -> tuple | None:  # leaf (n, C, *s), scores (n, voxels) that depend on it; `box` says where. None: take the whole
         "The parts of images."

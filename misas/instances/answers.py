@@ -53,12 +53,12 @@ class CloseUp:
 
     def picture(
         self, grey: np.ndarray,  # (*S), from black (0) to white (1)
-        map: np.ndarray | None = None,  # (*S); None: only the outline
+        map: np.ndarray | None = None,  # what `cut` gives of one; None: only the outline
         limit: float = 1.,  # of the map's colours
     ) -> np.ndarray:  # (H, W, 3)
         "The lesion outlined in white, and the map over it."
         shown = (255*self.cut(grey)).clip(0, 255).astype(np.uint8)
-        if map is not None: return draw_map_view(self.view, 0, shown, self.cut(map), limit, self.mask)
+        if map is not None: return draw_map_view(self.view, 0, shown, map, limit, self.mask)
         out, margin = draw_view(self.view, 0, shown), self.view.margin
         inner = out[margin:-margin, margin:-margin]
         inner[:] = outline(inner, self.view.cut(self.mask, 0))
@@ -86,6 +86,12 @@ def _cut_out(volume, box):
     return Sample(image, spacing=volume.spacing, affine=affine, name=volume.name)
 
 # %% ../../nbs/api/instances/answers.ipynb #a0124678
+def _measured_as(scene):
+    "The sample, with the spacing that its lesions were measured with."
+    same = tuple(scene.spacing) == tuple(scene.sample.spacing) and scene.sample.spacing_known
+    return scene.sample if same else scene.sample.replace(spacing=scene.spacing, affine=None)
+
+
 class InstanceAnswers:
     "The lesions of one image, and what a model says about them."
     def __init__(
@@ -103,9 +109,10 @@ class InstanceAnswers:
         if found.scene.sample is None: raise ValueError(
             'found has no image: give find_instances the Sample as labels=, find_instances(prediction, sample)')
         self.found, self.model = found, None if model is None else as_model(model)
-        self.sample, self.how = found.scene.sample, dict(kind=kind, n=n, seed=seed, **kw)
-        self.radii = dict(radii_mm=radii_mm, fill=fill, seed=seed)
+        self.sample, self.how = _measured_as(found.scene), dict(kind=kind, n=n, seed=seed, **kw)
+        self.radii = dict(radii_mm=radii_mm, fill=fill, seed=seed, cls=kw.get('cls'))
         self._made, self._curves, self.failed = {}, {}, {}  # id -> (maps, number); id -> curve; id -> reason
+        self._numbers, self._seen = {}, {}  # id -> peaks and shares; id -> the map in the close-up (C, *s)
         self._attribution = lru_cache(4)(self._attribution)  # a map of a volume is large
         self.close_up = lru_cache(64)(self.close_up)
 
@@ -125,6 +132,12 @@ class InstanceAnswers:
 
     def knows(self, id: str) -> bool: "Was its map made?"; return id in self._made
     def knows_curve(self, id: str) -> bool: "Was its context curve made?"; return id in self._curves
+
+    def try_asking(self, ids: Iterable[str] | None = None, progress: bool = True) -> None:
+        "The same; where the model refuses, the reason is kept in `failed`."
+        ids = self.ids if ids is None else list(ids)
+        try: self.ask(ids, progress)
+        except ValueError as e: self.failed |= {id: str(e) for id in ids if not self.knows(id)}
 
     def _asked(self):
         if self.model is None: raise ValueError('maps and curves need the model: pass model=')
@@ -156,17 +169,33 @@ def pictures(
     map: bool = True,  # with the map over them?
 ) -> list:  # of (H, W, 3), one a channel
     "Close-ups of a lesion."
-    place, found = self.close_up(id), self.map(id).map if map else None
+    place, found = self.close_up(id), self.seen(id) if map else None
     limit = 1. if found is None else self.limit(id)
     return [place.picture(self.grey[k], None if found is None else found[min(k, len(found) - 1)], limit)
             for k in range(self.sample.n_channels)]
 
 
 @patch
+def seen(self: InstanceAnswers, id: str) -> np.ndarray:  # (C', *box)
+    "The part of a map that lies in the close-up; kept."
+    if id not in self._seen: self._keep(id)
+    return self._seen[id]
+
+
+@patch
+def _keep(self: InstanceAnswers, id):
+    "Keep of a map what is shown of it: the whole of it may be large, and may have to be asked again."
+    found = self.map(id).map
+    self._seen[id] = np.stack([self.close_up(id).cut(one) for one in found])
+    sizes, total = np.abs(found).reshape(len(found), -1), np.abs(found).sum()
+    peaks = {f'peak_{k}': float(one.ravel()[sizes[k].argmax()]) for k, one in enumerate(found)}
+    self._numbers[id] = peaks | {f'share_{k}': float(sizes[k].sum()/total) for k in range(len(found))}
+
+
+@patch
 def limit(self: InstanceAnswers, id: str) -> float:
     "Where the colours of a lesion's maps end: a percentile of what is seen."
-    place = self.close_up(id)
-    return map_limit(np.stack([place.cut(one) for one in self.map(id).map]))
+    return map_limit(self.seen(id))
 
 
 @patch(as_prop=True)
@@ -191,15 +220,10 @@ def frame(self: InstanceAnswers) -> 'pandas.DataFrame':
 @patch
 def _measured(self: InstanceAnswers, id):
     "Peak and share of each channel of a map; nothing where there is none."
-    try: found = self.map(id).map
-    except ValueError as e:
-        self.failed[id] = str(e)
-        return {}
-    sizes, told = np.abs(found).reshape(len(found), -1), {}
-    for k, one in enumerate(found):
-        told[f'peak_{k}'] = float(one.ravel()[sizes[k].argmax()])
-        told[f'share_{k}'] = float(sizes[k].sum()/sizes.sum())
-    return told
+    if id in self.failed: return {}
+    try: self.seen(id)
+    except ValueError as e: self.failed[id] = str(e)
+    return self._numbers.get(id, {})
 
 
 @patch
@@ -231,7 +255,7 @@ def to_html(
     "The lesions on one page that needs nothing else; maps where there is a model."
     path, ids = page.check_page_path(path), self.ids if ids is None else list(ids)
     for id in ids: self.found.instance(id)
-    if self.model is not None: self.ask(ids, progress)
+    if self.model is not None: self.try_asking(ids, progress)
     told = self.found.summary()
     body = [page.paragraphs(told.text), page.figure(self.found.plot(), 'outlines of all lesions'),
             '<p>' + ' · '.join(f'<a href="#{escape(id)}">{escape(id)}</a>' for id in ids) + '</p>']
@@ -246,7 +270,7 @@ def _section(self: InstanceAnswers, id, curves):
     "One lesion: its pictures and its numbers."
     shown = [page.picture(one, f'{id}, channel {k}') for k, one in enumerate(self.pictures(id, map=False))]
     if self.model: shown += self._maps_shown(id)
-    if curves and self.model: shown.append(page.figure(self.curve(id).plot(), f'context curve of {id}', dpi=70))
+    if curves and self.model: shown += self._curve_shown(id)
     row = f'<div style="display:flex; flex-wrap:wrap; gap:8px; align-items:flex-start">{"".join(shown)}</div>'
     words = ''.join(f'<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>' for k, v in self.words(id).items())
     mark = f'<span style="color:{GROUPS[self.found.instance(id).group]}">■</span>'
@@ -256,8 +280,16 @@ def _section(self: InstanceAnswers, id, curves):
 @patch
 def _maps_shown(self: InstanceAnswers, id):
     "Pictures of the maps; none where there is no map that can be believed."
+    if id in self.failed: return []
     try: found = self.pictures(id)
     except ValueError as e:
         self.failed[id] = str(e)
         return []
     return [page.picture(one, f'{id}, map of channel {k}') for k, one in enumerate(found)]
+
+
+@patch
+def _curve_shown(self: InstanceAnswers, id):
+    "The context curve; in words why there is none."
+    try: return [page.figure(self.curve(id).plot(), f'context curve of {id}', dpi=70)]
+    except ValueError as e: return [page.note(f'no context curve: {e}')]

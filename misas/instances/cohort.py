@@ -17,7 +17,7 @@ from ..data.cohort import cohort
 from ..data.sample import Sample
 from ..data.files import as_file_name, read_json, write_json
 from .context import context_curves
-from .find import find_instances
+from .find import predict_instances
 from .groups import Groups, compare_groups, map_features
 from .maps import instance_maps
 from .results import GROUPS, Instances
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['FORMAT', 'MAPS', 'PARTS', 'InstanceStudy']
+__all__ = ['FORMAT', 'MAPS', 'GROWING', 'OURS', 'PARTS', 'InstanceStudy']
 
 # %% ../../nbs/api/instances/cohort.ipynb #7324a4ee
 FORMAT = 1  # of `instances.json`
 MAPS = dict(kind='average', n=20)  # options of `instance_maps` where none are given
+GROWING = 'name', 'maps', 'context'  # these may be added to a folder, and models may be called otherwise
 
 
 def _plain(value):
@@ -53,11 +54,26 @@ def _plain(value):
 
 def _merged(old, new, folder):
     "Settings in the folder with those asked for. ValueError where they contradict each other."
-    both = [name for name in new if name != 'name' and old.get(name) is not None and new[name] is not None]
-    lines = [line for name in both for line in differences(old[name], new[name], name)]
+    both = [name for name in new if name not in GROWING or None not in (old.get(name), new[name])]
+    lines = [line for name in both for line in differences(old.get(name), new[name], name)]
     if lines: raise ValueError(
         f'{folder}: holds lesions with other settings: {"; ".join(lines)}. Use another folder, or the old settings')
     return {name: old[name] if new.get(name) is None else new[name] for name in {**old, **new}}
+
+
+OURS = 'cls', 'seed', 'threshold', 'progress', 'negatives', 'probabilities', 'model', 'sample', 'instances'
+
+
+def _check(groups, shells, options):
+    "ValueError for settings that make no sense."
+    unknown = [name for name in groups if name not in GROUPS]
+    if unknown: raise ValueError(f'groups must be among {", ".join(GROUPS)}, got {unknown[0]!r}')
+    if not (np.diff([0, *shells]) > 0).all(): raise ValueError(f'shells must be rising numbers of mm, got {shells!r}')
+    for what, given in options.items():
+        taken = [name for name in given or () if name in OURS]
+        if taken: raise ValueError(f'{what} must not hold {taken[0]!r}: the study sets it for all parts')
+    if options['context'] is not None and options['context'].get('radii_mm') is None: raise ValueError(
+        'context needs the same radii for all lesions, e.g. context=dict(radii_mm=range(0, 21, 2))')
 
 # %% ../../nbs/api/instances/cohort.ipynb #e15fc96e
 class InstanceStudy:
@@ -83,10 +99,7 @@ class InstanceStudy:
             if kept is None: raise ValueError(f'{self.folder}: there is no study of lesions in it; pass model to begin')
             self.settings = kept
             return
-        unknown = [name for name in (*groups, *context_groups) if name not in GROUPS]
-        if unknown: raise ValueError(f'groups must be among {", ".join(GROUPS)}, got {unknown[0]!r}')
-        if context is not None and context.get('radii_mm') is None: raise ValueError(
-            'context needs the same radii for all lesions, e.g. context=dict(radii_mm=range(0, 21, 2))')
+        _check((*groups, *context_groups), shells, dict(find=find, maps=maps, context=context))
         if context is not None: context = {**context, 'radii_mm': list(context['radii_mm'])}
         asked = dict(cls=cls, threshold=threshold, find=find or {}, negatives=negatives, maps=maps, shells=shells,
                      context=context, groups=groups, context_groups=context_groups, seed=seed)
@@ -109,23 +122,17 @@ def _kept(folder):
 def find(self: InstanceStudy, sample: Sample) -> Instances:
     "Predicted and true lesions of one patient."
     own = self.settings
-    chances = self.model.predict(sample)[0]
-    prediction = self.model.decide(chances[None])[0]
-    names = self.model.foreground
-    k = names.index(own['cls']) + 1 if own['cls'] in names else own['cls'] or 1
-    channel = k - bool(self.model.overlapping)
-    if own['threshold'] is not None:
-        prediction = np.where(chances[channel] > own['threshold'], k, 0).astype(np.uint8)
-    negatives = dict(negatives=own['negatives'], seed=own['seed']) if own['negatives'] else {}
-    return find_instances(prediction, sample, cls=k, probabilities=chances[channel], **negatives, **own['find'])
+    how = dict(cls=own['cls'], threshold=own['threshold'], seed=own['seed'], **own['find'])
+    if own['negatives']: how['negatives'] = own['negatives']
+    return predict_instances(self.model, sample, **how)
 
 
 def _of_groups(found, groups): return [one for one in found if one.group in groups]
 
 
 def _lesions(study, found, sample):
-    "A row a lesion: group, size, place, probability; and how many true ones the image has, and how many are found."
-    return found.frame.assign(n_true=len(found.true), n_found=int((found.true.group == 'TP').sum()))
+    "A row a lesion: group, size, place, probability."
+    return found.frame
 
 
 def _maps(study, found, sample):
@@ -151,7 +158,8 @@ def _curves(study, found, sample):
     lesions, own = _of_groups(found, study.settings['context_groups']), study.settings
     if not lesions: return pd.DataFrame(dict(id=[], radius_mm=[]))
     cases = [(sample, one) for one in lesions]
-    made = context_curves(study.model, cases, seed=own['seed'], progress=study.progress, **own['context'])
+    how = dict(threshold=own['threshold'], seed=own['seed'], progress=study.progress) | own['context']
+    made = context_curves(study.model, cases, **how)
     needed = made.needed[['instance', 'needed_mm', 'whole']]
     return made.frame.merge(needed, on='instance').drop(columns=['case', 'sample']).rename(columns=dict(instance='id'))
 
@@ -202,22 +210,28 @@ def _case(self: InstanceStudy, case, retry):
     missing = [part for part in self.wanted() if not self.file(part, case.name).exists()]
     failure = self.file('failures', case.name)
     if not missing or failure.exists() and not retry: return ''
+    reasons = []
     try:
-        sample = case.sample()
-        found = self.find(sample)
-        for part in missing: self._keep(part, case, PARTS[part](self, found, sample))
-    except Exception as e:  # whatever a network or a file may raise: the other patients go on
-        write_json(failure, dict(sample=case.name, reason=(str(e) or type(e).__name__).splitlines()[0]))
-        return read_json(failure)['reason']
-    failure.unlink(missing_ok=True)
-    return ''
+        found = self.find(case.sample())
+        self._check_found(case, found)
+    except Exception as e: reasons.append(_reason(e))  # whatever it may be: the other patients go on
+    for part in () if reasons else missing:
+        try: self._keep(part, case, found, PARTS[part](self, found, found.scene.sample))
+        except Exception as e: reasons.append(f'{part}: {_reason(e)}')
+    if reasons: write_json(failure, dict(sample=case.name, reason='; '.join(reasons)))
+    else: failure.unlink(missing_ok=True)
+    return '; '.join(reasons)
+
+
+def _reason(e): return (str(e).strip() or type(e).__name__).splitlines()[0]
 
 # %% ../../nbs/api/instances/cohort.ipynb #2e362707
 @patch
-def _keep(self: InstanceStudy, part, case, table):
-    "Write a table of a patient."
+def _keep(self: InstanceStudy, part, case, found, table):
+    "Write a table of a patient, and what is known of the image."
     columns = {name: column.tolist() for name, column in table.items()}
     about = dict(sample=case.name, patient=str(case.info.get('patient', case.name)), mark=_plain(case.mark))
+    about |= dict(n_true=len(found.true), n_found=int((found.true.group == 'TP').sum()), n_false=found.counts['FP'])
     write_json(self.file(part, case.name), dict(about, columns=columns))
 
 
@@ -226,32 +240,56 @@ def _check_same(self: InstanceStudy, case):
     "ValueError where a patient is not the one that was studied under this name."
     file = self.file('lesions', case.name)
     if not file.exists(): return
-    old, new = read_json(file)['mark'], _plain(case.mark)
-    if old is not None and new is not None and type(old) is type(new) and old != new: raise ValueError(
-        f'{self.folder}: the data of {case.name!r} have changed since; give it another name, or use another folder')
+    old, new = read_json(file).get('mark'), _plain(case.mark)
+    known = old is not None and new is not None and type(old) is type(new)
+    if known and old != new: raise ValueError(_changed(self, case))
 
 
+def _changed(study, case):
+    return f'{study.folder}: the data of {case.name!r} have changed since; give it another name, or use another folder'
+
+
+@patch
+def _check_found(self: InstanceStudy, case, found):
+    "ValueError where lesions that were kept are not those that are found now."
+    file, table = self.file('lesions', case.name), found.frame
+    if not file.exists(): return
+    old = read_json(file)['columns']
+    same = old['id'] == table.id.tolist() and np.allclose(old['i'], table.i) and old['voxels'] == table.voxels.tolist()
+    if not same: raise ValueError(_changed(self, case))
+
+# %% ../../nbs/api/instances/cohort.ipynb #d489f151
 @patch
 def _read(self: InstanceStudy, part):
     "The tables of a part, of all patients."
     import pandas as pd
-    tables = []
-    for path in sorted((self.folder/part).glob('*.json')):
-        if path.name[0] == '.': continue
-        kept = read_json(path)
-        tables.append(pd.DataFrame(kept['columns']).assign(sample=kept['sample'], patient=kept['patient']))
+    tables = [pd.DataFrame(kept['columns']).assign(sample=kept['sample'], patient=kept['patient'])
+              for kept in self._files(part)]
     tables = [table for table in tables if len(table)]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(dict(sample=[], patient=[], id=[]))
+
+
+@patch
+def _files(self: InstanceStudy, part):
+    "What the files of a part hold."
+    return [read_json(path) for path in sorted((self.folder/part).glob('*.json')) if path.name[0] != '.']
+
+
+@patch(as_prop=True)
+def images(self: InstanceStudy) -> 'pandas.DataFrame':
+    "A row an image: sample, patient, and how many true lesions it has, how many of them are found, how many are false."
+    import pandas as pd
+    columns = ['sample', 'patient', 'n_true', 'n_found', 'n_false']
+    return pd.DataFrame([{name: kept[name] for name in columns} for kept in self._files('lesions')], columns=columns)
 
 
 @patch(as_prop=True)
 def failures(self: InstanceStudy) -> 'pandas.DataFrame':
     "Patients that could not be done, and why."
     import pandas as pd
-    files = [path for path in sorted((self.folder/'failures').glob('*.json')) if path.name[0] != '.']
-    return pd.DataFrame([read_json(path) for path in files], columns=['sample', 'reason'])
+    return pd.DataFrame(self._files('failures'), columns=['sample', 'reason'])
 
-# %% ../../nbs/api/instances/cohort.ipynb #d489f151
+
 @patch(as_prop=True)
 def frame(self: InstanceStudy) -> 'pandas.DataFrame':
     "A row a lesion: sample, patient, id, group, size and place; of its maps peak_0, share_0 ... by channel; needed_mm."
@@ -290,20 +328,27 @@ def compare(
 @patch
 def summary(self: InstanceStudy) -> Summary:
     "How many were found and missed, and what was measured."
-    table = self.frame
-    if not len(table): return Summary(f'{self.folder.name}: no patient has been done yet.', table)
-    counts = table.group.value_counts()
-    images = table.drop_duplicates('sample')
-    share = bootstrap(images.n_found/images.n_true, 'mean', clusters=images.patient)
-    between = '' if np.isnan(share.low) else f', {share.low:.0%} to {share.high:.0%}'
-    lines = [f'{table.patient.nunique()} patients, {len(images)} images: {images.n_found.sum()} of '
-             f'{images.n_true.sum()} lesions are found (mean of the images {share.estimate:.0%}{between}); '
-             f'{counts.get("FP", 0)} false ones.']
+    table, images = self.frame, self.images
+    if not len(images): return Summary(f'{self.folder.name}: no patient has been done yet.', table)
+    lines = [f'{images.patient.nunique()} patients, {len(images)} images: {images.n_found.sum()} of '
+             f'{images.n_true.sum()} lesions are found{_share_words(images)}; {images.n_false.sum()} false ones.']
+    if not len(table): return Summary(lines[0], table)
+    refused = int((self.maps.channel < 0).sum()) if len(self.maps) else 0
+    if refused: lines.append(f'{refused} lesions have no map that can be believed: see .maps.reason.')
     if 'needed_mm' in table and table.needed_mm.notna().any(): lines.append(_context_line(table))
     if len(self.failures): lines.append(f'{len(self.failures)} could not be done: see .failures.')
     numbers = [name for name in table if name.startswith(('diameter', 'probability', 'peak', 'share', 'needed'))]
-    order = [name for name in GROUPS if name in counts]
+    order = [name for name in GROUPS if name in set(table.group)]
     return Summary(' '.join(lines), table.groupby('group')[numbers].median().reindex(order))
+
+
+def _share_words(images):
+    "The mean share of the images that have lesions, with its interval."
+    ill = images[images.n_true > 0]
+    if not len(ill): return ''
+    share = bootstrap(ill.n_found/ill.n_true, 'mean', clusters=ill.patient)
+    between = '' if np.isnan(share.low) else f', {max(share.low, 0):.0%} to {min(share.high, 1):.0%}'
+    return f' (mean of the images {share.estimate:.0%}{between})'
 
 
 def _context_line(table):
@@ -337,4 +382,4 @@ def to_html(
     figures = [page.figure(self.plot(name), f'{name} by group') for name in peaks if table.group.nunique() > 1]
     parts = [page.paragraphs(told.text), page.table(told.frame.reset_index()), *figures,
              page.section('Lesions', page.table(table))]
-    return page.write_page(path, page.report(f'Lesions found by {self.settings["name"]}', *parts))
+    return page.write_page(path, page.report(f'Lesions found by {self.settings.get("name", "the model")}', *parts))

@@ -205,7 +205,8 @@ class _Asked:
 
     def logits(self, images, ready, whole):
         "Logits of images (n, C, *S), or of parts of them; and the lesion there. `whole`: see `Part.open`."
-        with torch.enable_grad(): opened = self.part and ready is not None and self.part.open(ready, images, whole=whole)
+        asks = self.part is not None and ready is not None
+        with torch.enable_grad(): opened = asks and self.part.open(ready, images, whole=whole)
         if opened: return self.part.logits, self.q.target.mask[self.part.box]
         return self.q.apart(images), self.q.target.mask
 

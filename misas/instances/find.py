@@ -9,15 +9,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.labels import is_stack, mask_of
+from ..data.io import as_sample
+from ..data.labels import class_count, class_names, foreground, is_stack, mask_of
 from ..data.sample import Sample
 from .measure import Voxels, border_mm, brain_of, nearest_mm, table_of
 from .results import Instances
 from .scene import as_side, class_of, fitting, scene_of
+from ..models.adapt import as_model
+from ..models.base import Model
 from ..metrics.instances import components, large, one_to_one, overlaps, renumbered, touching
 
 # %% auto #0
-__all__ = ['MATCHING', 'find_instances']
+__all__ = ['MATCHING', 'find_instances', 'predict_instances']
 
 # %% ../../nbs/api/instances/find.ipynb #50518299
 def _split(side, known, what, k, valid, connectivity, min_voxels):
@@ -110,3 +113,37 @@ def find_instances(
     maps = dict(P=both[0][0], T=both[1][0], N=np.zeros(scene.shape, np.int32))
     out = Instances(maps, dict(P=tables[0], T=tables[1], N=tables[0][:0]), pairs, name, scene, matching, brain, sure)
     return out.with_negatives(negatives, seed) if negatives else out
+
+# %% ../../nbs/api/instances/find.ipynb #134f10fc
+def predict_instances(
+    model: Model,  # or anything `as_model` takes
+    sample: Sample,  # with labels; or anything `as_sample` takes
+    *, cls: str | int | None = None,  # name or number of a class of the model; None: the only one
+    threshold: float | None = None,  # probability above which a voxel is predicted; None: as the model decides
+    **kw: object,  # see `find_instances`
+) -> Instances:
+    "Instances that a model predicts, and true ones. ValueError for classes that do not fit."
+    model, sample = as_model(model), as_sample(sample)
+    if sample.labels is None: raise ValueError(f'sample {sample.name!r} has no labels to compare with')
+    if threshold is not None and not 0 < threshold < 1:
+        raise ValueError(f'threshold must be a probability between 0 and 1, got {threshold!r}')
+    chances = model.predict(sample)
+    decided = model.decide(chances)[0]
+    names = model.foreground if model.overlapping else class_names(model.classes, model.n_classes)
+    k, name = class_of(cls, [decided], names)
+    own = chances[0, k - bool(model.overlapping)]
+    mask = mask_of(decided, k) if threshold is None else own > threshold
+    truth = sample.replace(labels=_truth(sample, k, name).astype(np.uint8), classes=('background', name))
+    return find_instances(mask.astype(np.uint8), truth, probabilities=own, **kw)
+
+
+def _truth(sample, k, name):
+    "The class in the labels: by its name, or the only one; without names by its number."
+    stack = is_stack(sample.labels)
+    count = class_count(sample.labels)
+    names = foreground(sample.classes, max(count, len(sample.classes or ()) - (not stack)) + (not stack), stack)
+    if sample.classes is None: return mask_of(sample.labels, k)
+    if name in names: return mask_of(sample.labels, names.index(name) + 1)
+    if len(names) == 1: return mask_of(sample.labels, 1)
+    raise ValueError(f'labels of sample {sample.name!r} have no class {name!r}, but {", ".join(names)}; '
+                     'give both the same names, as_model(..., classes=) or sample.replace(classes=)')

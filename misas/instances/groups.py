@@ -132,7 +132,8 @@ def compare_groups(
         shares, whose = _above(*columns)
         found = bootstrap(shares, 'mean', clusters=whose, level=level, seed=seed) if len(shares) else (np.nan,)*3
         counts = int(columns[1].sum()), int((~columns[1]).sum()), len(np.unique(whose))
-        rows.append((first, second, *counts, *found[:3], _within(*columns, n, rng)))
+        ends = np.clip(found[:3], 0, 1)  # it is a share; NaN stays
+        rows.append((first, second, *counts, *ends, _within(*columns, n, rng)))
     names = ['first', 'second', 'n_first', 'n_second', 'patients', 'effect', 'low', 'high', 'p']
     frame = pd.DataFrame(rows, columns=names)
     return Groups(table, frame.assign(p_holm=holm(frame.p.to_numpy())), name)
@@ -155,7 +156,8 @@ def plot(self: Groups) -> 'Figure':
 def _in_words(row, name):
     which = f'{row["first"]} against {row["second"]}'
     if not row.patients: return f'{which}: no patient has lesions of both.'
-    effect = f'larger {name} in {100*row.effect:.0f} % of pairs ({100*row.low:.0f} to {100*row.high:.0f} %)'
+    between = '' if np.isnan(row.low) else f' ({100*row.low:.0f} to {100*row.high:.0f} %)'
+    effect = f'larger {name} in {100*row.effect:.0f} % of pairs{between}'
     who = f'{row.n_first} and {row.n_second} lesions, {row.patients} patients with both'
     return f'{which}: {effect}, p = {row.p_holm:.2g} ({who}).'
 

@@ -63,7 +63,8 @@ class InstanceMaps(Sequence):
         self.instances, self._make = instances, make
 
     def __len__(self) -> int: return len(self.instances)
-    def __getitem__(self, i: int) -> Attribution: return self._make[i]()
+    def __getitem__(self, i: int) -> Attribution: return self._item(self._make[i])
+    def _item(self, made): return [make() for make in made] if isinstance(made, list) else made()
     def __repr__(self): return f'InstanceMaps({len(self)} lesions)'
 
 
@@ -84,8 +85,7 @@ def _map(lesion, method, options):
     question = lesion.question
     how = dict(options, seed=question.seed, progress=question.progress)
     if lesion.part.useless: return attribute(question.model, question.sample, question.target, method.name, **how)
-    raw = lesion.raw(options['n_samples'])
-    return explained(question, method, options, raw, dict(COMMON, internal_batch=None, **how))
+    return explained(question, method, options, lesion.raw(options['n_samples']), dict(COMMON, internal_batch=None, **how))
 
 
 def _values(question, lesions, whole):

@@ -125,7 +125,8 @@ class NearLesion:
     ) -> np.ndarray | None:  # (K, voxels of the lesion); None, and `open` is false from now on: ask about the whole
         "Probabilities in the lesion."
         x = torch.as_tensor(image)[None].to(self.q.x) if x is None else x
-        with torch.enable_grad(): self.open = self.part.open(self.q.prepared(x), x, whole=whole) is not None  # gradients
+        with torch.enable_grad():  # the part is found by gradients
+            self.open = self.part.open(self.q.prepared(x), x, whole=whole) is not None
         if not self.open: return None
         inside = torch.as_tensor(self.q.target.mask[self.part.box], device=x.device)
         logits = self.part.logits[0][:, inside]
@@ -213,10 +214,9 @@ def _part(self: Asked, question, one, by_channel):
             chance = near.chance(one.lesion.on(self.sample.image, by_channel*one.grid[k]))
             if chance is None: break
             one.answers[k] = bool(self.found(chance).any())
-    asked = len(one.answers)
-    self.evaluations += asked
+    self.evaluations += len(one.answers)
     self._confirm(one, by_channel)
-    return asked
+    return len(one.answers)
 
 
 @patch

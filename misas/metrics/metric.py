@@ -128,7 +128,7 @@ def instance_metric(
         raise ValueError(f'name must be one of {", ".join(INSTANCE_SCORES)}, got {name!r}')
     if connectivity not in (None, 4, 8, 6, 18, 26):
         raise ValueError(f'connectivity must be 4 or 8 in 2D, 6, 18 or 26 in 3D, got {connectivity!r}')
-    if not isinstance(min_voxels, int) or min_voxels < 1:
+    if not isinstance(min_voxels, (int, np.integer)) or isinstance(min_voxels, bool) or min_voxels < 1:
         raise ValueError(f'min_voxels must be a whole number of at least 1, got {min_voxels!r}')
     told = [f'{connectivity} neighbours'] if connectivity else []
     if min_voxels > 1: told.append(f'from {min_voxels} voxels')
