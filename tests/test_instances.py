@@ -9,9 +9,28 @@ import torch
 from panoptica_answers import SEEDS, random_masks, spine
 
 from misas.all import (
-    Brightness, Sample, Study, as_model, compare, compare_groups, context_curve, context_curves, detectability, explore, insert_lesion,
-    instance_gradcam, instance_maps, instance_saliency, phantom, score, sensitivity)
+    Brightness,
+    Sample,
+    Study,
+    as_model,
+    compare,
+    compare_groups,
+    context_curve,
+    context_curves,
+    detectability,
+    explore,
+    insert_lesion,
+    instance_gradcam,
+    instance_maps,
+    instance_saliency,
+    phantom,
+    score,
+    sensitivity,
+)
+from misas.attribution.gradient import noisy_images
 from misas.data.datasets import data_folder
+from misas.inside.question import Question
+from misas.inside.target import Target
 from misas.instances.find import find_instances
 from misas.metrics.instances import INSTANCE_SCORES, overlaps
 from misas.metrics.metric import sensitivity_in
@@ -216,3 +235,79 @@ def test_a_lesion_at_the_border_and_a_radius_beyond_the_image_are_fine():
     assert curve.kept[-1] == 1 and curve.scores[0, -1] == curve.whole
     [made] = instance_maps(NET, SCAN, [edge], n=2, **QUIET)
     assert np.array_equal(made.map, instance_saliency(NET, SCAN, edge, n=2, **QUIET).map) and made.map[0][edge.mask].all()
+
+
+# --- parts of images in place of the whole
+
+class Inhibited(torch.nn.Module):
+    "Bright voxels, inhibited where it is bright within 10 voxels: off in a dark surrounding, so that no gradient tells of it."
+    def __init__(self):
+        super().__init__()
+        sizes = (21, 1, 1), (1, 21, 1), (1, 1, 21)
+        self.far = torch.nn.Sequential(*[torch.nn.Conv3d(1, 1, n, padding=[k//2 for k in n], bias=False) for n in sizes])
+        for layer in self.far: torch.nn.init.constant_(layer.weight, 1/21)
+
+    def forward(self, x):
+        z = 8*(x - .8) - 10*torch.relu(self.far(x) - .5)
+        return torch.cat([0*z, z], 1)
+
+
+class ByLargest(torch.nn.Module):
+    "Brightness as a share of the largest value, of each image or of all that are asked together."
+    def __init__(self, of_all=False):
+        super().__init__()
+        self.of_all, self.blur = of_all, torch.nn.AvgPool2d(3, 1, 1)
+
+    def forward(self, x):
+        z = 20*(self.blur(x/(x.max() if self.of_all else x.amax((1, 2, 3), keepdim=True))) - .5)
+        return torch.cat([0*z, z], 1)
+
+
+def lung():
+    "A bright nodule in dark lung, in a volume that is large enough to be asked in parts."
+    away = np.sqrt(((np.indices((72, 64, 64)) - np.reshape((36, 32, 32), (3, 1, 1, 1)))**2).sum(0))
+    image = np.where(away <= 3, 1.2, np.where(away <= 20, .2, 1.)) + .03*np.random.default_rng(0).standard_normal(away.shape)
+    return Sample(image[None].astype(np.float32), away <= 3, classes=('background', 'lesion'), spacing=1., name='lung'), away
+
+
+def test_context_in_parts_is_that_of_the_whole_where_gradients_are_blind():
+    scan, away = lung()
+    model, radii = as_model(Inhibited(), activation='softmax', classes=scan.classes), [0, 4, 8, 12, 20]
+    curve = context_curve(model, scan, scan.labels > 0, radii, **QUIET)
+    far = np.maximum(away - 3, 0)
+    seen = [model.predict(curve.image(radius))[0, 1][scan.labels > 0] for radius in radii]
+    assert np.allclose(curve.scores[0], [one.mean() for one in seen], atol=1e-5) and far.max() > 20
+    assert curve.found[0].tolist() == [bool((one > .5).any()) for one in seen] and curve.needed_mm > 0
+
+
+def test_thresholds_in_parts_are_those_of_the_whole_where_gradients_are_blind():
+    scan, away = lung()
+    empty = scan.replace(image=np.where(away <= 3, .2, scan.image).astype(np.float32), labels=np.zeros(scan.shape, np.uint8))
+    model = as_model(Inhibited(), activation='softmax', classes=scan.classes)
+    how = dict(unit='grey', edge_mm=1.)
+    found = detectability(model, empty, 16., places=[(36, 32, 32)], low=.3, high=3., **how, **QUIET).frame.iloc[0]
+    for strength, seen in ((found.low, False), (found.high, True)):
+        painted = insert_lesion(empty, (36, 32, 32), contrast=strength, diameter_mm=16., **how)
+        assert bool((model.segment(painted)[0] == 1)[painted.labels == 1].any()) == seen
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_maps_in_parts_are_those_of_the_whole_where_the_largest_value_moves(seed):
+    a, b = phantom.disc((64, 64), radius=3, centre=(-16, -16)), phantom.disc((64, 64), radius=3, centre=(12, 12))
+    image = np.maximum(a.image, b.image)
+    image[0, 16, 16], image[0, 44, 44] = 2.6, 2.59                       # with noise, now the one and now the other is the largest
+    scan = Sample(image, a.labels > 0, classes=('background', 'lesion'), spacing=1., name='two')
+    model = as_model(ByLargest(), activation='softmax', classes=scan.classes)
+    question = Question(model, scan, Target(1, scan.labels > 0), seed=seed, progress=False)
+    make = noisy_images(question, .05)
+    plain = sum(question.gradient(make(i, i + 1))[0].double().numpy() for i in range(12))/12
+    for found in (instance_maps(model, scan, [scan.labels > 0], n=12, seed=seed, **QUIET)[0],
+                  instance_saliency(model, scan, scan.labels > 0, n=12, seed=seed, **QUIET)):
+        assert np.abs(found.map - plain).max() < 1e-5*np.abs(plain).max()
+
+
+def test_images_that_share_their_largest_value_go_one_by_one():
+    image = phantom.disc((64, 64), radius=4)
+    image = image.replace(image=np.where(np.indices((64, 64)).sum(0) == 0, 4., image.image).astype(np.float32))
+    question = Question(as_model(ByLargest(True), activation='softmax'), image, Target(1, image.labels > 0), progress=False)
+    assert question.coupled

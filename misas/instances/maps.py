@@ -63,9 +63,11 @@ class InstanceMaps(Sequence):
         self.instances, self._make = instances, make
 
     def __len__(self) -> int: return len(self.instances)
-    def __getitem__(self, i: int) -> Attribution: return self._item(self._make[i])
-    def _item(self, made): return [make() for make in made] if isinstance(made, list) else made()
+    def __getitem__(self, i: int) -> Attribution: return _all(self._make[i])
     def __repr__(self): return f'InstanceMaps({len(self)} lesions)'
+
+
+def _all(made): return [make() for make in made] if isinstance(made, list) else made()
 
 
 def _gather(question, lesions, n, sigma):
@@ -85,7 +87,8 @@ def _map(lesion, method, options):
     question = lesion.question
     how = dict(options, seed=question.seed, progress=question.progress)
     if lesion.part.useless: return attribute(question.model, question.sample, question.target, method.name, **how)
-    return explained(question, method, options, lesion.raw(options['n_samples']), dict(COMMON, internal_batch=None, **how))
+    asked = dict(COMMON, internal_batch=None, **how)
+    return explained(question, method, options, lesion.raw(options['n_samples']), asked)
 
 
 def _values(question, lesions, whole):
