@@ -26,7 +26,7 @@ def free_tissue(
 
 
 def _shape(numbered, i):
-    "Voxels of an instance, counted from the first of them."
+    "Voxels of an instance in its box, counted from the first of them."
     at = np.argwhere(numbered == i)
     return at - at[0]
 
@@ -64,12 +64,13 @@ def move_shapes(
     tries: int = 200,  # places drawn for a shape, before all are gone through
 ) -> tuple:  # (*S) int32 placed shapes with the numbers from 1, and the instance that each has the shape of, from 1
     "Shapes of instances moved to free places, without overlap. Fewer than `n` where there is no room for more."
+    from scipy.ndimage import find_objects
     rng, free = np.random.default_rng(seed), free.copy()
     placed, sources, pool = np.zeros(free.shape, np.int32), [], list(range(1, int(numbered.max(initial=0)) + 1))
-    shapes = {}
+    shapes, boxes = {}, find_objects(numbered)
     while len(sources) < n and pool and free.any():
         i = pool[rng.integers(len(pool))]
-        if i not in shapes: shapes[i] = _shape(numbered, i)
+        if i not in shapes: shapes[i] = _shape(numbered[boxes[i - 1]], i)
         at = _drawn(shapes[i], free, rng, tries)
         if at is None: at = _searched(shapes[i], free, rng)
         if at is None: pool.remove(i)  # and there will not be more room
