@@ -173,7 +173,8 @@ def test_parts_of_large_volumes_say_the_same(norm, kw, in_parts, monkeypatch):
     monkeypatch.setattr('misas.instances.staircase.LARGE', 1)
     seen.clear()
     parts = detectability(model, volume, 5., **ask)
-    assert parts.frame.equals(whole.frame) and parts.answers.equals(whole.answers) and parts.evaluations == whole.evaluations
+    assert parts.frame.equals(whole.frame) and parts.answers.equals(whole.answers)
+    assert 0 <= parts.evaluations - whole.evaluations <= 2*2*in_parts  # both ends of each lesion's bracket, asked of the whole
     assert whole.frame.asked.sum() >= 10
     assert (sum(n <= large/2 for n in seen) > 5) == in_parts
     assert net.training and all(w.requires_grad for w in net.parameters())

@@ -73,7 +73,7 @@ def _ends(size, step, before, after):
     "Where a box may begin and end at most, in voxels of the image."
     return (-(-before//step)*step - before, (before + size)//step*step - before if after else size)
 
-# %% ../../nbs/api/inside/part.ipynb #aa1a1a80
+# %% ../../nbs/api/inside/part.ipynb #e09b3e51
 LARGEST = .5  # of the image: a larger part is not worth it
 LARGE = 2**18  # voxels of an image from which on a part is worth looking for, where there are no gradients to be had
 
@@ -86,7 +86,7 @@ def _reaches(seen, axis, one, n, padding):
     first, last = (np.take(seen, at, axis).any() for at in (0, -1))
     return first and one.start > -padding[0] or last and one.stop < n + padding[1]
 
-
+# %% ../../nbs/api/inside/part.ipynb #aa1a1a80
 class Part:
     "The part of an image that a region's logits depend on, asked in place of the whole where they are the same there."
     def __init__(

@@ -85,13 +85,13 @@ def _cut_out(volume, box):
     image = np.zeros((1, *(one.stop - one.start for one in box)), np.float32)
     return Sample(image, spacing=volume.spacing, affine=affine, name=volume.name)
 
-# %% ../../nbs/api/instances/answers.ipynb #a0124678
+# %% ../../nbs/api/instances/answers.ipynb #14781c30
 def _measured_as(scene):
     "The sample, with the spacing that its lesions were measured with."
     same = tuple(scene.spacing) == tuple(scene.sample.spacing) and scene.sample.spacing_known
     return scene.sample if same else scene.sample.replace(spacing=scene.spacing, affine=None)
 
-
+# %% ../../nbs/api/instances/answers.ipynb #a0124678
 class InstanceAnswers:
     "The lesions of one image, and what a model says about them."
     def __init__(
@@ -158,9 +158,7 @@ class InstanceAnswers:
             self._curves[id] = context_curve(self._asked(), self.sample, self.found.instance(id), **self.radii)
         return self._curves[id]
 
-    def close_up(self, id: str) -> CloseUp:
-        "Where a lesion is."
-        return CloseUp(self.sample, self.found.instance(id).mask)
+    def close_up(self, id: str) -> CloseUp: return CloseUp(self.sample, self.found.instance(id).mask)
 
 # %% ../../nbs/api/instances/answers.ipynb #0e2bf457
 @patch

@@ -39,9 +39,8 @@ class _Lesion:
     def take(self, found, x):
         "One more noisy copy `x`; `found`: see `factors`."
         if found is None: self.part.useless = True
-        if self.part.useless: return
-        own = (largest_in if self.kind == 'signed_max' else gradient_in)(self.part, *found, x)
-        if own is None: return
+        ask = largest_in if self.kind == 'signed_max' else gradient_in
+        if self.part.useless or (own := ask(self.part, *found, x)) is None: return
         best = own[0].double()
         if self.kind == 'signed_max':
             self.size += float(best.abs().sum())
