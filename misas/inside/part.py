@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from .question import Question
 from .target import Frozen
 
 # %% auto #0
-__all__ = ['LARGEST', 'LARGE', 'factors', 'coarseness', 'around', 'Part', 'gradient_in', 'part_gradient']
+__all__ = ['LARGEST', 'LARGE', 'factors', 'coarseness', 'around', 'Reach', 'Part', 'gradient_in', 'part_gradient']
 
 # %% ../../nbs/api/inside/part.ipynb #f7bd9bac
 def _gradient_of(total, leaf): return torch.autograd.grad(total, leaf, retain_graph=True)[0]
@@ -24,9 +25,14 @@ def _gradient_of(total, leaf): return torch.autograd.grad(total, leaf, retain_gr
 
 def factors(
     q: Question,
-    x: torch.Tensor,  # (1, C, *S)
-) -> tuple | None:  # what the network gets (1, C, *S), the factor of each grey value; None where there is more to it
+    x: torch.Tensor,  # (n, C, *S)
+) -> tuple | None:  # what the network gets (n, C, *S), the factor of each grey value; None where there is more to it
     "What preprocessing multiplies grey values with."
+    found = [_factors_of_one(q, image[None]) for image in x]
+    return None if None in found else tuple(map(torch.cat, zip(*found)))
+
+
+def _factors_of_one(q, x):
     leaf = x.detach().requires_grad_()
     with torch.enable_grad(): ready = q.prepared(leaf)
     if ready is None or ready.shape != x.shape or not ready.requires_grad: return None
@@ -81,10 +87,30 @@ LARGE = 2**18  # voxels of an image from which on a part is worth looking for, w
 def _share(box, shape): return np.prod([one.stop - one.start for one in box])/np.prod(shape)
 
 
+def _seen(gradient): return gradient.ne(0).any(0).any(0).cpu().numpy()
+
+
 def _reaches(seen, axis, one, n, padding):
     "Does what is seen touch an end of the box that is no end of what the network gets?"
     first, last = (np.take(seen, at, axis).any() for at in (0, -1))
     return first and one.start > -padding[0] or last and one.stop < n + padding[1]
+
+
+def _farthest(
+    seen: np.ndarray,  # (*S) bool
+    mask: np.ndarray,  # (*S) bool, not empty
+) -> int:  # voxels, along the axis where that is most
+    "How far what is seen goes beyond a mask."
+    if not seen.any(): return 0
+    places = zip(np.nonzero(seen), np.nonzero(mask))
+    return int(max(max(own.min() - one.min(), one.max() - own.max(), 0) for one, own in places))
+
+
+@dataclass
+class Reach:
+    "How far a network was seen to look, which all regions of an image share."
+    margin: int = 4  # voxels
+    known: bool = False
 
 # %% ../../nbs/api/inside/part.ipynb #aa1a1a80
 class Part:
@@ -94,7 +120,8 @@ class Part:
         target: Frozen | None = None,  # the region, or some of its voxels; None: that of the question
         whole: Callable | None = None,  # whole(x): logits of an image, to compare with; None: `Question.look`
     ):
-        self.q, self.target, self.margin, self.box = q, target or q.target, 4, None
+        self.q, self.target, self.box = q, target or q.target, None
+        self.reach, self.margin = q.once('reach', Reach), None  # None: not begun
         self.whole, self.logits = whole or q.look, None  # (n, K, *s) of the last parts
         self.useless = self.target.reduce == 'dice' or bool(q.anatomy.norms)  # or if it would be nearly the whole
         self.steps = coarseness(q)
@@ -114,6 +141,7 @@ class Part:
         whole: bool = True,  # compare the scores with those of the whole image; else with those of a much wider part
     ) -> tuple | None:  # leaf (n, C, *s), scores (n, voxels) that depend on it; `box` says where. None: take the whole
         "The parts of images."
+        if self.margin is None: self.margin = self.reach.margin
         while not self.useless:
             box = around(self.target.mask, self.margin, self.steps, self.q.padding)
             self.useless = not 0 < _share(box, self.q.shape) <= LARGEST
@@ -121,37 +149,58 @@ class Part:
             if found: return found
             self.grow()
 
-    def grow(self): "Take a larger part from now on."; self.margin += max(1, self.margin//2)
-
     def _try(self, ready, x, box, check, whole):
         try: leaf, scores = self.ask(ready, box)
         except ValueError: return None  # too small for the network
-        if (check or box != self.box) and not self._inside(leaf, scores, box): return None
+        found = self._gradient(leaf, scores) if check or box != self.box else None
+        if found is not None and self.reaches(found, box): return None
         kept = self.logits
         if not self._agrees(ready, x, scores.detach(), whole): return None
         self.box, self.logits = box, kept
+        if found is not None: self._fit(found, box)
         return leaf, scores
 
-    def _inside(self, leaf, scores, box):
-        "Does no gradient reach the border of the part?"
-        weights = torch.randn(scores.shape, generator=self.q.generator()).to(scores)
-        return not self.reaches(_gradient_of((weights*scores).sum(), leaf), box)
+# %% ../../nbs/api/inside/part.ipynb #b7c1e0a4
+@patch
+def grow(self: Part):
+    "Take a larger part from now on: half as much again, or a little where it is known how far the network sees."
+    self.margin += max(self.steps) if self.reach.known else max(1, self.margin//2)
+    if self.reach.known: self.reach.margin = max(self.reach.margin, self.margin)
 
-    def reaches(
-        self, gradient: torch.Tensor,  # (n, C, *s)
-        box: tuple | None = None,  # where that is; None: the part
-    ) -> bool:
-        "Does a gradient reach the border of the part, so that there may be more of it beyond?"
-        seen = gradient.ne(0).any(0).any(0).cpu().numpy()
-        axes = enumerate(zip(box or self.box, self.q.shape, self.q.padding))
-        return any(_reaches(seen, axis, *size) for axis, size in axes)
 
-    def _agrees(self, ready, x, scores, whole):
-        "Are the scores those of the whole image, or of a much wider part?"
-        wide = around(self.target.mask, 2*self.margin + 4, self.steps, self.q.padding)
-        whole = whole or not 0 < _share(wide, self.q.shape) <= LARGEST
-        with torch.no_grad(): wanted = self.target.each(self.whole(x)) if whole else self.ask(ready, wide)[1].detach()
-        return bool((scores[:len(wanted)] - wanted).abs().max() <= 1e-5*wanted.abs().max() + 1e-6)
+@patch
+def _fit(self: Part, gradient, box):
+    "From now on no more than the gradient reaches, for this region and those that begin after it."
+    if self.reach.known: return
+    self.margin = min(self.margin, _farthest(_seen(gradient), self.target.mask[box]) + 1)
+    self.reach.margin, self.reach.known = self.margin, True
+
+
+@patch
+def _gradient(self: Part, leaf, scores):
+    "Of all voxels of the region, with random weights, so that they do not cancel each other."
+    weights = torch.randn(scores.shape, generator=self.q.generator()).to(scores)
+    return _gradient_of((weights*scores).sum(), leaf)
+
+
+@patch
+def reaches(
+    self: Part, gradient: torch.Tensor,  # (n, C, *s)
+    box: tuple | None = None,  # where that is; None: the part
+) -> bool:
+    "Does a gradient reach the border of the part, so that there may be more of it beyond?"
+    axes = enumerate(zip(box or self.box, self.q.shape, self.q.padding))
+    seen = _seen(gradient)
+    return any(_reaches(seen, axis, *size) for axis, size in axes)
+
+
+@patch
+def _agrees(self: Part, ready, x, scores, whole):
+    "Are the scores those of the whole image, or of a much wider part?"
+    wide = around(self.target.mask, 2*self.margin + 4, self.steps, self.q.padding)
+    whole = whole or not 0 < _share(wide, self.q.shape) <= LARGEST
+    with torch.no_grad(): wanted = self.target.each(self.whole(x)) if whole else self.ask(ready, wide)[1].detach()
+    return bool((scores[:len(wanted)] - wanted).abs().max() <= 1e-5*wanted.abs().max() + 1e-6)
 
 # %% ../../nbs/api/inside/part.ipynb #60fa3f0b
 def gradient_in(
@@ -162,6 +211,7 @@ def gradient_in(
     "Gradient of the summed scores of images in the part that matters. Passes are counted."
     while opened := part.open(ready, x, check=False):
         leaf, scores = opened
+        part.logits = None  # nobody asks for them here
         found = _gradient_of(scores.sum() if part.target.reduce == 'sum' else scores.mean(1).sum(), leaf)
         part.q.passes.forwards += len(ready)
         part.q.passes.backwards += len(ready)
@@ -175,9 +225,8 @@ def part_gradient(
 ) -> torch.Tensor | None:  # of the same shape; None where the whole has to be asked
     "Gradient of the summed scores of images, as `Question.gradient` gives it. Passes are counted."
     together = len(images) == 1 or not part.q.coupled
-    found = [factors(part.q, image[None]) for image in images] if together and not part.useless else []
-    if not found or None in found: return None
-    own = gradient_in(part, *map(torch.cat, zip(*found)), images)
+    found = factors(part.q, images) if together and not part.useless else None
+    own = None if found is None else gradient_in(part, *found, images)
     if own is None: return None
     gradient = torch.zeros_like(images)
     gradient[(..., *part.box)] = own

@@ -45,13 +45,12 @@ def check_count(what, n, least=1) -> int:
 def images_at_once(
     shape,  # of an image
     device,
-    gradients=False,  # with gradients all features are remembered, so fewer volumes go together
+    gradients=False,  # with gradients all features are remembered: on a GPU one volume then goes alone
 ) -> int:
     "How many images go through a network together: on a CPU small pictures in numbers, and small volumes in twos."
     if torch.device(device).type != 'cpu': return 8 if len(shape) == 2 else 1 if gradients else 2
     voxels = int(np.prod(shape))
-    pair = len(shape) == 3 and voxels <= (2**17 if gradients else 2**18)
-    return max(min(8, 2**16//voxels), 2 if pair else 1)
+    return max(min(8, 2**16//voxels), 2 if len(shape) == 3 and voxels <= 2**18 else 1)
 
 
 def batches(
@@ -130,8 +129,11 @@ def _inner(self: Question, model):
     kind, model = self.model.known.kind, differentiable(model)
     if self._seen: model.preprocess = self._measured = Measured(model.preprocess, self._seen)
     if model.known.kind in ('softmax', 'sigmoid'): return model  # translated from ONNX without its last softmax
-    odds = self.target.log_odds or self.target.reduce == 'dice'
-    return with_logits(model, kind) if odds and kind in ('none', 'masks', 'labels') else model
+    odds = _asks_odds(self.target) and kind in ('none', 'masks', 'labels')
+    return with_logits(model, kind) if odds else model
+
+
+def _asks_odds(target): return target.log_odds or target.reduce == 'dice'
 
 # %% ../../nbs/api/inside/question.ipynb #af528627
 def refused(why: NoLogits | NoGradient) -> Refused:
@@ -305,11 +307,11 @@ def _middle_of(mask, most=64):
 
 # %% ../../nbs/api/inside/question.ipynb #93b4ff14
 class Whole:
-    "Logits of a whole image, not counted; asked once for all targets."
+    "Logits of whole images, one after the other, not counted; asked once for all targets."
     def __init__(self, question: Question): self.question, self.x = question, None
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:  # (1, C, *S) -> (1, K, *S)
-        if self.x is not x: self.x, self.logits = x, self.question.look(x)
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:  # (n, C, *S) -> (n, K, *S)
+        if self.x is not x: self.x, self.logits = x, torch.cat([self.question.look(one[None]) for one in x])
         return self.logits
 
 
@@ -317,8 +319,9 @@ class Whole:
 def about(self: Question, target) -> Question:
     "The same model and image, another target: what is known of these is not asked again."
     other = copy(self)
-    other.passes, other._value, other._kept = Passes(), None, {}
+    other.passes, other._value = Passes(), None
     other.target = other._frozen(target)
+    if _asks_odds(other.target) != _asks_odds(self.target): other._kept = {}
     other.net = self.model.on(self.sample).rebuilt(other._inner)
     return other
 

@@ -18,7 +18,7 @@ from ..attribution.voxelwise import largest_in, missed, some_of
 from ..data.io import as_sample
 from ..data.sample import Sample
 from ..inside.part import Part, factors, gradient_in
-from ..inside.question import Question, Whole
+from ..inside.question import Question, Whole, batches
 from ..inside.target import target_of
 from .saliency import saliency_options
 from ..models.base import Model
@@ -37,16 +37,16 @@ class _Lesion:
         self.sums, self.size, self.alone = {}, 0., 0.  # box -> (C, *s); see `missed`
 
     def take(self, found, x):
-        "One more noisy copy `x`; `found`: see `factors`."
+        "Noisy copies `x`, for 'signed_max' only one; `found`: see `factors`."
         if found is None: self.part.useless = True
         ask = largest_in if self.kind == 'signed_max' else gradient_in
         if self.part.useless or (own := ask(self.part, *found, x)) is None: return
-        best = own[0].double()
+        best = (own[0] if self.kind == 'signed_max' else own.sum(0)).double()
         if self.kind == 'signed_max':
             self.size += float(best.abs().sum())
             self.alone += float((best.abs() - own[1].double()).sum())
         box = tuple((one.start, one.stop) for one in self.part.box)
-        self.sums[box] = best + self.sums[box] if box in self.sums else best
+        self.sums.setdefault(box, torch.zeros_like(best)).add_(best)
 
     def raw(self, n):
         "The map, on the grid of the image."
@@ -69,15 +69,15 @@ class InstanceMaps(Sequence):
 def _all(made): return [make() for make in made] if isinstance(made, list) else made()
 
 
-def _gather(question, lesions, n, sigma):
+def _gather(question, lesions, kind, n, sigma):
     "All lesions see all noisy copies, as long as there is a part of the image that is enough for one."
     make = noisy_images(question, sigma)
     with untouched(question.module), question.refusing():
         torch.manual_seed(question.seed)
-        for i in question.steps(range(n), 'noisy images'):
+        size = 1 if kind == 'signed_max' or question.coupled else 2
+        for i, j in question.steps(batches(n, size, join=True), 'noisy images'):
             if all(one.part.useless for one in lesions): return
-            x = make(i, i + 1)
-            found = factors(question, x)
+            found = factors(question, x := make(i, j))
             for one in question.steps(lesions, 'lesions'): one.take(found, x)
 
 
@@ -86,8 +86,8 @@ def _map(lesion, method, options):
     question = lesion.question
     how = dict(options, seed=question.seed, progress=question.progress)
     if lesion.part.useless: return attribute(question.model, question.sample, question.target, method.name, **how)
-    asked = dict(COMMON, internal_batch=None, **how)
-    return explained(question, method, options, lesion.raw(options['n_samples']), asked)
+    raw = lesion.raw(options['n_samples'])
+    return explained(question, method, options, raw, dict(COMMON, internal_batch=None, **how))
 
 
 def _values(question, lesions, whole):
@@ -121,5 +121,5 @@ def instance_maps(
     whole = Whole(question)
     lesions = [_Lesion(question.about(target), kind, most, whole) for target in targets]
     _values(question, lesions, whole)
-    _gather(question, lesions, n, options['sigma'])
+    _gather(question, lesions, kind, n, options['sigma'])
     return InstanceMaps(instances, [partial(_map, one, method, options) for one in lesions])
