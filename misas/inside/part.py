@@ -5,7 +5,7 @@
 # %% ../../nbs/api/inside/part.ipynb #86b0a241
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,7 +17,7 @@ from .question import Question
 from .target import Frozen
 
 # %% auto #0
-__all__ = ['LARGEST', 'LARGE', 'factors', 'coarseness', 'around', 'Reach', 'Part', 'gradient_in', 'part_gradient']
+__all__ = ['LARGEST', 'LARGE', 'LEAST', 'factors', 'coarseness', 'around', 'Reach', 'Part', 'gradient_in', 'part_gradient']
 
 # %% ../../nbs/api/inside/part.ipynb #f7bd9bac
 def _gradient_of(total, leaf): return torch.autograd.grad(total, leaf, retain_graph=True)[0]
@@ -106,11 +106,15 @@ def _farthest(
     return int(max(max(own.min() - one.min(), one.max() - own.max(), 0) for one, own in places))
 
 
+LEAST = 4  # voxels: the smallest margin
+
+
 @dataclass
 class Reach:
     "How far a network was seen to look, which all regions of an image share."
-    margin: int = 4  # voxels
+    margin: int = LEAST  # voxels
     known: bool = False
+    confirmed: int = 0  # regions for which it was compared with the whole image in all that was asked
 
 # %% ../../nbs/api/inside/part.ipynb #aa1a1a80
 class Part:
@@ -129,16 +133,19 @@ class Part:
     def ask(self, ready, box) -> tuple:
         "Parts of images that are prepared, and the scores (n, voxels) of the region in them."
         leaf = ready[(..., *box)].detach().clone().requires_grad_()
-        with torch.enable_grad():
-            logits = self.q.of_prepared(leaf)
-            self.logits = logits.detach()
-            return leaf, replace(self.target, mask=self.target.mask[box]).each(logits)
+        with torch.enable_grad(): return leaf, self._scores(leaf, box)
+
+    def _scores(self, parts, box):
+        logits = self.q.of_prepared(parts)
+        self.logits = logits.detach()
+        return replace(self.target, mask=self.target.mask[box]).each(logits)
 
     def open(
         self, ready: torch.Tensor,  # (n, C, *S): what the network gets for images
         x: torch.Tensor,  # these images (n, C, *S); of equal copies one is enough
         check: bool = True,  # that no gradient reaches the border? Else only of a new box; the caller asks `reaches`
-        whole: bool = True,  # compare the scores with those of the whole image; else with those of a much wider part
+        whole: bool | Sequence[int] = True,  # numbers of the images whose scores are compared with those of the whole
+            # image; True: all, False: none. Others are compared with a wider part
     ) -> tuple | None:  # leaf (n, C, *s), scores (n, voxels) that depend on it; `box` says where. None: take the whole
         "The parts of images."
         if self.margin is None: self.margin = self.reach.margin
@@ -172,7 +179,7 @@ def grow(self: Part):
 def _fit(self: Part, gradient, box):
     "From now on no more than the gradient reaches, for this region and those that begin after it."
     if self.reach.known: return
-    self.margin = min(self.margin, _farthest(_seen(gradient), self.target.mask[box]) + 1)
+    self.margin = min(self.margin, max(LEAST, _farthest(_seen(gradient), self.target.mask[box]) + 1))
     self.reach.margin, self.reach.known = self.margin, True
 
 
@@ -196,11 +203,18 @@ def reaches(
 
 @patch
 def _agrees(self: Part, ready, x, scores, whole):
-    "Are the scores those of the whole image, or of a much wider part?"
-    wide = around(self.target.mask, 2*self.margin + 4, self.steps, self.q.padding)
-    whole = whole or not 0 < _share(wide, self.q.shape) <= LARGEST
-    with torch.no_grad(): wanted = self.target.each(self.whole(x)) if whole else self.ask(ready, wide)[1].detach()
-    return bool((scores[:len(wanted)] - wanted).abs().max() <= 1e-5*wanted.abs().max() + 1e-6)
+    "Are the scores those of the whole image, or of a wider part?"
+    wide = around(self.target.mask, self.margin + max(8, self.margin//2), self.steps, self.q.padding)
+    everything = whole is True or not 0 < _share(wide, self.q.shape) <= LARGEST
+    with torch.no_grad():
+        if everything: return _alike(scores[:len(x)], self.target.each(self.whole(x)))
+        far = list(whole or [])
+        near = [i for i in range(len(x)) if i not in far]
+        if near and not _alike(scores[near], self._scores(ready[(near, ..., *wide)], wide)): return False
+        return not far or _alike(scores[far], self.target.each(self.whole(x[far])))
+
+
+def _alike(scores, wanted): return bool((scores - wanted).abs().max() <= 1e-5*wanted.abs().max() + 1e-6)
 
 # %% ../../nbs/api/inside/part.ipynb #60fa3f0b
 def gradient_in(

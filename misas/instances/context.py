@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['MOST_RADII', 'FILLS', 'SCORES', 'distance_mm', 'default_radii', 'needed_radius', 'ContextCurve', 'context_curve',
-           'ContextCurves', 'context_curves']
+__all__ = ['MOST_RADII', 'FILLS', 'CONFIRMED', 'TOGETHER', 'SCORES', 'distance_mm', 'default_radii', 'needed_radius',
+           'ContextCurve', 'context_curve', 'ContextCurves', 'context_curves']
 
 # %% ../../nbs/api/instances/context.ipynb #1e11a92a
 MOST_RADII = 24
@@ -141,6 +141,8 @@ def _check_tolerance(tolerance):
         raise ValueError(f'tolerance must be a fraction between 0 and 1, e.g. .05, got {tolerance!r}')
 
 # %% ../../nbs/api/instances/context.ipynb #534f5986
+CONFIRMED = 3  # lesions of an image that are compared with the whole at several radii
+TOGETHER = 4  # images whose parts go together
 SCORES = {'probability': 'mean probability', 'logit': 'mean logit'}
 
 
@@ -203,6 +205,15 @@ class _Asked:
         if found is None: self.part = None
         return None if found is None else found[0]
 
+    def anchors(self, count):
+        "Radii at which a part is compared with the whole image: of the first lesions three, later one."
+        sure = self.part is not None and self.part.reach.confirmed >= CONFIRMED
+        return {count//2} if sure else {0, count//2, count - 1}
+
+    def confirm(self):
+        "The lesion was asked in parts to the end."
+        if self.part is not None: self.part.reach.confirmed += 1
+
     def logits(self, images, ready, whole):
         "Logits of images (n, C, *S), or of parts of them; and the lesion there. `whole`: see `Part.open`."
         asks = self.part is not None and ready is not None
@@ -226,8 +237,9 @@ class _Asked:
 def _ask(asked, own, away, radii, fill, draws):
     "Scores and found (draws, radii), and what was filled in first. `own`: the unchanged image, prepared."
     question, scores, found = asked.q, np.empty((draws, len(radii))), np.empty((draws, len(radii)), bool)
-    parts = [(draw, i, j) for draw in range(draws) for i, j in question.portions(len(radii), question.batch)]
-    away, first, anchors = torch.as_tensor(away, device=question.x.device), None, {0, len(radii)//2, len(radii) - 1}
+    size = question.batch if own is None else max(TOGETHER, question.batch)
+    parts = [(draw, i, j) for draw in range(draws) for i, j in question.portions(len(radii), size)]
+    away, first, anchors = torch.as_tensor(away, device=question.x.device), None, asked.anchors(len(radii))
     for draw, i, j in question.steps(parts, 'radii'):
         if i == 0:
             other = _filled(question, fill, draw)
@@ -236,7 +248,8 @@ def _ask(asked, own, away, radii, fill, draws):
         near = [away <= radius for radius in radii[i:j]]
         images = torch.cat([torch.where(one, question.x, other) for one in near])
         prepared = None if ready is None else torch.cat([torch.where(one, own, ready) for one in near])
-        scores[draw, i:j], found[draw, i:j] = asked.answers(images, prepared, bool(anchors & {*range(i, j)}))
+        scores[draw, i:j], found[draw, i:j] = asked.answers(images, prepared, [k - i for k in range(i, j) if k in anchors])
+    asked.confirm()
     return scores, found, first
 
 # %% ../../nbs/api/instances/context.ipynb #bbcb0a16

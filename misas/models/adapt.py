@@ -16,12 +16,14 @@ from .function import FunctionModel
 from .onnx import OnnxModel
 from .output import Missing
 from .torch import TorchModel
+from ..sparse.network import load_mlcsc
 
 # %% auto #0
-__all__ = ['ENDINGS', 'as_model']
+__all__ = ['ENDINGS', 'SAFE', 'as_model']
 
 # %% ../../nbs/api/models/adapt.ipynb #c7d6fbc4
 ENDINGS = '.pkl', '.pt', '.pth', '.ts'
+SAFE = '.safetensors'  # of an `MLCSC`: nothing in it is run
 
 
 def _load(path, trusted):
@@ -29,7 +31,9 @@ def _load(path, trusted):
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
     suffix = path.suffix.lower()
-    if suffix not in ENDINGS: raise ValueError(f'{path}: a model file ends in .onnx, .pkl, .pt, .pth or .ts')
+    if suffix == SAFE: return load_mlcsc(path)
+    if suffix not in ENDINGS: raise ValueError(
+        f'{path}: a model file ends in .onnx, .pkl, .pt, .pth, .ts or .safetensors')
     if not trusted:
         raise Missing(f'{path}: loading this kind of file runs the code in it; '
                       'pass trusted=True if you know where it comes from', 'trusted', True)
@@ -51,12 +55,20 @@ def _expected(suffix):
 def _line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:120]
 
 # %% ../../nbs/api/models/adapt.ipynb #bc8a07c8
+def _as_it_says(obj, kw):
+    "A network, or that of a Learner, may say how it is used: a dict `model_options`. What is passed counts more."
+    says = getattr(getattr(obj, 'model', obj), 'model_options', None)
+    if not isinstance(says, dict): return kw
+    return kw | {name: value for name, value in says.items() if kw.get(name) in (None, 'auto')}
+
+
 def _adapt(obj, device, trusted, kw):
     "The adapter for `obj`."
     if isinstance(obj, (str, Path)):
         if str(obj).lower().endswith('.onnx'): return OnnxModel(obj, device=device, **kw)
         kw.setdefault('name', Path(obj).stem)
         obj = _load(obj, trusted)
+    kw = _as_it_says(obj, kw)
     if all(hasattr(obj, a) for a in ('dls', 'model', 'loss_func')): return FastaiModel(obj, device=device, **kw)
     if isinstance(obj, torch.nn.Module): return TorchModel(obj, device=device, **kw)
     if isinstance(obj, type) or not callable(obj):
@@ -67,7 +79,7 @@ def _adapt(obj, device, trusted, kw):
 
 # %% ../../nbs/api/models/adapt.ipynb #ad089047
 def as_model(
-    obj: object,  # a Learner, nn.Module, function, Model, or path to .onnx, TorchScript or a Learner export
+    obj: object,  # a Learner, nn.Module, function, Model, or path to .onnx, TorchScript, a Learner export or an MLCSC
     *,
     classes: tuple | list | dict | None = None,  # names by label value, background first; None: those of a Learner
     preprocess: Callable | None = None,  # f(image) -> image, or (image, undo); image: float32 tensor (C, *S)
