@@ -143,12 +143,12 @@ class _Filled:
         "Of each missing channel the line that holds for all images, or None."
         return [own[0] if None not in own and np.allclose(own, own[0], rtol=1e-3) else None for own in zip(*self.lines)]
 
-# %% ../../nbs/api/sparse/missing.ipynb #f17b9fed
+# %% ../../nbs/api/sparse/missing.ipynb #03f8d6ee
 def _segmented(model, sample, filled, answer):
-    "The decision of a model whose network is replaced by `answer`."
+    "The decision of a model whose network is replaced by `answer`; None: it stays."
     def instead(inner):
         inner = inner.copy()
-        inner.forward, inner.preprocess = answer, filled
+        inner.forward, inner.preprocess = answer or inner.forward, filled
         return inner
     return model.on(sample).rebuilt(instead).segment(sample)[0]
 
@@ -268,7 +268,7 @@ WAYS = {'zeros': 'zeros in its place', 'left out': 'coded without it', 'imputed'
 @dataclass(frozen=True, eq=False)
 class MissingCost:
     "Dice with all sequences, and without each of them. `missing_cost` makes it."
-    frame: 'pd.DataFrame'  # sample, missing ('none': all are there), way, class, metric, score
+    frame: 'pd.DataFrame'  # model, sample, missing ('none': all are there), way, class, metric, score
     classes: tuple  # those that have scores
 
     def table(self) -> 'pd.DataFrame':
@@ -283,31 +283,41 @@ def _rows(model, sample, missing, way, prediction):
     "Dice of each class, as rows of the table."
     what = dict(n_classes=model.n_classes, classes=model.classes, valid=sample.valid)
     found = score(prediction, sample.labels, ('dice',), **what)
-    return [(sample.name, missing, way, *row) for row in found.itertuples(index=False)]
+    return [(model.name, sample.name, missing, way, *row) for row in found.itertuples(index=False)]
 
 
+def _of_sample(model, net, sequences, sample, iterations, layer):
+    "Rows of a sample; `net` is None where the network is another one, which can only get zeros."
+    if sample.labels is None: raise ValueError(f'samples must have labels, and sample {sample.name!r} has none')
+    if net is not None: iterations, layer = _check(net, sample, iterations, layer)
+    if sample.n_channels != len(sequences): raise ValueError(
+        f'sequences must name the {sample.n_channels} channels of sample {sample.name!r}, got {", ".join(sequences)}')
+    rows = _rows(model, sample, 'none', 'all sequences', model.segment(sample)[0])
+    for name in sequences:
+        present = [one != name for one in sequences]
+        ways = {'zeros': None} if net is None else _answers(net, present, iterations, layer)
+        for way, answer in ways.items():
+            filled = _Filled(model.innermost.preprocess, present)
+            rows += _rows(model, sample, name, way, _segmented(model, sample, filled, answer))
+    return rows
+
+# %% ../../nbs/api/sparse/missing.ipynb #861c9bc1
 def missing_cost(
-    model: Model,  # or anything `as_model` takes; its network is an `MLCSC`
+    model: Model,  # or anything `as_model` takes; its network is an `MLCSC`, or `sequences` are given
     samples: Iterable[Sample],  # with labels, and all sequences
-    *, iterations: int | None = None, layer: int = 0,  # see `impute`
+    *, sequences: Sequence[str] | None = None,  # names of the channels, for any other network: it gets zeros
+    iterations: int | None = None, layer: int = 0,  # see `impute`
 ) -> MissingCost:
     "Dice of each class with all sequences, and with each one missing, by each of three `WAYS` to go without."
     import pandas as pd
     model = as_model(model)
-    net = private_copy(network_of(model))
-    if len(net.sequences) < 2: raise ValueError(f'model must have at least two sequences, got {net.sequences[0]} alone')
-    rows = []
-    for sample in map(as_sample, samples):
-        steps, which = _check(net, sample, iterations, layer)
-        if sample.labels is None: raise ValueError(f'samples must have labels, and sample {sample.name!r} has none')
-        rows += _rows(model, sample, 'none', 'all sequences', model.segment(sample)[0])
-        for name in net.sequences:
-            present = as_missing(net, name)
-            for way, answer in _answers(net, present, steps, which).items():
-                filled = _Filled(model.innermost.preprocess, present)
-                rows += _rows(model, sample, name, way, _segmented(model, sample, filled, answer))
+    net = private_copy(network_of(model)) if sequences is None else None
+    names = net.sequences if sequences is None else list(sequences)
+    if len(names) < 2: raise ValueError(f'model must have at least two sequences, got {", ".join(names) or "none"}')
+    found = (_of_sample(model, net, names, as_sample(one), iterations, layer) for one in samples)
+    rows = [row for own in found for row in own]
     if not rows: raise ValueError('samples is empty: there is nothing to score')
-    frame = pd.DataFrame(rows, columns=['sample', 'missing', 'way', 'class', 'metric', 'score'])
+    frame = pd.DataFrame(rows, columns=['model', 'sample', 'missing', 'way', 'class', 'metric', 'score'])
     return MissingCost(frame, tuple(model.foreground))
 
 # %% ../../nbs/api/sparse/missing.ipynb #9d845e70
@@ -326,6 +336,7 @@ def plot(
         ax.axhline(own[own.missing == 'none'].score.mean(), color='k', lw=1, label='all sequences')
         for j, (way, mark) in enumerate(zip(WAYS, 'Xos')):
             part = own[own.way == way]
+            if part.empty: continue
             at = np.array([names.index(name) for name in part.missing]) + .22*(j - 1)
             look = dict(color=pictures.colour(j + 1))
             ax.plot(at, part.score, mark, ms=3, alpha=.4, **look)
@@ -346,6 +357,6 @@ def summary(self: MissingCost) -> Summary:
     means = self.frame.groupby(['missing', 'way'], sort=False).score.mean()
     lines = [f'With all sequences Dice is {score_text(means["none", "all sequences"])}.']
     for name in [name for name in dict.fromkeys(self.frame.missing) if name != 'none']:
-        told = ', '.join(f'{WAYS[way]}: {score_text(means[name, way])}' for way in WAYS)
+        told = ', '.join(f'{WAYS[way]}: {score_text(means[name, way])}' for way in WAYS if (name, way) in means)
         lines.append(f'Without {name}: {told}.')
     return Summary('\n'.join(lines), self.frame)
