@@ -15,17 +15,18 @@ from fastcore.basics import patch
 
 from ..data.sample import Sample
 from ..data.io import as_sample
-from ..data.slices import OPPOSITE, axis_letters, slice_array, slice_axes
+from ..data.slices import OPPOSITE, axis_letters, slice_array, slice_axes, slice_letters
 from ..inside.question import Question
 from ..inside.target import Frozen, Target
-from ..models.adapt import as_model
 from ..models.base import Model
 from ..models.choices import Wrapping
 from ..models.hold import untouched
 from ..models.turns import Oriented, Slicewise
+from .atoms import effective_atoms, mlcsc_of
 from .network import MLCSC, upsample
 from .pursuit import pursue
 from ..view import plot as pictures
+from ..view.map_views import side_letters
 from ..view.maps import COLD, WARM, colour_bar, draw_map, flat_map, map_limit, map_slice
 from ..view.words import Summary
 
@@ -35,20 +36,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['network_of', 'private_copy', 'Contributions', 'contributions', 'effective_atoms']
+__all__ = ['private_copy', 'Contributions', 'contributions']
 
-# %% ../../nbs/api/sparse/contributions.ipynb #48ce777d
-def network_of(
-    model: Model,
-) -> MLCSC:
-    "The network of dictionaries inside a model. TypeError where there is another one."
-    net = model.network
-    if isinstance(net, MLCSC): return net
-    got = 'a function' if net is None else type(net).__name__
-    raise TypeError(f'model must be a network of dictionaries (MLCSC), and {model.name} is {got}; '
-                    'use attribute for other networks')
-
-
+# %% ../../nbs/api/sparse/contributions.ipynb #d08cb3a2
 def private_copy(net: MLCSC) -> MLCSC:
     "The network as it is now, whatever is trained later."
     new = MLCSC(**net.settings)
@@ -233,8 +223,8 @@ def contributions(
 ) -> Contributions:
     """What each atom, and each sequence, contributes to the mean logit of a class over a region.
     TypeError for another network, ValueError for a target that is no mean or sum of logits, or is not there."""
-    model = as_model(model)
-    net = private_copy(network_of(model))
+    model, net = mlcsc_of(model)
+    net = private_copy(net)
     _check_channels(net, as_sample(sample))
     question = Question(model, sample, target, progress=False)
     _check_target(question.target)
@@ -256,25 +246,6 @@ def contributions(
     return Contributions(
         logit, bias, _atom_frame(atoms), _sequence_frame(net.sequences, sequences, falls, thresholds, bias),
         question.target, other, question.sample, model, net, question, classes.round(), codes)
-
-# %% ../../nbs/api/sparse/contributions.ipynb #a85fba9a
-def effective_atoms(
-    net: MLCSC,
-    layer: int,
-) -> np.ndarray:  # (atoms, channels, *size), odd sizes, the place of the code in the middle
-    "What a code of size 1 stands for in the image, one atom of a layer after the other."
-    strides = [(1,)*net.ndim, *net.total_strides]
-    below = net.dictionaries[:layer + 1]
-    radius = np.sum([np.array(one.kernel)//2*stride for one, stride in zip(below, strides)], 0)
-    stride = np.array(strides[layer + 1])
-    middle = -(-radius//stride)
-    count = net.settings['atoms'][layer]
-    picture = torch.zeros(count, count, *(2*middle + 1).tolist()).to(net.bias)
-    picture[(slice(None), slice(None), *middle.tolist())] = torch.eye(count).to(picture)
-    with torch.no_grad():
-        for one in reversed(below): picture = one.synthesis(picture)
-    around = (slice(start, stop) for start, stop in zip(middle*stride - radius, middle*stride + radius + 1))
-    return picture[(..., *around)].cpu().numpy()
 
 # %% ../../nbs/api/sparse/contributions.ipynb #97ce50ea
 def _wrapper(model, kind):
@@ -350,7 +321,7 @@ def _atom_rows(self: Contributions, axs, rows, index, axis):
     maps = [self.map(int(row.layer), int(row.atom)) for row in rows]
     limit = map_limit(np.stack(maps))
     for i, (row, own) in enumerate(zip(rows, maps)):
-        atom, aspect = effective_atoms(self.net, int(row.layer))[int(row.atom)], 1.
+        atom, aspect = effective_atoms(self.net, int(row.layer))[int(row.atom)].cpu().numpy(), 1.
         strongest = int(np.square(atom).reshape(len(atom), -1).sum(1).argmax())
         if self.net.ndim == 3: atom, aspect = _as_slice(atom, self.model, self.sample, axis)
         elif self.sample.ndim == 2: aspect = self.sample.spacing[0]/self.sample.spacing[1]
@@ -365,6 +336,15 @@ def _atom_rows(self: Contributions, axs, rows, index, axis):
 
 
 @patch
+def _cut(self: Contributions, index, axis):
+    "Which slice of a volume across which axis; None, -1 for a picture."
+    sliced = _wrapper(self.model, Slicewise)
+    if axis is None: axis = -1 if sliced is None else sliced.axis
+    if index is None and self.sample.ndim == 3: index = map_slice(self.target.mask, self.target.mask, axis)
+    return index, axis
+
+
+@patch
 def plot(
     self: Contributions,
     top: int = 5,  # atoms
@@ -374,9 +354,7 @@ def plot(
 ) -> 'Figure':
     "The atoms that matter most: what they add, what they look like, and where they are."
     import matplotlib.pyplot as plt
-    sliced = _wrapper(self.model, Slicewise)
-    if axis is None: axis = -1 if sliced is None else sliced.axis
-    if index is None and self.sample.ndim == 3: index = map_slice(self.target.mask, self.target.mask, axis)
+    index, axis = self._cut(index, axis)
     rows, others = list(self.atoms[:top].itertuples()), self.atoms[top:]
     count, columns, gap = len(rows), len(self.net.sequences), .2
     fig = plt.figure(figsize=(width, (count + 1)*width/(4.9 + columns) + .4))
@@ -387,6 +365,8 @@ def plot(
     whole = fig.add_subplot(grid[-1, -2])
     draw_map(whole, flat, 0*flat.image[0], mask, 1.)
     whole.set_title('region', fontsize=7, pad=2)
+    if index is not None and self.sample.affine is not None:
+        side_letters(whole, slice_letters(self.sample.affine, axis))
     at = [*(i*(1 + gap) + .5 for i in range(count)), *(count*(1 + gap) + one for one in (.1, .45, .8))]
     names = [*(f'layer {row.layer}, atom {row.atom}' for row in rows), f'{len(others)} other atoms', 'bias', 'logit']
     parts = [*(row.contribution for row in rows), others.contribution.sum(), self.bias]

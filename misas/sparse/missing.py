@@ -16,13 +16,16 @@ from fastcore.basics import patch
 
 from ..data.io import as_sample
 from ..data.sample import Sample
+from ..data.slices import slice_letters
 from ..metrics.scores import score
 from ..models.adapt import as_model
 from ..models.base import Model
 from ..models.prepare import as_batch
-from .contributions import network_of, private_copy
+from .atoms import mlcsc_of
+from .contributions import private_copy
 from .network import MLCSC
 from ..view import plot as pictures
+from ..view.map_views import side_letters
 from ..view.words import Summary, score_text
 
 if TYPE_CHECKING:
@@ -215,8 +218,8 @@ def impute(
     layer: int = 0,  # whose codes are laid down
 ) -> Imputed:
     "What missing sequences would look like, and what is segmented without them. Own atoms of a sequence stay unknown."
-    model, sample = as_model(model), as_sample(sample)
-    net = private_copy(network_of(model))
+    (model, net), sample = mlcsc_of(model), as_sample(sample)
+    net = private_copy(net)
     iterations, layer = _check(net, sample, iterations, layer)
     present = as_missing(net, missing)
     empty = [i for i, there in enumerate(present) if not there]
@@ -258,6 +261,8 @@ def plot(
     picture = self.original.replace(image=backdrop[None])
     pictures.show(picture, self.segmentation, ax=axs[0, -1], index=index, axis=axis, title='')
     axs[0, -1].set_title('segmented without', fontsize=9)
+    if picture.ndim == 3 and picture.affine is not None:
+        for ax in axs[0]: side_letters(ax, slice_letters(picture.affine, axis))
     fig.subplots_adjust(wspace=.06)
     return fig
 
@@ -311,7 +316,7 @@ def missing_cost(
     "Dice of each class with all sequences, and with each one missing, by each of three `WAYS` to go without."
     import pandas as pd
     model = as_model(model)
-    net = private_copy(network_of(model)) if sequences is None else None
+    net = private_copy(mlcsc_of(model)[1]) if sequences is None else None
     names = net.sequences if sequences is None else list(sequences)
     if len(names) < 2: raise ValueError(f'model must have at least two sequences, got {", ".join(names) or "none"}')
     found = (_of_sample(model, net, names, as_sample(one), iterations, layer) for one in samples)
