@@ -29,6 +29,10 @@ from .instances.maps import instance_maps
 from .instances.results import Instances
 from .instances.saliency import instance_gradcam, instance_saliency
 from .instances.synthetic import insert_lesion
+from .sparse.atoms import atoms
+from .sparse.contributions import contributions
+from .sparse.missing import impute
+from .sparse.network import MLCSC
 from .study.compare import compare
 from .study.diagnose import diagnose
 from .sweep.pairs import SensitivityGrid, sensitivity_grid
@@ -55,13 +59,13 @@ from .widgets.html import to_html
 # %% ../nbs/api/all.ipynb #7d1d99e9
 __all__ = [
     'Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Detectability',
-    'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'InstanceStudy', 'Instances', 'Metric', 'Model', 'Motion',
-    'Noise', 'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity',
+    'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'InstanceStudy', 'Instances', 'MLCSC', 'Metric', 'Model',
+    'Motion', 'Noise', 'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity',
     'SensitivityGrid', 'Shear', 'Spike', 'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform',
-    'Translation', 'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'attribute',
-    'compare', 'compare_groups', 'complexity', 'context_curve', 'context_curves', 'datasets', 'deletion',
-    'detect_errors', 'detectability', 'diagnose', 'explore', 'find_instances', 'infidelity', 'insert_lesion',
-    'insertion', 'instance_gradcam', 'instance_maps', 'instance_saliency', 'load', 'localisation',
-    'map_features', 'max_sensitivity', 'methods', 'phantom', 'plot', 'predict_instances', 'random_target',
-    'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity', 'sensitivity_grid', 'show_map',
-    'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms', 'zoo']
+    'Translation', 'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'atoms',
+    'attribute', 'compare', 'compare_groups', 'complexity', 'context_curve', 'context_curves', 'contributions',
+    'datasets', 'deletion', 'detect_errors', 'detectability', 'diagnose', 'explore', 'find_instances', 'impute',
+    'infidelity', 'insert_lesion', 'insertion', 'instance_gradcam', 'instance_maps', 'instance_saliency',
+    'load', 'localisation', 'map_features', 'max_sensitivity', 'methods', 'phantom', 'plot',
+    'predict_instances', 'random_target', 'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity',
+    'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms', 'zoo']

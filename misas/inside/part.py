@@ -87,6 +87,9 @@ LARGE = 2**18  # voxels of an image from which on a part is worth looking for, w
 def _share(box, shape): return np.prod([one.stop - one.start for one in box])/np.prod(shape)
 
 
+def _alike(scores, wanted): return bool((scores - wanted).abs().max() <= 1e-5*wanted.abs().max() + 1e-6)
+
+
 def _seen(gradient): return gradient.ne(0).any(0).any(0).cpu().numpy()
 
 
@@ -94,6 +97,9 @@ def _reaches(seen, axis, one, n, padding):
     "Does what is seen touch an end of the box that is no end of what the network gets?"
     first, last = (np.take(seen, at, axis).any() for at in (0, -1))
     return first and one.start > -padding[0] or last and one.stop < n + padding[1]
+
+
+def _touches(seen, sizes): return any(_reaches(seen, axis, *size) for axis, size in enumerate(sizes))
 
 
 def _farthest(
@@ -170,7 +176,7 @@ class Part:
 # %% ../../nbs/api/inside/part.ipynb #b7c1e0a4
 @patch
 def grow(self: Part):
-    "Take a larger part from now on: half as much again, or a little where it is known how far the network sees."
+    "Take a larger part from now on; a little larger where it is known how far the network sees."
     self.margin += max(self.steps) if self.reach.known else max(1, self.margin//2)
     if self.reach.known: self.reach.margin = max(self.reach.margin, self.margin)
 
@@ -179,8 +185,9 @@ def grow(self: Part):
 def _fit(self: Part, gradient, box):
     "From now on no more than the gradient reaches, for this region and those that begin after it."
     if self.reach.known: return
-    self.margin = min(self.margin, max(LEAST, _farthest(_seen(gradient), self.target.mask[box]) + 1))
-    self.reach.margin, self.reach.known = self.margin, True
+    needed = max(LEAST, _farthest(_seen(gradient), self.target.mask[box]) + 1)
+    self.margin = self.reach.margin = min(self.margin, needed)
+    self.reach.known = True
 
 
 @patch
@@ -196,9 +203,7 @@ def reaches(
     box: tuple | None = None,  # where that is; None: the part
 ) -> bool:
     "Does a gradient reach the border of the part, so that there may be more of it beyond?"
-    axes = enumerate(zip(box or self.box, self.q.shape, self.q.padding))
-    seen = _seen(gradient)
-    return any(_reaches(seen, axis, *size) for axis, size in axes)
+    return _touches(_seen(gradient), zip(box or self.box, self.q.shape, self.q.padding))
 
 
 @patch
@@ -212,9 +217,6 @@ def _agrees(self: Part, ready, x, scores, whole):
         near = [i for i in range(len(x)) if i not in far]
         if near and not _alike(scores[near], self._scores(ready[(near, ..., *wide)], wide)): return False
         return not far or _alike(scores[far], self.target.each(self.whole(x[far])))
-
-
-def _alike(scores, wanted): return bool((scores - wanted).abs().max() <= 1e-5*wanted.abs().max() + 1e-6)
 
 # %% ../../nbs/api/inside/part.ipynb #60fa3f0b
 def gradient_in(

@@ -245,12 +245,16 @@ def _ask(asked, own, away, radii, fill, draws):
             other = _filled(question, fill, draw)
             ready = None if own is None else asked.prepared(other)
         if first is None: first = other[0].cpu().numpy()
-        near = [away <= radius for radius in radii[i:j]]
-        images = torch.cat([torch.where(one, question.x, other) for one in near])
-        prepared = None if ready is None else torch.cat([torch.where(one, own, ready) for one in near])
-        scores[draw, i:j], found[draw, i:j] = asked.answers(images, prepared, [k - i for k in range(i, j) if k in anchors])
+        near, whole = [away <= radius for radius in radii[i:j]], sorted(anchors & {*range(i, j)})
+        images, prepared = _kept_near(near, question.x, other), _kept_near(near, own, ready)
+        scores[draw, i:j], found[draw, i:j] = asked.answers(images, prepared, [k - i for k in whole])
     asked.confirm()
     return scores, found, first
+
+
+def _kept_near(masks, image, other):
+    "An image in each mask and another one elsewhere; None without the other."
+    return None if other is None else torch.cat([torch.where(mask, image, other) for mask in masks])
 
 # %% ../../nbs/api/instances/context.ipynb #bbcb0a16
 @dataclass

@@ -59,6 +59,7 @@ def _as_it_says(obj, kw):
     "A network, or that of a Learner, may say how it is used: a dict `model_options`. What is passed counts more."
     says = getattr(getattr(obj, 'model', obj), 'model_options', None)
     if not isinstance(says, dict): return kw
+    if kw.get('size') is not None: says = {name: value for name, value in says.items() if name != 'multiple_of'}
     return kw | {name: value for name, value in says.items() if kw.get(name) in (None, 'auto')}
 
 
