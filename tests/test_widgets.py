@@ -711,3 +711,123 @@ def test_lesions(lab):
     page.screenshot(path=str(SHOTS/'lesions.png'))
     assert not page.errors, page.errors
     page.close()
+
+
+# --- atoms
+
+ATOMS = """
+import numpy as np, torch
+from misas.data.phantom import brain
+from misas.inside.target import Target
+from misas.models.adapt import as_model
+from misas.sparse.atoms import atoms
+from misas.sparse.contributions import contributions
+from misas.sparse.network import MLCSC
+from misas.widgets.explore import explore
+names = 'FLAIR', 'T1', 'T2'
+def net_of(scan, ndim):
+    "Atoms of random shape, with weights that are not 0."
+    net = MLCSC(3, len(scan.classes), (8, 20), kernels=3, strides=(1, 2), ndim=ndim, own=1, classes=scan.classes, sequences=names)
+    net.prepare(torch.tensor(scan.image)[None])
+    with torch.no_grad():
+        for k, weight in enumerate(net.head): weight.normal_(generator=torch.Generator().manual_seed(k))
+    return as_model(net, name='atoms')
+scan = brain(1, sequences=names, slice=20, labels='tissues')
+model = net_of(scan, 2)
+flat, alone = explore(contributions(model, scan, Target('CSF', 'labels'), against='WM')), explore(atoms(model))
+"""
+
+DEEP_ATOMS = ATOMS.replace("scan = brain(1, sequences=names, slice=20, labels='tissues')", """
+scan = brain(1, sequences=names, labels='tissues')
+box = tuple(slice(n//2 - 12, n//2 + 12) for n in scan.shape)
+scan = type(scan)(scan.image[(slice(None), *box)], scan.labels[box], affine=scan.affine, classes=scan.classes, name='middle')
+""").replace('net_of(scan, 2)', 'net_of(scan, 3)')
+
+
+def test_atoms(lab):
+    "The list, its order and its keys; the map of an atom, the atom itself and the sequences; the gallery of a network."
+    page = opened(lab, None, ATOMS + 'display(flat, alone)')
+    view, gallery, here = View(page), View(page, 1), {}
+    exec(ATOMS, here)
+    mine, all_atoms = here['flat'], here['alone']
+    from misas.widgets.sparse import CELL
+    lines = lambda v: [text.replace('\xa0', ' ') for text in v['L-atoms'].locator('option').all_inner_texts()]
+    as_listed = lambda panel: [text for text, _ in panel.list.list.options]
+    told = lambda v: v['N-atom'].inner_text()
+    atom_of = lambda panel: next(iter(panel.pictures.values()))
+
+    until(page, lambda: lines(view) == as_listed(mine) and lines(gallery) == as_listed(all_atoms))
+    before, first = mine.middle.pictures[2].rgb, atom_of(mine)
+    view.press('S-atom', 'ArrowRight', 3)                                       # with the keyboard
+    mine.choose(*mine.list.ids[3])
+    until(page, lambda: mine.words['contribution'] in told(view))
+    until(page, lambda: nearest(view.settled('O-picture'), [mine.middle.pictures[2].rgb, before])[0] == 0)
+    until(page, lambda: nearest(view.settled('N-atom'), [atom_of(mine), first])[0] == 0)
+    assert view['N-atom'].locator('img').count() == 2                         # the atom, and the sequences
+    view['D-over'].locator('select').select_option('over T1')
+    with_map = mine.middle.pictures[2].rgb
+    mine.middle.over.value = 1
+    until(page, lambda: nearest(view.settled('O-picture'), [mine.middle.pictures[2].rgb, with_map])[0] == 0)
+    view.click('O-picture', .4, .45)
+    voxel = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+)', view['N-voxel'].inner_text())[0]))
+    mine.middle.pick(2, .4, .45)
+    until(page, lambda: np.abs(np.subtract(voxel(), mine.middle.at[1::-1])).max() <= 2)   # a click is on whole screen pixels
+    mine.middle.move((*voxel()[::-1], 0))
+    until(page, lambda: mine.middle.words['contribution here'] in view['N-voxel'].inner_text())
+    page.screenshot(path=str(SHOTS/'contributions.png'))
+    view['D-layer'].locator('select').select_option('layer 0')
+    view['D-order'].locator('select').select_option('energy in T2')
+    mine.list.layer.value, mine.list.order.value = 0, 2
+    until(page, lambda: lines(view) == as_listed(mine) and mine.words['atom'] in told(view))
+
+    gallery['D-order'].locator('select').select_option('energy in T2')
+    all_atoms.list.order.value = 2
+    until(page, lambda: lines(gallery) == as_listed(all_atoms))
+    before, first, chosen = all_atoms.middle.rgb, atom_of(all_atoms), all_atoms.list.ids[4]
+    view.click('O-gallery', (all_atoms.middle.names.shape[1] + 4.5*CELL)/all_atoms.middle.picture.width, .5)
+    all_atoms.choose(*chosen)
+    until(page, lambda: all_atoms.words['atom'] in told(gallery))
+    until(page, lambda: nearest(gallery.settled('N-atom'), [atom_of(all_atoms), first])[0] == 0)
+    assert nearest(view.settled('O-gallery'), [all_atoms.middle.rgb, before])[0] == 0
+    gallery['D-layer'].locator('select').select_option('layer 1')
+    all_atoms.list.layer.value = 1
+    until(page, lambda: lines(gallery) == as_listed(all_atoms) and all_atoms.words['atom'] in told(gallery))
+    assert gallery['L-atoms'].locator('option').count() == 20
+    gallery['N-atom'].scroll_into_view_if_needed()
+    page.screenshot(path=str(SHOTS/'atoms.png'))
+    assert not page.errors, page.errors
+    page.close()
+
+
+def test_atoms_of_a_volume(lab):
+    "Three views in the orientation of the patient; the atom has the same."
+    page = opened(lab, None, DEEP_ATOMS + 'flat')
+    view, here = View(page), {}
+    exec(DEEP_ATOMS, here)
+    mine, names = here['flat'], ('axial', 'coronal', 'sagittal')
+    of = {v.name: v.axis for v in mine.middle.views}
+
+    def check():
+        "All three pictures are those of the chosen voxel and atom, and not those three slices away."
+        seen, at = {n: view.settled(f'O-{n}') for n in names}, mine.middle.at
+        for n in names:
+            found = []
+            for step in (0, -3, 3):
+                mine.middle.move([min(max(i + step*(axis == of[n]), 0), 23) for axis, i in enumerate(at)])
+                found.append(mine.middle.pictures[of[n]].rgb)
+            mine.middle.move(at)
+            assert nearest(seen[n], found)[0] == 0, n
+
+    until(page, check)
+    view['L-atoms'].locator('select').select_option(index=2)
+    mine.choose(*mine.list.ids[2])
+    until(page, lambda: mine.words['contribution'] in view['N-atom'].inner_text())
+    until(page, check)
+    view.press('S-axial', 'ArrowRight', 2)
+    at = list(mine.middle.at)
+    at[of['axial']] += 2
+    mine.middle.move(at)
+    until(page, check)
+    page.screenshot(path=str(SHOTS/'atoms_volume.png'))
+    assert not page.errors, page.errors
+    page.close()

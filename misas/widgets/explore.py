@@ -17,6 +17,8 @@ from ..data.io import as_sample
 from ..data.sample import Sample
 from ..instances.answers import InstanceAnswers
 from ..instances.results import Instances
+from ..sparse.atoms import Atoms
+from ..sparse.contributions import Contributions
 from ..study.study import Study
 from ..sweep.sensitivity import Sensitivity
 from .attribution import AttributionExplorer
@@ -24,6 +26,7 @@ from .base import Panel
 from .gallery import GalleryExplorer
 from .instances import InstanceExplorer
 from .live import LiveExplorer
+from .sparse import SparseExplorer
 from .sweep import SweepExplorer
 from .volume import VolumeExplorer
 
@@ -54,6 +57,12 @@ def _of_instances(what, model, kw):
     return InstanceExplorer(what, model, **kw) if isinstance(what, (Instances, InstanceAnswers)) else None
 
 
+def _of_atoms(what, model, kw):
+    if not isinstance(what, (Atoms, Contributions)): return None
+    if model is not None: raise ValueError('model is part of atoms and contributions already: explore(atoms(model))')
+    return SparseExplorer(what, **kw)
+
+
 def _of_cases(what, model, kw):
     listed = isinstance(what, (list, tuple)) and what and all(isinstance(one, (Sample, str, Path)) for one in what)
     if not listed and not isinstance(what, Cases): return None
@@ -71,11 +80,11 @@ def _of_sample(what, model, kw):
     return LiveExplorer(sample, model, **kw)
 
 
-KINDS = _of_sweep, _of_study, _of_attributions, _of_instances, _of_cases, _of_sample
+KINDS = _of_sweep, _of_study, _of_attributions, _of_instances, _of_atoms, _of_cases, _of_sample
 
 
 def explore(
-    what: Any,  # a Sensitivity, a Study, an Attribution (or several of one image), Instances, a Sample, or several
+    what: Any,  # a Sensitivity, Study, Attribution or several, Instances, Atoms, Contributions, a Sample or several
     model: Any = None,  # for samples, Instances: a Model, or anything `as_model` takes; for a Study: the name of one
     **kw: Any,  # for the widget; see there
 ) -> Panel:
