@@ -2,11 +2,25 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from misas.all import (
-    MLCSC, Noise, Sample, Study, Target, as_model, atoms, attribute, contributions, find_instances, impute, instance_saliency,
-    sensitivity, tolerance)
+    MLCSC,
+    Noise,
+    Sample,
+    Study,
+    Target,
+    as_model,
+    atoms,
+    attribute,
+    contributions,
+    find_instances,
+    impute,
+    instance_saliency,
+    sensitivity,
+    tolerance,
+)
 from misas.sparse.dictionary import Dictionary
 from misas.sparse.network import load_mlcsc
 from misas.sparse.pursuit import PURSUITS
