@@ -5,7 +5,6 @@
 # %% ../../nbs/api/sparse/learn.ipynb #8766121a
 from __future__ import annotations
 
-from collections.abc import Sequence
 from numbers import Real
 
 import torch
