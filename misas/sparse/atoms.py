@@ -87,7 +87,7 @@ class Atoms:
         return [np.linalg.norm(one.reshape(*one.shape[:2], -1), axis=2) for one in self.patches]
 
     @property
-    def energy(self) -> pandas.DataFrame:  # (layer, atom) x sequences; rows add up to 1, NaN for an atom that is 0
+    def energy(self) -> 'pandas.DataFrame':  # (layer, atom) x sequences; rows add up to 1, NaN for an atom that is 0
         "Share of each atom's squared norm in every sequence."
         import pandas as pd
         squared = np.concatenate(self.norms)**2
@@ -96,7 +96,7 @@ class Atoms:
         return pd.DataFrame(shares, pd.MultiIndex.from_tuples(rows, names=['layer', 'atom']), self.sequences)
 
     @property
-    def frame(self) -> pandas.DataFrame:  # layer, atom, sequence, share, norm
+    def frame(self) -> 'pandas.DataFrame':  # layer, atom, sequence, share, norm
         "Tidy: a row for each atom and sequence; norm is that of the whole atom."
         found = self.energy.rename_axis(columns='sequence').stack(future_stack=True).rename('share').reset_index()
         return found.assign(norm=np.repeat(np.linalg.norm(np.concatenate(self.norms), axis=1), len(self.sequences)))
@@ -160,7 +160,7 @@ def _ask(model, net, sample, answer):
 @dataclass(repr=False)
 class Used:
     "How often and how strongly atoms are used, from `used`."
-    frame: pandas.DataFrame  # layer, atom, share, size, use, dead
+    frame: 'pandas.DataFrame'  # layer, atom, share, size, use, dead
     samples: int  # that were looked at
 
     def __repr__(self): return str(self.summary())
@@ -213,7 +213,7 @@ def used(
 
 # %% ../../nbs/api/sparse/atoms.ipynb #98a319d5
 @patch
-def plot(self: Used) -> Figure:
+def plot(self: Used) -> 'Figure':
     "For each layer, share and size of each atom, those used most first."
     import matplotlib.pyplot as plt
     layers = list(self.frame.groupby('layer'))
@@ -263,7 +263,7 @@ def plot(
     sequences: Sequence[str] | None = None,  # which rows; None: all
     most: int = 16,  # columns
     axis: int = -1,  # of volumes: across which axis
-) -> Figure:
+) -> 'Figure':
     "A gallery of the atoms of a layer. ValueError for an unknown layer or sequence."
     import matplotlib.pyplot as plt
     layer, rows = layer_index(layer, len(self.patches)), _rows_of(sequences, self.sequences)
@@ -316,7 +316,7 @@ class Explained:
     def residuals(self) -> np.ndarray: "(layers, channels, *S) what is left."; return self.image - self.layers
 
     @property
-    def frame(self) -> pandas.DataFrame:  # layer, sequence, explained, zeros
+    def frame(self) -> 'pandas.DataFrame':  # layer, sequence, explained, zeros
         "Tidy: a row for each layer and sequence; explained is NaN where a sequence is the same everywhere."
         import pandas as pd
         left, whole = (self.residuals[..., self.seen]**2).sum(-1, dtype=float), self.image[:, self.seen].astype(float)
@@ -356,7 +356,7 @@ def plot(
     self: Explained, layer: int = -1,  # whose residual is shown
     *, sequences: Sequence[str] | None = None,  # which rows; None: all
     index: int | None = None, axis: int = -1,  # of volumes: which slice across which axis; None: see `flat`
-) -> Figure:
+) -> 'Figure':
     "For each sequence the image, what each layer makes of it, and what is left. ValueError for unknown ones."
     import matplotlib.pyplot as plt
     count = len(self.layers)

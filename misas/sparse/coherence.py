@@ -160,7 +160,7 @@ def uniqueness(
 def coherences(
     net: MLCSC,
     codes: Sequence[torch.Tensor] | None = None,  # from `net.codes`, one a layer; None: only what atoms tell
-) -> pandas.DataFrame:  # layer, atoms, coherence, welch_bound, limit; with codes also stripe, margin, cut, unique
+) -> 'pandas.DataFrame':  # layer, atoms, coherence, welch_bound, limit; with codes also stripe, margin, cut, unique
     "What is known of each layer. TypeError for another network."
     import pandas as pd
     if not isinstance(net, MLCSC): raise TypeError(f'net must be an MLCSC, got {type(net).__name__}')

@@ -57,7 +57,7 @@ def code_loss(
 # %% ../../nbs/api/sparse/training.ipynb #adfa258c
 def sparse_coding(
     reconstruction: float = .1, sparsity: float | Sequence[float] = .01,  # see `code_loss`
-) -> Callback:
+) -> 'Callback':
     "A fastai callback that trains an `MLCSC`: `Learner(dls, net, loss_func=segmentation_loss, cbs=sparse_coding())`."
     from fastai.callback.core import Callback
 

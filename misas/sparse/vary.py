@@ -18,7 +18,6 @@ from ..data.io import as_sample
 from ..metrics.scores import score
 from ..models.base import Model
 from .atoms import explained, mlcsc_of
-from .network import MLCSC
 from ..view.words import Summary
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ PARAMETERS = {'threshold': 'threshold, times as trained', 'iterations': 'iterati
 @dataclass(repr=False)
 class Varied:
     "What a network does with other parameters, from `vary`."
-    frame: pandas.DataFrame  # parameter, value, sample, measure ('Dice CLASS', 'explained', 'zeros'), score
+    frame: 'pandas.DataFrame'  # parameter, value, sample, measure ('Dice CLASS', 'explained', 'zeros'), score
     trained: dict  # parameter -> value as trained
 
     def __repr__(self): return str(self.summary())
@@ -105,7 +104,7 @@ COLOURS = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9'
 
 
 @patch
-def plot(self: Varied) -> Figure:
+def plot(self: Varied) -> 'Figure':
     "A chart a parameter: each measure, mean of the samples; what was trained is marked."
     import matplotlib.pyplot as plt
     parameters = list(dict.fromkeys(self.frame.parameter))
