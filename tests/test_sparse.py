@@ -157,3 +157,12 @@ def test_an_atom_of_length_0_is_named():
     made = net()
     with torch.no_grad(): made.dictionaries[1].weight[4] = 0
     with pytest.raises(ValueError, match='layer 1: atom 4 has length 0'): made.normalise()
+
+
+def test_exported_to_onnx_it_says_the_same(model, tmp_path):
+    axes = {0: 'n', 2: 'h', 3: 'w'}
+    x = torch.randn(1, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.onnx.export(model.network, x, tmp_path/'net.onnx', dynamo=False, input_names=['x'], output_names=['y'],
+                      dynamic_axes={'x': axes, 'y': axes})
+    other = as_model(tmp_path/'net.onnx', activation='softmax', multiple_of=4)
+    assert np.abs(other.predict(scan(9)) - model.predict(scan(9))).max() < 1e-5
