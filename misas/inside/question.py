@@ -45,12 +45,13 @@ def check_count(what, n, least=1) -> int:
 def images_at_once(
     shape,  # of an image
     device,
-    gradients=False,  # with gradients all features are remembered: on a GPU one volume then goes alone
+    gradients=False,  # with gradients all features are remembered, so fewer volumes go together
 ) -> int:
     "How many images go through a network together: on a CPU small pictures in numbers, and small volumes in twos."
     if torch.device(device).type != 'cpu': return 8 if len(shape) == 2 else 1 if gradients else 2
     voxels = int(np.prod(shape))
-    return max(min(8, 2**16//voxels), 2 if len(shape) == 3 and voxels <= 2**18 else 1)
+    pair = len(shape) == 3 and voxels <= (2**17 if gradients else 2**18)
+    return max(min(8, 2**16//voxels), 2 if pair else 1)
 
 
 def batches(
