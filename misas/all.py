@@ -32,7 +32,7 @@ from .instances.synthetic import insert_lesion
 from .sparse.atoms import atoms
 from .sparse.contributions import contributions
 from .sparse.missing import impute
-from .sparse.network import MLCSC
+from .networks.mlcsc import MLCSC
 from .study.compare import compare
 from .study.diagnose import diagnose
 from .sweep.pairs import SensitivityGrid, sensitivity_grid

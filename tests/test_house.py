@@ -55,6 +55,20 @@ def test_arrows_point_down(module):
     assert not up, f'{module} imports {up}, which does not stand below it'
 
 
+def test_rooms_have_no_circle():
+    "Two rooms that import from each other are one room."
+    def room(module): return module.split('.')[0]
+    below = {}
+    for module in MODULES:
+        below.setdefault(room(module), set()).update(room(o) for o in imports(module) if room(o) != room(module))
+
+    def go_down(name, above=()):
+        assert name not in above, f'rooms in a circle: {" -> ".join((*above, name))}'
+        for o in below[name]: go_down(o, (*above, name))
+
+    for name in below: go_down(name)
+
+
 def test_heavy_libraries_load_when_first_used():
     code = "import sys, misas.all; print([m for m in ('fastai', 'monai', 'torchio', 'captum', 'zennit', 'onnxruntime', 'onnx', 'nilearn', 'nbdev', 'joblib', 'loky', 'distributed', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == '[]'

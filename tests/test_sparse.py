@@ -21,9 +21,9 @@ from misas.all import (
     sensitivity,
     tolerance,
 )
-from misas.sparse.dictionary import Dictionary
-from misas.sparse.network import load_mlcsc
-from misas.sparse.pursuit import PURSUITS
+from misas.networks.dictionary import Dictionary
+from misas.networks.mlcsc import load_mlcsc
+from misas.networks.pursuit import PURSUITS
 from misas.sparse.training import code_loss, segmentation_loss
 
 QUIET = dict(progress=False)

@@ -722,7 +722,7 @@ from misas.inside.target import Target
 from misas.models.adapt import as_model
 from misas.sparse.atoms import atoms
 from misas.sparse.contributions import contributions
-from misas.sparse.network import MLCSC
+from misas.networks.mlcsc import MLCSC
 from misas.widgets.explore import explore
 names = 'FLAIR', 'T1', 'T2'
 def net_of(scan, ndim):

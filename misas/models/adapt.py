@@ -16,7 +16,7 @@ from .function import FunctionModel
 from .onnx import OnnxModel
 from .output import Missing
 from .torch import TorchModel
-from ..sparse.network import load_mlcsc
+from ..networks.mlcsc import load_mlcsc
 
 # %% auto #0
 __all__ = ['ENDINGS', 'SAFE', 'as_model']

@@ -21,8 +21,8 @@ from ..models.adapt import as_model
 from ..models.choices import Wrapping
 from ..models.prepare import as_batch
 from ..models.turns import Slicewise
-from .dictionary import CONVOLUTIONS
-from .network import MLCSC
+from ..networks.dictionary import CONVOLUTIONS
+from ..networks.mlcsc import MLCSC
 from ..view.draw import flat, grey_window
 from ..view.map_views import side_letters
 from ..view.words import Summary

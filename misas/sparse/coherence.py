@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .dictionary import CONVOLUTIONS, Dictionary
-from .network import MLCSC
+from ..networks.dictionary import CONVOLUTIONS, Dictionary
+from ..networks.mlcsc import MLCSC
 
 if TYPE_CHECKING: import pandas
 

@@ -23,8 +23,8 @@ from ..models.choices import Wrapping
 from ..models.hold import untouched
 from ..models.turns import Oriented, Slicewise
 from .atoms import effective_atoms, mlcsc_of
-from .network import MLCSC, upsample
-from .pursuit import pursue
+from ..networks.mlcsc import MLCSC, upsample
+from ..networks.pursuit import pursue
 from ..view import plot as pictures
 from ..view.map_views import side_letters
 from ..view.maps import COLD, WARM, colour_bar, draw_map, flat_map, map_limit, map_slice

@@ -10,9 +10,9 @@ from numbers import Real
 import torch
 from torch.nn.functional import pad
 
-from .dictionary import Dictionary
-from .network import MLCSC
-from .pursuit import layered, multilayer
+from ..networks.dictionary import Dictionary
+from ..networks.mlcsc import MLCSC
+from ..networks.pursuit import layered, multilayer
 
 # %% auto #0
 __all__ = ['learn_atoms', 'learn_layers']

@@ -23,7 +23,7 @@ from ..models.base import Model
 from ..models.prepare import as_batch
 from .atoms import mlcsc_of
 from .contributions import private_copy
-from .network import MLCSC
+from ..networks.mlcsc import MLCSC
 from ..view import plot as pictures
 from ..view.map_views import side_letters
 from ..view.words import Summary, score_text

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import cross_entropy, one_hot
 
-from .network import MLCSC
+from ..networks.mlcsc import MLCSC
 
 if TYPE_CHECKING:
     from fastai.callback.core import Callback
