@@ -75,7 +75,7 @@ def enlarge(
 
 # %% ../../nbs/api/inside/layers.ipynb #a3d269a9
 def bring_home(
-    q: Question,
+    q: Question,  # or whatever has its `to_grid`
     maps: list,  # of (n, *s), one for each call of the network
     grids: list, places: list,  # of the network's input; see `placement`
     add: bool = False,  # are the values contributions, whose sum is to stay?

@@ -13,7 +13,7 @@ from .network import differentiable
 from ..models.base import Model
 
 # %% auto #0
-__all__ = ['measures', 'Measured', 'answering', 'seen_by_preprocess']
+__all__ = ['measures', 'Measured', 'answering', 'carried_home', 'seen_by_preprocess']
 
 # %% ../../nbs/api/inside/measured.ipynb #e8eaa2ae
 def measures(preprocess) -> bool:
@@ -47,6 +47,26 @@ def answering(
 ) -> Model:
     "A copy of a model whose network is replaced."
     return differentiable(model).replaced(answer)
+
+
+def carried_home(
+    model: Model,  # on the sample
+    x: torch.Tensor,  # (1, C, *S)
+    maps: list,  # of tensors (n, *G), G the grid of the network's input, in the order of its calls for the image
+) -> torch.Tensor:  # (1, *S)
+    "Maps on the network's grid, brought to the image's by the model's own adapter."
+    alike = len({map.shape[1:] for map in maps}) == 1
+    todo = list(torch.cat([map.to(x) for map in maps])) if alike else [one for map in maps for one in map]
+    def answer(x):
+        here = torch.stack([todo.pop(0) for _ in x])
+        if here.shape[1:] != x.shape[2:]:
+            raise ValueError(
+                f'maps of shape {tuple(here.shape[1:])} do not fit the input {tuple(x.shape[2:])} of the network')
+        return torch.stack([here, torch.zeros_like(here)], 1)  # where the background was: 0 out of view
+    def in_place_of_answers(inner): return answering(inner, answer)
+    wanted = any(map.requires_grad for map in maps)  # who adds maps up wants the weights of windows
+    with torch.set_grad_enabled(wanted):
+        return model.rebuilt(in_place_of_answers, kept=False).logits(x)[0, :1]
 
 
 def seen_by_preprocess(

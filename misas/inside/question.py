@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..data.io import as_sample
 from .baseline import make_baseline
-from .measured import Measured, answering, seen_by_preprocess
+from .measured import Measured, carried_home, seen_by_preprocess
 from .network import anatomy as anatomy_of, unreached as why_unreached
 from .network import asks_itself, differentiable, with_logits
 from .target import Frozen, Target, as_target
@@ -403,17 +403,5 @@ def to_grid(
     self: Question,
     maps: list,  # of tensors (n, *G), G the grid of the network's input, in the order of its calls for the image
 ) -> torch.Tensor:  # (1, *S)
-    "Maps on the network's grid, brought to the image's by the model's own adapter."
-    alike = len({map.shape[1:] for map in maps}) == 1
-    todo = list(torch.cat([map.to(self.x) for map in maps])) if alike else [one for map in maps for one in map]
-    def answer(x):
-        here = torch.stack([todo.pop(0) for _ in x])
-        if here.shape[1:] != x.shape[2:]:
-            raise ValueError(
-                f'maps of shape {tuple(here.shape[1:])} do not fit the input {tuple(x.shape[2:])} of the network')
-        return torch.stack([here, torch.zeros_like(here)], 1)  # where the background was: 0 out of view
-    def in_place_of_answers(inner): return answering(inner, answer)
-    chain = self.model.on(self.sample).rebuilt(in_place_of_answers, kept=False)
-    wanted = any(map.requires_grad for map in maps)  # who adds maps up wants the weights of windows
-    with torch.set_grad_enabled(wanted):
-        return chain.logits(self.x)[0, :1]
+    "Maps on the network's grid, brought to the image's by the model's own adapter; see `carried_home`."
+    return carried_home(self.model.on(self.sample), self.x, maps)

@@ -160,7 +160,7 @@ def _voxels(call): return int(np.prod(call.shape[2:]))
 
 
 @patch
-def _fit(self: Anatomy, call):
+def worth_hearing(self: Anatomy, call: Call) -> bool:
     "Is it worth listening to: several maps of several voxels, after an activation, once in a pass?"
     if not call.name or not self.gives_maps(call) or call.shape[1] == 1 or _voxels(call) == 1: return False
     return call.after_activation and call.n == self.forwards
@@ -169,7 +169,7 @@ def _fit(self: Anatomy, call):
 @patch
 def pick_layer(self: Anatomy) -> str:
     "The last layer after an activation at the coarsest resolution. ValueError if there is none."
-    fit = [c for c in self.calls if self._fit(c)]
+    fit = [c for c in self.calls if self.worth_hearing(c)]
     if not fit: raise ValueError(
         'layer: the network has no layer that ends in an activation; name one of model.layers(sample)')
     coarsest = min(map(_voxels, fit))
