@@ -89,8 +89,10 @@ class Layers:
     model: Model
     sample: Sample
     call: Call
-    voxel: tuple  # mm that a voxel of the network's input is wide on the image
+    voxel: tuple  # mm that a voxel of the network's input is wide on the image; pixels where spacing is not known
 
+    @property
+    def unit(self) -> str: "Of sizes on the image."; return 'mm' if self.sample.spacing_known else 'pixels'
     def __repr__(self): return str(self.summary())
     def _repr_html_(self): return self.frame.to_html(index=False, max_rows=40, na_rep='')
 
@@ -131,17 +133,18 @@ def layers(
     names = _worth_measuring(found, seen, listed, noises) if alone else _chosen(found, measure)
     wanted = {name: found.layer(name) for name in names}
     gradients = input_gradients(module, call.x, wanted, noises, seed, bool(found.norms))
+    listed += [one for one in found.calls if one.name in wanted and one not in listed]  # containers, if they were named
     rows = pd.DataFrame([_row(one, seen, call.x.shape[2:], gradients.get(one.name)) for one in listed])
     frame = found.table()[['layer', 'kind', 'channels', 'size']].merge(rows, on='layer')
     boxes = {one.name: seen.boxes.get(one.name) for one in found.calls}
     return Layers(frame, boxes, seen.lost, model, sample, call, voxel_mm(model, sample, call))
 
-# %% ../../nbs/api/structure/layers.ipynb #0e4e5dbb
-def _mm(layers, voxels):
+# %% ../../nbs/api/structure/layers.ipynb #c1ed63b5
+def _on_image(layers, voxels):
     "An extent in words."
     if voxels is None: return 'unknown'
     if any(np.isinf(voxels)): return 'the whole image'
-    return ' x '.join(f'{n*mm:.0f}' for n, mm in zip(voxels, layers.voxel)) + ' mm'
+    return ' x '.join(f'{n*mm:.0f}' for n, mm in zip(voxels, layers.voxel)) + f' {layers.unit}'
 
 
 def _in_full(amount):
@@ -161,10 +164,10 @@ def summary(self: Layers) -> Summary:  # prints as text; `.frame`: the table
     lines = [f'{self.model.name}: {(frame.parameters > 0).sum()} layers with weights, {weights} parameters, '
              f'{work} multiply-adds for {" x ".join(map(str, grid))} voxels.',
              f'{costly.layer} costs most: {costly.share:.0%} of all.',
-             f'A feature of the last layer, {last.layer}, sees at most {_mm(self, last["rule"])} of the image.']
+             f'A feature of the last layer, {last.layer}, sees at most {_on_image(self, last["rule"])} of the image.']
     held = frame[frame.effective.notna()]
     if len(held): lines.append(f'95 % of the gradient at {held.layer.iloc[-1]} lies within '
-                               f'{_mm(self, held.effective.iloc[-1])}.')
+                               f'{_on_image(self, held.effective.iloc[-1])}.')
     else: lines.append('Nothing was measured: name layers with measure=[...].')
     if frame.norms.any(): lines.append('Its norms measure the whole image, so all of it has some influence.')
     where, why = self.lost[0] if self.lost else ('', '')
@@ -212,14 +215,14 @@ def _draw_boxes(layers, ax, names, axis):
         *_, cut = flat_map(sample, np.zeros(sample.shape), mask, index, axis)
         if cut.any(): outline(ax, cut, COLOURS[k], 2)
     lines = [Line2D([], [], color=COLOURS[k], lw=2) for k in range(len(names))]
-    texts = [f'{name[-34:]}: {_mm(layers, layers.boxes[name].extent)}' for name in names]
+    texts = [f'{name[-34:]}: {_on_image(layers, layers.boxes[name].extent)}' for name in names]
     ax.legend(lines, texts, fontsize=7, loc='upper center', bbox_to_anchor=(.5, -.02), frameon=False)
     ax.set_title('what a feature in the middle can see', fontsize=9)
     if sample.ndim == 3 and sample.affine is not None: side_letters(ax, slice_letters(sample.affine, axis))
 
 # %% ../../nbs/api/structure/layers.ipynb #aad3fb55
 def _widest(layers, column):
-    "The largest extent in mm, for each row; NaN where it is unknown or infinite."
+    "The largest extent on the image, for each row; NaN where it is unknown or infinite."
     def one(voxels):
         mm = np.nan if voxels is None else max(n*size for n, size in zip(voxels, layers.voxel))
         return mm if np.isfinite(mm) else np.nan
@@ -245,7 +248,7 @@ def plot(
                label='95 % of the gradient')
     size = max(n*mm for n, mm in zip(shape, self.voxel))
     above.axhline(size, color='.6', ls='--', lw=1, label='what the network gets')
-    above.set(ylabel='field (mm)', ylim=(0, None), xticklabels=[])
+    above.set(ylabel=f'field ({self.unit})', ylim=(0, None), xticklabels=[])
     above.legend(fontsize=7)
     below.bar(at, 100*self.frame.share, color='#009E73', width=.8)
     below.set(ylabel='cost (%)', xlabel='layer, in the order of work', xlim=above.get_xlim())

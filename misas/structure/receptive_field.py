@@ -16,11 +16,11 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..models.anatomy import of_the_image
-from .origins import WHOLE, Lost, Origin, joined, of_input, reshaped, through_places
+from .origins import WHOLE, Lost, Origin, Reach, joined, of_input, reshaped, through_places
 from .origins import through_transposed, through_window, together
 
 # %% auto #0
-__all__ = ['RULES', 'PARTS', 'POINTWISE', 'origin_of', 'Box', 'box_at', 'Followed', 'follow']
+__all__ = ['RULES', 'PARTS', 'POINTWISE', 'origin_of', 'Box', 'box_at', 'only_real', 'Followed', 'follow']
 
 # %% ../../nbs/api/structure/receptive_field.ipynb #23d24b20
 def _for_each(values, n):
@@ -222,6 +222,7 @@ class Box:
     low: tuple
     high: tuple
     norms: bool = False  # and, through the statistics of a norm, on the whole image a little
+    inside: tuple = ()  # (first, last) of those that there are, an axis: not more, but it may be less, with padding
 
     @property
     def extent(self) -> tuple:  # of whole numbers, or infinite
@@ -230,21 +231,35 @@ class Box:
         return tuple(n if np.isinf(n) else int(n) for n in lengths)
 
     def within(self, shape: tuple) -> tuple:  # of slices
-        "The part of it that lies in an image."
-        ends = [(max(a, 0), min(b + 1, n)) for a, b, n in zip(self.low, self.high, shape)]
-        return tuple(slice(int(min(a, b)), int(b)) for a, b in ends)
+        "The part of it that lies in the image."
+        pairs = self.inside or zip(self.low, self.high)
+        ends = [(max(a, 0), min(b + 1, n)) for (a, b), n in zip(pairs, shape)]
+        return tuple(slice(int(min(a, n)), int(max(b, min(a, n)))) for (a, b), n in zip(ends, shape))
 
 
 def box_at(
     origin: Origin,
     place: tuple,  # one number for each dimension of the tensor
+    real: Origin | None = None,  # without what lies beyond the image
 ) -> Box | None:
     "What one place of a tensor depends on; None further than `FAR`."
-    where = {axis: i for axis, i in zip(origin.dims, place) if axis is not None}
-    try: reaches = [reach.at(where.get(axis, 0)) for axis, reach in enumerate(origin.reaches)]
+    def ends_of(origin):
+        where = {axis: i for axis, i in zip(origin.dims, place) if axis is not None}
+        reaches = [reach.at(where.get(axis, 0)) for axis, reach in enumerate(origin.reaches)]
+        return [(float(reach.low[0]), float(reach.high[0])) for reach in reaches]
+    try: low, high = zip(*ends_of(origin))
     except Lost: return None
-    low, high = (tuple(float(getattr(reach, end)[0]) for reach in reaches) for end in ('low', 'high'))
-    return Box(low, high, origin.norms)
+    return Box(low, high, origin.norms, tuple(ends_of(real)) if real else ())
+
+
+def only_real(origin: Origin, shape: tuple) -> Origin:
+    "Places beyond the ends of a tensor hold padding, and depend on nothing."
+    def cut(reach, number):
+        if len(reach.low) == 1: return reach
+        places = np.arange(len(reach.low)) - reach.zero
+        there = (places >= 0) & (places < shape[number])
+        return Reach(np.where(there, reach.low, np.inf), np.where(there, reach.high, -np.inf), reach.zero)
+    return origin.along(cut, range(len(shape)))
 
 # %% ../../nbs/api/structure/receptive_field.ipynb #cb98f648
 @dataclass
@@ -276,7 +291,8 @@ class _Follower(TorchDispatchMode):
         self.found, self.stack = Followed(), ['']
         self.names = {m: name for name, m in module.named_modules()}
         self.origins, self.written = WeakTensorKeyDictionary(), {}  # where parts were written: places in memory
-        self.origins[x] = Origin((None, None, *range(x.ndim - 2)), tuple(of_input(n) for n in x.shape[2:]))
+        start = Origin((None, None, *range(x.ndim - 2)), tuple(of_input(n) for n in x.shape[2:]))
+        self.origins[x] = start, only_real(start, x.shape)  # as if the image went on, and as it is
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -291,7 +307,8 @@ class _Follower(TorchDispatchMode):
 
     def _origin_of(self, func, given, tracked, first):
         if any(origin is None for _, origin in tracked): return None
-        try: return origin_of(func, given, tracked, first)
+        ideal, real = ([(t, pair[k]) for t, pair in tracked] for k in (0, 1))
+        try: return origin_of(func, given, ideal, first), only_real(origin_of(func, given, real, first), first.shape)
         except (Lost, LookupError, TypeError) as e:  # also where an operation is called in an unusual way
             self.found.lost.append((self.stack[-1], f'{given["name"]}: {e}'))
 
@@ -311,8 +328,9 @@ class _Follower(TorchDispatchMode):
     def leave(self, m, args, out):
         name = self.stack.pop()
         first = next(iter(_tensors(out)), None)
-        origin = None if first is None or first not in self.origins else self.origin(first)
-        self.found.boxes[name] = None if origin is None else box_at(origin, [n//2 for n in first.shape])
+        pair = None if first is None or first not in self.origins else self.origin(first)
+        middle = [] if first is None else [n//2 for n in first.shape]
+        self.found.boxes[name] = None if pair is None else box_at(pair[0], middle, pair[1])
 
 # %% ../../nbs/api/structure/receptive_field.ipynb #2bed988e
 def follow(
