@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['COLDEST', 'HOTTEST', 'tempered', 'ScaledModel', 'scaled', 'Temperature', 'fit_temperature']
+__all__ = ['PORTION', 'COLDEST', 'HOTTEST', 'tempered', 'ScaledModel', 'scaled', 'Temperature', 'fit_temperature']
 
 # %% ../../nbs/api/trust/temperature.ipynb #6a891719
 def tempered(
@@ -106,7 +106,21 @@ def scaled(
     "The same model at another temperature; its labels stay. ValueError for label maps."
     return ScaledModel(as_model(model), temperature)
 
-# %% ../../nbs/api/trust/temperature.ipynb #f434095f
+# %% ../../nbs/api/trust/temperature.ipynb #94421dda
+PORTION = 100_000  # voxels at a time
+
+
+def _at(power, logs, own):
+    "The same from log p (n, K), and that of the label (n,)."
+    top = logs.max(1, keepdims=True)
+    raised, finite = np.exp(power*(logs - top)), np.where(np.isfinite(logs), logs, 0)
+    total = raised.sum(1)
+    share = raised/total[:, None]
+    mean = (share*finite).sum(1)
+    loss = np.log(total) + power*(top[:, 0] - own)
+    return loss, mean - own, (share*finite**2).sum(1) - mean**2
+
+
 class _Voxels:
     "Probabilities and labels of some voxels, and what is needed of them at a power of 1/T."
     def __init__(
@@ -116,22 +130,23 @@ class _Voxels:
         own = np.take_along_axis(p, truth[:, None], 1)[:, 0]
         seen = own > 0
         self.left_out, self.group = int((~seen).sum()), group[seen]
-        with np.errstate(divide='ignore'): self.logs = np.log(p[seen].astype(float))  # minus infinity where p is 0
-        self.finite, self.own = np.where(np.isfinite(self.logs), self.logs, 0), np.log(own[seen].astype(float))
-        self.top = self.logs.max(1, keepdims=True)
+        self.logs, self.own = p[seen], np.log(own[seen])
+        with np.errstate(divide='ignore'): np.log(self.logs, out=self.logs)  # minus infinity where p is 0
 
-    def at(self, power):
-        "-log p(label) of each voxel, and its first and second derivatives."
-        raised = np.exp(power*(self.logs - self.top))
-        total = raised.sum(1)
-        share = raised/total[:, None]
-        mean = (share*self.finite).sum(1)
-        loss = np.log(total) + power*(self.top[:, 0] - self.own)
-        return loss, mean - self.own, (share*self.finite**2).sum(1) - mean**2
+    def at(self, power, step=1):  # yields numbers of the patients, and what `_at` gives
+        "Every `step`-th voxel, some at a time, so that memory stays flat."
+        logs, own, group = self.logs[::step], self.own[::step], self.group[::step]
+        for i in range(0, len(own), PORTION):
+            some = slice(i, i + PORTION)
+            yield group[some], *_at(power, logs[some].astype(float), own[some].astype(float))
 
-    def slope(self, log_power): return self.at(np.exp(log_power))[1].mean()
+    def loss(self, power, step=1):
+        "Mean of -log p(label)."
+        return sum(loss.sum() for _, loss, _, _ in self.at(power, step))/len(self.own[::step])
 
-# %% ../../nbs/api/trust/temperature.ipynb #9f04a826
+    def slope(self, log_power): return sum(slope.sum() for _, _, slope, _ in self.at(np.exp(log_power)))/len(self.own)
+
+# %% ../../nbs/api/trust/temperature.ipynb #19450b0f
 COLDEST, HOTTEST = .02, 50.  # between these a temperature is looked for
 
 
@@ -152,22 +167,24 @@ def _best(voxels, name):
 def _interval(voxels, power, level):
     "Low and high of T from a sandwich estimate by patients; NaN for fewer than five."
     from scipy.stats import t as student
-    _, slope, curve = voxels.at(power)
-    score = np.bincount(np.unique(voxels.group, return_inverse=True)[1], slope)
-    count = len(score)
+    score, bend, ids = np.zeros(voxels.group.max() + 1), 0., np.unique(voxels.group)
+    for group, _, slope, curve in voxels.at(power):
+        score += np.bincount(group, slope, len(score))
+        bend += curve.sum()
+    count = len(ids)
     if count < 5: return np.nan, np.nan
-    error = np.sqrt(count/(count - 1)*(score**2).sum())/curve.sum()/power  # of log T
+    error = np.sqrt(count/(count - 1)*(score**2).sum())/bend/power  # of log T
     far = student.ppf((1 + level)/2, count - 1)*error
     return float(np.exp(-far)/power), float(np.exp(far)/power)
 
-# %% ../../nbs/api/trust/temperature.ipynb #dbc6fbc6
+# %% ../../nbs/api/trust/temperature.ipynb #b9894f3c
 @dataclass(repr=False)
 class Temperature:
     "A temperature that was fitted; see `fit_temperature`."
     model: Model  # as it was
     value: float | tuple  # one a class, where that was asked for
     frame: 'pandas.DataFrame'  # class, temperature, low, high, nll before, nll after, voxels, left out
-    curves: dict  # class -> (temperatures, mean of -log p at each)
+    curves: dict  # class -> (temperatures, mean of -log p at each, of 100,000 voxels or more)
     cases: int
     patients: int | None  # None: each case stands for itself
 
@@ -175,7 +192,7 @@ class Temperature:
     def scaled(self) -> ScaledModel: "The model at this temperature."; return ScaledModel(self.model, self.value)
     def __repr__(self): return str(self.summary())
 
-# %% ../../nbs/api/trust/temperature.ipynb #a8008674
+# %% ../../nbs/api/trust/temperature.ipynb #cdcebc6c
 def _some_voxels(sample, p, count, rng):
     "Probabilities (n, K) and labels (n,) of voxels that count, or of masks (n, K) bool."
     at = np.flatnonzero(np.ones(sample.shape, bool) if sample.valid is None else sample.valid)
@@ -194,7 +211,7 @@ def _gathered(p, truth, group, overlapping, per_class, names):
 def fit_temperature(
     model: Any,  # a Model, or anything `as_model` takes; with logits or probabilities
     cases: Any,  # Samples with labels, one or many, e.g. Cases; not those it is judged by afterwards
-    *, voxels: int | None = 10_000,  # drawn from each case; None: all
+    *, voxels: int | None = 5_000,  # drawn from each case; None: all
     per_class: bool = False,  # one temperature a class? Only where classes may overlap
     clusters: Iterable | None = None,  # an id for each case; None: the column 'patient' of a table of cases
     level: float = .95,  # of the interval
@@ -223,15 +240,16 @@ def _fitted(model, parts, level, per_class, cases, patients):
     rows, curves, at = [], {}, np.geomspace(.25, 8, 41)
     for name, voxels in parts.items():
         power = _best(voxels, model.name)
-        before, after = (voxels.at(one)[0].mean() for one in (1, power))
+        before, after = voxels.loss(1), voxels.loss(power)
         rows.append((name, 1/power, *_interval(voxels, power, level), before, after, len(voxels.own), voxels.left_out))
-        curves[name] = at, [voxels.at(1/one)[0].mean() for one in at]
+        step = max(1, len(voxels.own)//PORTION)  # for a line, some of them are enough
+        curves[name] = at, [voxels.loss(1/one, step) for one in at]
     columns = ['class', 'temperature', 'low', 'high', 'nll before', 'nll after', 'voxels', 'left out']
     frame = pd.DataFrame(rows, columns=columns)
     value = tuple(frame.temperature) if per_class else float(frame.temperature[0])
     return Temperature(model, value, frame, curves, cases, patients)
 
-# %% ../../nbs/api/trust/temperature.ipynb #902468b8
+# %% ../../nbs/api/trust/temperature.ipynb #d44f73dd
 @patch
 def summary(self: Temperature) -> Summary:  # prints as text; `.frame` as here
     "How sure the model should be, and what that gains."
@@ -253,7 +271,7 @@ def plot(self: Temperature) -> 'Figure':
     fig, ax = plt.subplots(figsize=(4.4, 3), layout='constrained')
     for k, row in enumerate(self.frame.to_dict('records'), 1):
         ax.plot(*self.curves[row['class']], color=colour(k), label=plain_text(row['class']))
-        ax.plot(row['temperature'], row['nll after'], 'o', color=colour(k))
+        ax.plot(row['temperature'], np.interp(row['temperature'], *self.curves[row['class']]), 'o', color=colour(k))
         if np.isfinite(row['low']): ax.axvspan(row['low'], row['high'], color=colour(k), alpha=.2, lw=0)
     ax.axvline(1, color='#999999', ls='--', lw=1)
     ticks = .25, .5, 1, 2, 4, 8
