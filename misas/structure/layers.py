@@ -135,16 +135,23 @@ def layers(
     gradients = input_gradients(module, call.x, wanted, noises, seed, bool(found.norms))
     listed += [one for one in found.calls if one.name in wanted and one not in listed]  # containers, if they were named
     rows = pd.DataFrame([_row(one, seen, call.x.shape[2:], gradients.get(one.name)) for one in listed])
-    frame = found.table()[['layer', 'kind', 'channels', 'size']].merge(rows, on='layer')
+    known = found.table()[['layer', 'kind', 'channels', 'size']].astype(dict(channels='Int64'))  # or none
+    frame = known.merge(rows, on='layer')
     boxes = {one.name: seen.boxes.get(one.name) for one in found.calls}
     return Layers(frame, boxes, seen.lost, model, sample, call, voxel_mm(model, sample, call))
 
-# %% ../../nbs/api/structure/layers.ipynb #c1ed63b5
-def _on_image(layers, voxels):
+# %% ../../nbs/api/structure/layers.ipynb #5187124c
+def _told(layers, voxels):
     "An extent in words."
     if voxels is None: return 'unknown'
     if any(np.isinf(voxels)): return 'the whole image'
     return ' x '.join(f'{n*mm:.0f}' for n, mm in zip(voxels, layers.voxel)) + f' {layers.unit}'
+
+
+def _all_of_it(layers, row):
+    "Said where a field is larger than the image, and not infinite."
+    finite = row['rule'] is not None and not any(np.isinf(row['rule']))
+    return ', so all of this image' if finite and row['inside'] == layers.call.shapes[layers.call.index] else ''
 
 
 def _in_full(amount):
@@ -164,10 +171,11 @@ def summary(self: Layers) -> Summary:  # prints as text; `.frame`: the table
     lines = [f'{self.model.name}: {(frame.parameters > 0).sum()} layers with weights, {weights} parameters, '
              f'{work} multiply-adds for {" x ".join(map(str, grid))} voxels.',
              f'{costly.layer} costs most: {costly.share:.0%} of all.',
-             f'A feature of the last layer, {last.layer}, sees at most {_on_image(self, last["rule"])} of the image.']
+             f'A feature of the last layer, {last.layer}, sees at most '
+             f'{_told(self, last["rule"])}{_all_of_it(self, last)}.']
     held = frame[frame.effective.notna()]
     if len(held): lines.append(f'95 % of the gradient at {held.layer.iloc[-1]} lies within '
-                               f'{_on_image(self, held.effective.iloc[-1])}.')
+                               f'{_told(self, held.effective.iloc[-1])}.')
     else: lines.append('Nothing was measured: name layers with measure=[...].')
     if frame.norms.any(): lines.append('Its norms measure the whole image, so all of it has some influence.')
     where, why = self.lost[0] if self.lost else ('', '')
@@ -201,8 +209,8 @@ def _shown(layers, most):
     return names
 
 
-def _draw_boxes(layers, ax, names, axis):
-    "The image, and what the middle feature of some layers can see."
+def _draw_boxes(layers, ax, below, names, axis):
+    "The image, what the middle feature of some layers can see, and on other axes below how large that is."
     from matplotlib.lines import Line2D
     sample, regions = layers.sample, [layers.region(name) for name in names]
     index = None
@@ -210,13 +218,14 @@ def _draw_boxes(layers, ax, names, axis):
         smallest = min(regions, key=np.sum)
         index = int(np.median(np.nonzero(smallest)[axis])) if smallest.any() else sample.shape[axis]//2
     flat, *_ = flat_map(sample, np.zeros(sample.shape), None, index, axis)
-    show(flat, ax=ax, title='what a feature in the middle can see', legend=False)
+    show(flat, ax=ax, legend=False)
     for k, mask in enumerate(regions):
         *_, cut = flat_map(sample, np.zeros(sample.shape), mask, index, axis)
         if cut.any(): outline(ax, cut, COLOURS[k], 2)
     lines = [Line2D([], [], color=COLOURS[k], lw=2) for k in range(len(names))]
-    texts = [f'{name[-34:]}: {_on_image(layers, layers.boxes[name].extent)}' for name in names]
-    ax.legend(lines, texts, fontsize=7, loc='upper center', bbox_to_anchor=(.5, -.02), frameon=False)
+    texts = [f'{"…"*(len(name) > 30)}{name[-30:]}: {_told(layers, layers.boxes[name].extent)}' for name in names]
+    below.legend(lines, texts, fontsize=7, loc='upper center', frameon=False, borderpad=0)
+    below.axis('off')
     ax.set_title('what a feature in the middle can see', fontsize=9)
     if sample.ndim == 3 and sample.affine is not None: side_letters(ax, slice_letters(sample.affine, axis))
 
@@ -237,19 +246,28 @@ def plot(
 ) -> 'Figure':
     "What the middle feature of some layers can see, how that grows with depth, and where the work is."
     import matplotlib.pyplot as plt
-    fig = plt.figure(figsize=(9.4, 4.2), layout='constrained')
-    grid = fig.add_gridspec(2, 2, width_ratios=(1, 1.5), height_ratios=(1.6, 1))
-    left, above, below = fig.add_subplot(grid[:, 0]), fig.add_subplot(grid[0, 1]), fig.add_subplot(grid[1, 1])
-    _draw_boxes(self, left, _shown(self, min(most, len(COLOURS))), axis)
-    at, shape = np.arange(len(self.frame)), self.call.shapes[self.call.index]
-    above.step(at, _widest(self, 'rule'), where='mid', color='#0072B2', label='at most, by rule')
-    above.plot(at, _widest(self, 'measured'), 'o', color='#0072B2', ms=4, label='measured')
-    above.plot(at, _widest(self, 'effective'), 'o', color='#E69F00', ms=4, mec='k', mew=.4,
-               label='95 % of the gradient')
-    size = max(n*mm for n, mm in zip(shape, self.voxel))
-    above.axhline(size, color='.6', ls='--', lw=1, label='what the network gets')
-    above.set(ylabel=f'field ({self.unit})', ylim=(0, None), xticklabels=[])
-    above.legend(fontsize=7)
-    below.bar(at, 100*self.frame.share, color='#009E73', width=.8)
-    below.set(ylabel='cost (%)', xlabel='layer, in the order of work', xlim=above.get_xlim())
+    names = _shown(self, min(most, len(COLOURS)))
+    fig = plt.figure(figsize=(9.4, 4.4), layout='constrained')
+    left, right = fig.add_gridspec(1, 2, width_ratios=(1, 1.5))
+    boxes = left.subgridspec(2, 1, height_ratios=(1, .055*max(1, len(names))))
+    curves = right.subgridspec(2, 1, height_ratios=(1.6, 1))
+    _draw_boxes(self, *map(fig.add_subplot, boxes), names, axis)
+    _draw_growth(self, *map(fig.add_subplot, curves))
     return fig
+
+
+def _draw_growth(layers, above, below):
+    "The field, and the cost, layer by layer."
+    at, shape = np.arange(len(layers.frame)), layers.call.shapes[layers.call.index]
+    above.step(at, _widest(layers, 'rule'), where='mid', color='#0072B2', label='at most, by rule')
+    look = dict(ls='', marker='o', ms=4, mew=.4)
+    for column, colour, label in (
+            ('measured', '#0072B2', 'measured'), ('effective', '#E69F00', '95 % of the gradient')):
+        known = _widest(layers, column)
+        if np.isfinite(known).any(): above.plot(at, known, color=colour, mec='k', label=label, **look)
+    size = max(n*mm for n, mm in zip(shape, layers.voxel))
+    above.axhline(size, color='.6', ls='--', lw=1, label='what the network gets')
+    above.set(ylabel=f'field ({layers.unit})', ylim=(0, None), xticklabels=[])
+    above.legend(fontsize=7)
+    below.bar(at, 100*layers.frame.share, color='#009E73', width=.8)
+    below.set(ylabel='cost (%)', xlabel='layer, in the order of work', xlim=above.get_xlim())
