@@ -82,7 +82,7 @@ def test_what_is_measured_is_what_the_rule_says(make, ndim, seed):
     boxes = follow(net, x).boxes
     modules = {name: m for name, m in net.named_modules() if isinstance(m, (*CONVS.values(), *TRANSPOSED.values()))}
     assert len(modules) > 1
-    for name, gradient in input_gradients(net, x, modules, noises=8, seed=seed).items():
+    for name, gradient in input_gradients(net, x, modules, images=8, seed=seed).items():
         where = boxes[name].within(shape)
         assert extents(gradient) == tuple(one.stop - one.start for one in where), name
         outside = gradient.clone()
@@ -279,7 +279,7 @@ def test_bad_input_gets_a_sentence():
     scripted = as_model(torch.jit.trace(small().eval(), torch.zeros(1, 1, 48, 40)))
     for call, kind, what in [
             (lambda: layers(model, image, measure='9'), ValueError, "no layer '9'"),
-            (lambda: layers(model, image, noises=0), ValueError, 'noises must be'),
+            (lambda: layers(model, image, images=0), ValueError, 'images must be'),
             (lambda: layers(lambda x: x > 1, image), ValueError, 'it has no layers'),
             (lambda: layers(scripted, image), ValueError, 'TorchScript'),
             (lambda: feature_maps(scripted, image), Refused, 'TorchScript'),

@@ -61,12 +61,12 @@ def _growing(found, seen, calls):
     return [(name, spent) for i, (name, spent, new) in enumerate(fit) if new or i == len(fit) - 1]
 
 
-def _worth_measuring(found, seen, calls, noises):
+def _worth_measuring(found, seen, calls, images):
     "Where the field changes; evenly fewer where all would take more than `BUDGET`."
     fit = _growing(found, seen, calls)
     for count in range(len(fit), 0, -1):
         some = [fit[i] for i in np.linspace(len(fit) - 1, 0, count).round().astype(int)[::-1]]
-        if noises*(some[-1][1] + 2*sum(cost for _, cost in some)) <= BUDGET: return [name for name, _ in some]
+        if images*(some[-1][1] + 2*sum(cost for _, cost in some)) <= BUDGET: return [name for name, _ in some]
     return []
 
 
@@ -112,7 +112,7 @@ def layers(
     sample: object,  # an image, on which the network works
     *, measure: str | list | None = 'auto',  # layers whose field is measured, too: names; None: none; 'auto': where it
         # changes, evenly fewer of these or none where that would take more than `BUDGET`
-    noises: int = 3,  # images of noise to measure on
+    images: int = 4,  # to measure on: the first is what the network gets, others are noise like it
     seed: int = 0,
 ) -> Layers:
     "What each layer of a network gives, weighs, costs and sees. ValueError for functions and TorchScript."
@@ -122,7 +122,7 @@ def layers(
     if module is None: raise ValueError(f'{model.name} is a function: it has no layers')
     if not hookable(module): raise ValueError(f'{model.name} is TorchScript, whose layers cannot be listened to')
     call = network_input(model, sample)
-    check_count('noises', noises)
+    check_count('images', images)
     first = next(module.parameters(), call.x)
     call.x = call.x.to(first) if first.is_floating_point() else call.x
     with untouched(module), watched(module) as look:
@@ -130,9 +130,9 @@ def layers(
         found = look()
     listed = _listed(found, seen)
     alone = isinstance(measure, str) and measure == 'auto'
-    names = _worth_measuring(found, seen, listed, noises) if alone else _chosen(found, measure)
+    names = _worth_measuring(found, seen, listed, images) if alone else _chosen(found, measure)
     wanted = {name: found.layer(name) for name in names}
-    gradients = input_gradients(module, call.x, wanted, noises, seed, bool(found.norms))
+    gradients = input_gradients(module, call.x, wanted, images, seed, bool(found.norms))
     listed += [one for one in found.calls if one.name in wanted and one not in listed]  # containers, if they were named
     rows = pd.DataFrame([_row(one, seen, call.x.shape[2:], gradients.get(one.name)) for one in listed])
     known = found.table()[['layer', 'kind', 'channels', 'size']].astype(dict(channels='Int64'))  # or none
@@ -146,6 +146,14 @@ def _told(layers, voxels):
     if voxels is None: return 'unknown'
     if any(np.isinf(voxels)): return 'the whole image'
     return ' x '.join(f'{n*mm:.0f}' for n, mm in zip(voxels, layers.voxel)) + f' {layers.unit}'
+
+
+def _measured(layers, rows):
+    "What the gradient said of the last layer that was measured."
+    if not len(rows): return 'Nothing was measured: name layers with measure=[...].'
+    last = rows.iloc[-1]
+    if not any(last.effective): return f'No gradient came back from {last.layer}: its units are dead in the middle.'
+    return f'95 % of the gradient at {last.layer} lies within {_told(layers, last.effective)}.'
 
 
 def _all_of_it(layers, row):
@@ -173,10 +181,7 @@ def summary(self: Layers) -> Summary:  # prints as text; `.frame`: the table
              f'{costly.layer} costs most: {costly.share:.0%} of all.',
              f'A feature of the last layer, {last.layer}, sees at most '
              f'{_told(self, last["rule"])}{_all_of_it(self, last)}.']
-    held = frame[frame.effective.notna()]
-    if len(held): lines.append(f'95 % of the gradient at {held.layer.iloc[-1]} lies within '
-                               f'{_told(self, held.effective.iloc[-1])}.')
-    else: lines.append('Nothing was measured: name layers with measure=[...].')
+    lines.append(_measured(self, frame[frame.effective.notna()]))
     if frame.norms.any(): lines.append('Its norms measure the whole image, so all of it has some influence.')
     where, why = self.lost[0] if self.lost else ('', '')
     if why: lines.append(f'The rule lost its way at {where or "the network itself"} ({why}).')

@@ -128,19 +128,19 @@ def _maps(module, x, wanted):
 
 def input_gradients(
     module: nn.Module,
-    x: torch.Tensor,  # (1, C, *G): how large noise is to be, and how bright
+    x: torch.Tensor,  # (1, C, *G): the input
     wanted: dict,  # name -> layer
-    noises: int = 3,  # images of noise
+    images: int = 4,  # the first is the input itself, others are noise
     seed: int = 0,
     fixed: bool = True,  # are the statistics of norms held fixed?
 ) -> dict:  # name -> (*G)
-    "Absolute gradient of the middle feature of each layer, added up over channels and images of noise."
+    "Absolute gradient of the middle feature of each layer, added up over channels and images."
     def random(shape, turn): return torch.randn(shape, generator=torch.Generator().manual_seed(seed + turn)).to(x)
     found = {name: torch.zeros(x.shape[2:], dtype=torch.float64) for name in wanted}
     norms, exact = FixedNorms() if fixed else nullcontext(), torch.backends.cudnn.flags(enabled=False)
     with untouched(module), out_of_place(module), exact:
-        for turn in range(noises if wanted else 0):
-            leaf = (x.mean() + (x.std() or 1)*random(x.shape, turn)).requires_grad_()
+        for turn in range(images if wanted else 0):
+            leaf = (x.mean() + (x.std() or 1)*random(x.shape, turn) if turn else x.detach().clone()).requires_grad_()
             with norms: maps = _maps(module, leaf.clone(), wanted)
             for name, map in maps.items():
                 middle = map[(0, slice(None), *(n//2 for n in map.shape[2:]))]
