@@ -276,3 +276,4 @@ def _draw_growth(layers, above, below):
     above.legend(fontsize=7)
     below.bar(at, 100*layers.frame.share, color='#009E73', width=.8)
     below.set(ylabel='cost (%)', xlabel='layer, in the order of work', xlim=above.get_xlim())
+    below.xaxis.get_major_locator().set_params(integer=True)
