@@ -13,7 +13,7 @@ from misas.models import zoo
 from misas.models.adapt import as_model
 from misas.models.hold import trace
 from misas.structure.maximise import Channel, asked_about, maximise
-from misas.structure.painting import grey_limits
+from misas.structure.painting import fourier_coefficients, fourier_field, frequency_scale, grey_limits
 
 QUICK = dict(steps=20, progress=False)
 PICTURE, VOLUME = (32, 40), (16, 20, 12)
@@ -191,14 +191,22 @@ def test_double_precision():
     assert found.image.image.dtype == np.float32 and found.value > found.start
 
 
+@pytest.mark.parametrize('shape', [(5, 7), (8, 6), (1, 6), (6, 1), (4, 5, 6), (9, 2, 3)])
+def test_waves_there_and_back(shape):
+    field, scale = torch.randn(2, *shape, dtype=torch.float64), frequency_scale(shape, range(1, len(shape) + 1))
+    assert torch.allclose(fourier_field(fourier_coefficients(field, scale), scale, shape), field)
+    many = fourier_field(torch.randn(4000, *scale.shape, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64), scale, shape)
+    assert .4 < many.var() < 1.1  # waves without an imaginary part, such as the mean, count half
+
+
 def test_seed():
     s, model = sample(), as_model(net(), activation='softmax')
-    a, b, c = (maximise(model, s, 1, seed=seed, **QUICK).image.image for seed in (1, 1, 2))
+    a, b, c = (maximise(model, s, np.int64(1), seed=seed, **QUICK).image.image for seed in (1, 1, 2))
     assert np.array_equal(a, b) and not np.allclose(a, c)
 
 
 @pytest.mark.parametrize('what, error, match', [
-    (Channel('no such', 0), ValueError, 'no such'), (Channel('3', 5), ValueError, "channel 5 is not one of the 5 of layer '3'"),
+    (np.int64(7), ValueError, 'no class'), (Channel('no such', 0), ValueError, 'no such'), (Channel('3', 5), ValueError, "channel 5 is not one of the 5 of layer '3'"),
     ('liver', ValueError, "no class 'liver'"), (7, ValueError, 'no class 7'),
     (Channel('3', 0, at=(99, 0)), ValueError, 'there is no voxel'), (Channel('3', 0, at=np.zeros(PICTURE, bool)), ValueError, 'mask is empty'),
     (Target(1, 'labels'), ValueError, 'needs labels')])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,7 +65,7 @@ def asked_about(
     **kw: object,  # seed, progress
 ) -> Question:
     "The question; with a mask of the whole image where no place is asked for."
-    name = isinstance(what, (str, int))
+    name = isinstance(what, (str, Integral))
     if name or isinstance(what, Channel):
         at = getattr(what, 'at', None)
         target = Target(what if name else 1, np.ones(sample.shape, bool) if at is None else at, log_odds=not name)
