@@ -198,13 +198,15 @@ def test_what_does_not_fit():
     with pytest.raises(TypeError, match='transform must be'): embed(model, samples, transform='noise')
     a, b = (concept(model, samples, values=range(6), layer=layer, name=layer, **QUIET) for layer in ('1', '3'))
     with pytest.raises(ValueError, match='concepts must be of one layer'): tcav([a, b], samples, Target('disc', 'labels'))
-    with pytest.raises(ValueError, match='umap|UMAP') if _has_umap() else pytest.raises(ImportError, match='pip install umap-learn'):
-        embed(model, samples, method='umap', n_neighbors='few')
 
 
-def _has_umap():
+def test_umap_where_it_is_installed():
     from importlib.util import find_spec
-    return find_spec('umap') is not None
+    model, samples = as_model(plain(), classes=CLASSES), pictures()
+    def numbers(): return embed(model, samples, method='umap', n_neighbors=2, transform=Noise(), values=[0, .1, .2]).frame[['x', 'y']]
+    if find_spec('umap') is None:
+        with pytest.raises(ImportError, match='pip install umap-learn'): numbers()
+    else: assert numbers().equals(numbers())
 
 
 def test_a_norm_that_removes_the_direction():

@@ -17,6 +17,7 @@ from ..data.io import as_sample
 from ..data.labels import is_stack
 from ..data.sample import Sample
 from .pooled import Pooled, column_of, voxelwise
+from .projections import METHODS, PCA, place
 from ..sweep.scoring import Scoring, as_transform, match_classes
 from ..transforms.base import Transform
 from ..view.draw import COLOURS, overlay
@@ -29,74 +30,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['METHODS', 'TOGETHER', 'MARKS', 'PCA', 'pca', 'place', 'thumbnail', 'Embedding', 'embed', 'axis_name', 'FeaturePath',
-           'spread']
+__all__ = ['MARKS', 'thumbnail', 'Embedding', 'embed', 'axis_name', 'FeaturePath', 'spread']
 
-# %% ../../nbs/api/structure/embed.ipynb #169d85fd
-@dataclass
-class PCA:
-    "Principal components of some points, and the way there for others."
-    mean: np.ndarray  # (features,)
-    axes: np.ndarray  # (components, features), unit vectors; the largest number of each is positive
-    shares: np.ndarray  # (components,) of the variance
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:  # (n, features) -> (n, components)
-        "Coordinates; those of a point do not depend on the points beside it, to the last digit."
-        return ((np.asarray(features, float)[:, None] - self.mean)*self.axes).sum(-1)
-
-
-def pca(
-    features: np.ndarray,  # (n, features)
-    n_components: int = 2,
-) -> PCA:
-    "Principal components. ValueError for features that are the same for all points, or vary in too few directions."
-    features = np.asarray(features, float)
-    mean = features.mean(0)
-    _, sizes, axes = np.linalg.svd(features - mean, full_matrices=False)
-    known = int((sizes > 1e-6*max(abs(features).max(), 1e-30)*len(features)**.5).sum())
-    if not known: raise ValueError('features are the same for all points: there is nothing to project')
-    if known < n_components: raise ValueError(
-        f'features vary in {known} direction{"s"[:known > 1]} only; n_components={n_components} is too many')
-    axes = axes[:n_components]
-    signs = np.sign(axes[np.arange(n_components), abs(axes).argmax(1)])
-    return PCA(mean, axes*signs[:, None], (sizes**2/(sizes**2).sum())[:n_components])
-
-# %% ../../nbs/api/structure/embed.ipynb #7996756a
-def _tsne(features, n_components, seed, **options):
-    "Van der Maaten & Hinton 2008, of scikit-learn."
-    try: from sklearn.manifold import TSNE
-    except ImportError as e: raise ImportError('method="tsne" needs scikit-learn: pip install scikit-learn') from e
-    options = dict(perplexity=min(30, (len(features) - 1)/3), init='pca') | options
-    return TSNE(n_components, random_state=seed, **options).fit_transform(features)
-
-
-def _umap(features, n_components, seed, **options):
-    "McInnes et al. 2018."
-    try: from umap import UMAP
-    except ImportError as e: raise ImportError('method="umap" needs umap-learn: pip install umap-learn') from e
-    options = dict(n_neighbors=min(15, len(features) - 1)) | options
-    return UMAP(n_components=n_components, random_state=seed, **options).fit_transform(features)
-
-
-METHODS = {'pca': 'component', 'tsne': 't-SNE', 'umap': 'UMAP'}  # -> what stands at the axes
-TOGETHER = {'tsne': _tsne, 'umap': _umap}  # these place all points together
-
-
-def place(
-    features: np.ndarray,  # (n, features) without NaN
-    method: str = 'pca', n_components: int = 2, seed: int = 0,
-    **options: object,  # of t-SNE or UMAP, e.g. perplexity
-) -> tuple:  # places (n, components), PCA or None
-    "Points in a plane, or in space. ValueError for too few of them."
-    if method not in METHODS: raise ValueError(f'method must be one of {", ".join(METHODS)}, got {method!r}')
-    if n_components not in (2, 3): raise ValueError(f'n_components must be 2 or 3, got {n_components!r}')
-    if len(features) <= n_components: raise ValueError(
-        f'samples: {n_components} components need at least {n_components + 1} points, got {len(features)}')
-    first = pca(features, n_components)  # says what is wrong with the features
-    if method == 'pca': return first(features), first
-    return TOGETHER[method](features, n_components, seed, **options).astype(float), None
-
-# %% ../../nbs/api/structure/embed.ipynb #dc234b73
+# %% ../../nbs/api/structure/embed.ipynb #9d5d9b1d
 def thumbnail(
     sample: Sample, prediction: np.ndarray | None = None,
     size: int = 64,  # pixels of the longer side
@@ -124,7 +60,7 @@ class _Score:
         if pooled.cls is not None: return float(scores[pooled.cls - 1])
         return float(np.mean(scores[~np.isnan(scores)])) if (~np.isnan(scores)).any() else np.nan
 
-# %% ../../nbs/api/structure/embed.ipynb #925435a2
+# %% ../../nbs/api/structure/embed.ipynb #73343e02
 @dataclass(repr=False)
 class Embedding:
     "What a layer gives for many images, as points in a plane; from `embed`."
@@ -166,7 +102,7 @@ def _changed(sample, transform, values):
         return
     for value in values: yield dict(transform=transform.name, value=value), transform(sample, value)
 
-# %% ../../nbs/api/structure/embed.ipynb #2a979010
+# %% ../../nbs/api/structure/embed.ipynb #18fbe37a
 def _known(samples, columns):
     "What is known of each image, from the table of the samples or as given: {name: values}."
     if columns is None: columns = [name for name in ('patient',) if name in getattr(samples, 'frame', ())]
@@ -177,7 +113,7 @@ def _known(samples, columns):
             f'columns: {name!r} must have a value for each of the {len(samples)} samples, got {len(values)}')
     return known
 
-# %% ../../nbs/api/structure/embed.ipynb #4bdaa708
+# %% ../../nbs/api/structure/embed.ipynb #18ddb312
 class _Collected:
     "Points of one image after the other."
     def __init__(self, voxels, metric, size, seed):
@@ -198,7 +134,7 @@ class _Collected:
                  for (known, columns), features in zip(self.rows, self.features)]
         return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/api/structure/embed.ipynb #79e7e35e
+# %% ../../nbs/api/structure/embed.ipynb #36894dd9
 def embed(
     model: object,  # a Model, or anything `as_model` takes
     samples: Iterable,  # of samples; one after the other, none is kept
@@ -231,7 +167,7 @@ def embed(
     for name, numbers in zip('xyz', at.T): frame.loc[there, name] = numbers
     return Embedding(pooled, frame, features, method, projection, by_voxel, got.thumbnails, metric or '')
 
-# %% ../../nbs/api/structure/embed.ipynb #afbb1265
+# %% ../../nbs/api/structure/embed.ipynb #7a59ae5d
 @patch
 def summary(self: Embedding) -> Summary:  # prints as text; `.frame`: the points
     "How many points there are, how much of the variance they show, and which have no place."
@@ -253,7 +189,7 @@ def axis_name(
     if embedding.projection is None: return f'{METHODS[embedding.method]} {k + 1} (no scale)'
     return f'component {k + 1} ({embedding.projection.shares[k]:.0%} of variance)'
 
-# %% ../../nbs/api/structure/embed.ipynb #7da88ec8
+# %% ../../nbs/api/structure/embed.ipynb #20aaf964
 MARKS = 'o^sDvP*X'
 
 
@@ -304,7 +240,7 @@ def plot(
     if self.projection is None: ax.set(xticks=[], yticks=[])
     return ax.figure
 
-# %% ../../nbs/api/structure/embed.ipynb #bbdf4c4f
+# %% ../../nbs/api/structure/embed.ipynb #ce623e2d
 @dataclass(repr=False)
 class FeaturePath:
     "An image that is changed, in the plane of other images; from `Embedding.path`."
@@ -337,7 +273,7 @@ def spread(
     if len(features) > most: features = features[rng.choice(len(features), most, replace=False)]
     return float(np.median(pdist(features.astype(float))))
 
-# %% ../../nbs/api/structure/embed.ipynb #b7e911fc
+# %% ../../nbs/api/structure/embed.ipynb #6211f729
 @patch
 def path(
     self: Embedding, sample: object,  # a Sample, or anything `as_sample` takes
@@ -380,7 +316,7 @@ def plot(
                  'circle: unchanged', fontsize=8)
     return fig
 
-# %% ../../nbs/api/structure/embed.ipynb #04068167
+# %% ../../nbs/api/structure/embed.ipynb #f5a6ca04
 @patch
 def neighbours(
     self: Embedding,
