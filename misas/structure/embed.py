@@ -207,7 +207,7 @@ def _by_centre(ax, frame, names):
     for _, own in frame.groupby(names, sort=False):
         for at in zip(own.x, own.y): ax.plot(*zip(at, (own.x.mean(), own.y.mean())), color='#0072B2', lw=.7)
     ax.scatter(frame.x, frame.y, s=12, color='#333333', zorder=3)
-    ax.set_title(f'{names.nunique()} of {names.name}; lines lead to the middle of each', fontsize=8)
+    ax.set_title(f'{names.nunique()} values of {names.name}; lines lead to the middle of each', fontsize=8)
 
 
 def _by_number(ax, frame, numbers, label):
