@@ -29,10 +29,6 @@ from .instances.maps import instance_maps
 from .instances.results import Instances
 from .instances.saliency import instance_gradcam, instance_saliency
 from .instances.synthetic import insert_lesion
-from .sparse.atoms import atoms
-from .sparse.contributions import contributions
-from .sparse.missing import impute
-from .networks.mlcsc import MLCSC
 from .study.compare import compare
 from .study.diagnose import diagnose
 from .sweep.pairs import SensitivityGrid, sensitivity_grid
@@ -56,16 +52,38 @@ from .transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 from .widgets.explore import explore
 from .widgets.html import to_html
 
+# %% ../nbs/api/all.ipynb #53b94785
+from .sparse.atoms import atoms
+from .sparse.contributions import contributions
+from .sparse.missing import impute
+from .networks.mlcsc import MLCSC
+from .structure.autoencoder import autoencoder, load_autoencoder
+from .structure.concept import concept, tcav
+from .structure.embed import embed
+from .structure.feature_maps import feature_maps
+from .structure.kernels import kernels
+from .structure.latent import latent_factors, traverse
+from .structure.layers import layers
+from .structure.maximise import Channel, maximise
+from .structure.parts import parts
+from .trust.calibration import calibration
+from .trust.failure import risk_coverage
+from .trust.temperature import fit_temperature
+from .trust.trust import Trust
+
 # %% ../nbs/api/all.ipynb #7d1d99e9
 __all__ = [
-    'Attribution', 'BiasField', 'Blur', 'Brightness', 'ChannelScale', 'Contrast', 'Crop', 'Detectability',
-    'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'InstanceStudy', 'Instances', 'MLCSC', 'Metric', 'Model',
-    'Motion', 'Noise', 'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample', 'Scale', 'Sensitivity',
-    'SensitivityGrid', 'Shear', 'Spike', 'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform',
-    'Translation', 'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'atoms',
-    'attribute', 'compare', 'compare_groups', 'complexity', 'context_curve', 'context_curves', 'contributions',
-    'datasets', 'deletion', 'detect_errors', 'detectability', 'diagnose', 'explore', 'find_instances', 'impute',
-    'infidelity', 'insert_lesion', 'insertion', 'instance_gradcam', 'instance_maps', 'instance_saliency',
-    'load', 'localisation', 'map_features', 'max_sensitivity', 'methods', 'phantom', 'plot',
-    'predict_instances', 'random_target', 'randomisation_check', 'rank_methods', 'save', 'score', 'sensitivity',
-    'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'to_html', 'tolerance', 'transforms', 'zoo']
+    'Attribution', 'BiasField', 'Blur', 'Brightness', 'Channel', 'ChannelScale', 'Contrast', 'Crop',
+    'Detectability', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'InstanceStudy', 'Instances', 'MLCSC',
+    'Metric', 'Model', 'Motion', 'Noise', 'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample',
+    'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike', 'SpikePosition', 'Study', 'Target',
+    'Tolerance', 'Transform', 'Translation', 'Trust', 'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom',
+    'as_model', 'as_sample', 'atoms', 'attribute', 'autoencoder', 'calibration', 'compare', 'compare_groups',
+    'complexity', 'concept', 'context_curve', 'context_curves', 'contributions', 'datasets', 'deletion',
+    'detect_errors', 'detectability', 'diagnose', 'embed', 'explore', 'feature_maps', 'find_instances',
+    'fit_temperature', 'impute', 'infidelity', 'insert_lesion', 'insertion', 'instance_gradcam',
+    'instance_maps', 'instance_saliency', 'kernels', 'latent_factors', 'layers', 'load', 'load_autoencoder',
+    'localisation', 'map_features', 'max_sensitivity', 'maximise', 'methods', 'parts', 'phantom', 'plot',
+    'predict_instances', 'random_target', 'randomisation_check', 'rank_methods', 'risk_coverage', 'save',
+    'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'tcav', 'to_html',
+    'tolerance', 'transforms', 'traverse', 'zoo']

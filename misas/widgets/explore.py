@@ -19,12 +19,16 @@ from ..instances.answers import InstanceAnswers
 from ..instances.results import Instances
 from ..sparse.atoms import Atoms
 from ..sparse.contributions import Contributions
+from ..structure.embed import Embedding
+from ..structure.latent import Traversal
 from ..study.study import Study
 from ..sweep.sensitivity import Sensitivity
 from .attribution import AttributionExplorer
 from .base import Panel
+from .embed import EmbeddingExplorer
 from .gallery import GalleryExplorer
 from .instances import InstanceExplorer
+from .latent import LatentExplorer
 from .live import LiveExplorer
 from .sparse import SparseExplorer
 from .sweep import SweepExplorer
@@ -63,6 +67,13 @@ def _of_atoms(what, model, kw):
     return SparseExplorer(what, **kw)
 
 
+def _of_structure(what, model, kw):
+    several = isinstance(what, (list, tuple)) and what and all(isinstance(one, Traversal) for one in what)
+    if not several and not isinstance(what, (Embedding, Traversal)): return None
+    if model is not None: raise ValueError('model is part of embeddings and traversals already: explore(embedding)')
+    return (EmbeddingExplorer if isinstance(what, Embedding) else LatentExplorer)(what, **kw)
+
+
 def _of_cases(what, model, kw):
     listed = isinstance(what, (list, tuple)) and what and all(isinstance(one, (Sample, str, Path)) for one in what)
     if not listed and not isinstance(what, Cases): return None
@@ -80,11 +91,11 @@ def _of_sample(what, model, kw):
     return LiveExplorer(sample, model, **kw)
 
 
-KINDS = _of_sweep, _of_study, _of_attributions, _of_instances, _of_atoms, _of_cases, _of_sample
+KINDS = _of_sweep, _of_study, _of_attributions, _of_instances, _of_atoms, _of_structure, _of_cases, _of_sample
 
 
 def explore(
-    what: Any,  # a Sensitivity, Study, Attribution or several, Instances, Atoms, Contributions, a Sample or several
+    what: Any,  # a Sensitivity, Study, Attribution, Instances, Atoms, Contributions, Embedding, Traversal, Sample(s)
     model: Any = None,  # for samples, Instances: a Model, or anything `as_model` takes; for a Study: the name of one
     **kw: Any,  # for the widget; see there
 ) -> Panel:
