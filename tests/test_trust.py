@@ -22,6 +22,7 @@ from misas.transforms.voxels import Crop, Flip
 from misas.trust import expected
 from misas.trust.check import check
 from misas.trust.lessons import learn_from
+from misas.trust.signs import agreements, ask_mildly
 from misas.trust.temperature import scaled
 from misas.trust.trust import Trust
 
@@ -281,10 +282,20 @@ def test_other_mild_changes(change, tmp_path):
     assert again.of(cases[0]).frame.equals(trust.of(cases[0]).frame)
 
 
-def test_signs_of_a_known_image_are_those_learned_from(trust):
-    seen = trust.of(discs(14)[0]).reasons.set_index('sign').value
+def test_signs_of_a_known_image_are_those_learned_from():
+    trust = learned(finder(), discs(10), changes=[(Gamma(), 1.3), *CHANGES], copies=0)
+    assert trust.tolerated.tolist() == [False, True, True] and 'not asked for agreement: gamma' in str(trust)
+    seen = trust.of(discs(10)[0]).reasons.set_index('sign').value
     row = trust.signs.iloc[0]
     for sign in ('agreement', 'least', 'soft_dice', 'certainty'): assert seen[sign] == row[sign]
+
+
+def test_what_a_change_moves_out_of_view_is_no_disagreement():
+    left = np.where(np.arange(28) < 14, .9, .1)*np.ones((1, 24, 1))
+    asked = ask_mildly(Listener(finder(), left), Sample(left), [(Crop(), .2)])
+    (answer, known), = asked.answers
+    assert not known[:, 0].any() and not answer[:, 0].any() and asked.prediction[5, 0] == 1
+    assert agreements(asked)[0, 0] > .9 > dice_by_hand(answer == 1, asked.prediction == 1)
 
 
 def test_labels_of_an_image_are_not_looked_at(trust, new):
@@ -406,7 +417,7 @@ def test_where_nothing_is_ever_found(ndim):
     with torch.no_grad(): net[2].bias -= 1000
     verdict = learned(as_model(net, activation='sigmoid', classes=('background', 'disc')), cases).of(cases[0])
     assert 'disc: nothing is predicted' in str(verdict) and verdict.plot().axes
-    assert verdict.frame[['expected', 'low', 'high']].eq(0).all(axis=None) and verdict.frame.voxels[0] == 0  # it always missed
+    assert verdict.frame[['expected', 'low', 'high']].fillna(0).eq(0).all(axis=None) and verdict.frame.voxels[0] == 0  # it always missed
 
 
 @pytest.mark.parametrize('name', ['left ventricle', 'a$b_c^d', 'class', 'nan'])
