@@ -14,7 +14,7 @@ from scipy import stats
 
 # %% auto #0
 __all__ = ['STATISTICS', 'Interval', 'check_level', 'as_clusters', 'bootstrap', 'differences', 'averages', 'signed_rank',
-           'Paired', 'paired', 'holm']
+           'Paired', 'paired', 'holm', 'draw_patients', 'ends']
 
 # %% ../nbs/api/statistics.ipynb #471b3641
 def _draws(
@@ -288,3 +288,28 @@ def holm(
     asked[order] = np.minimum(steps, 1)
     res[there] = asked
     return res
+
+# %% ../nbs/api/statistics.ipynb #83add664
+def draw_patients(
+    patients: int,  # how many there are
+    n: int, seed: int,  # draws
+) -> np.ndarray:  # (1 + n, patients)
+    "How often each patient is drawn; the first row has each of them once."
+    drawn = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1/patients), n)
+    return np.concatenate([np.ones((1, patients)), drawn])
+
+
+def ends(
+    drawn: np.ndarray,  # (1 + n,): the estimate, and those of the draws
+    patients: int,  # that were drawn
+    level: float,
+    share: bool = False,  # is it a share that may be 0 or 1 by luck?
+) -> tuple:  # low and high; NaN for fewer than five patients
+    "The expanded percentile interval (Hesterberg 2015); Clopper and Pearson's where a share is 0 or 1."
+    if patients < 5 or np.isnan(drawn[0]): return np.nan, np.nan
+    tail = (1 - level)/2
+    if share and drawn[0] in (0, 1):
+        far = tail**(1/patients)
+        return (0., 1 - far) if drawn[0] == 0 else (far, 1.)
+    wider = stats.norm.cdf(-np.sqrt(patients/(patients - 1))*stats.t.ppf(1 - tail, patients - 1))
+    return tuple(np.nanquantile(drawn[1:], [wider, 1 - wider]))

@@ -497,7 +497,7 @@ def without_labels(cases): return [one.replace(labels=None) for one in cases]
 
 @pytest.mark.parametrize('options, match', [
     (dict(copies=-1), 'copies must be a whole number'), (dict(copies=1.5), 'copies'), (dict(copies=True), 'copies'),
-    (dict(level=1.5), 'level must lie between 0 and 1'), (dict(level=0), 'level'), (dict(level=90), 'level'), (dict(level=np.nan), 'level'),
+    (dict(level=1.5), 'level must be a number between 0 and 1'), (dict(level=0), 'level'), (dict(level=90), 'level'), (dict(level=np.nan), 'level'),
     (dict(layers='nowhere'), "no layer 'nowhere'"), (dict(layers=['1', 'nowhere']), "no layer 'nowhere'"), (dict(layers=[]), 'layers'),
     (dict(changes=[Rotation()]), 'changes must be pairs'), (dict(changes=[]), 'changes: name at least one'),
     (dict(changes=[(Rotation(), 0)]), 'changes: rotation .* changes nothing'), (dict(changes=[(Rotation(), 'far')]), 'outside the domain of rotation'),
@@ -510,11 +510,11 @@ def test_bad_options(options, match):
 
 @pytest.mark.parametrize('cases, match', [
     (lambda: [], 'empty'), (lambda: without_labels(discs(9)), "cases: 'disc 0 0' has no labels"),
-    (lambda: [*discs(4), *without_labels(discs(1, 5))], "cases: 'disc 5 0' has no labels"), (lambda: discs(6), 'at least 9 patients .* there are 6'),
-    (lambda: table(discs(12), patient=list('abcdabcdabcd')), 'at least 9 patients .* there are 4'),
+    (lambda: [*discs(9), *without_labels(discs(1, 10))], "cases: 'disc 10 0' has no labels"), (lambda: discs(6), 'at least 9 patients.* there are 6'),
+    (lambda: table(discs(12), patient=list('abcdabcdabcd')), 'at least 9 patients.* there are 4'),
     (lambda: [one.regions(disc=('disc',)) for one in discs(9)], 'classes that overlap'), (lambda: shells(9), 'value 2|classes'),
     (lambda: [one.replace(image=0*one.image + .1) for one in discs(9)], 'the same for all known images'), (lambda: 5, 'samples must be'),
-    (lambda: [*discs(4), *discs(1, 3, shape=(9, 9, 9))], '2D'), (lambda: [discs(1)[0]]*2, "two cases called 'disc 0 0'")])
+    (lambda: [*discs(9), *discs(1, 20, shape=(9, 9, 9))], '2D'), (lambda: [discs(1)[0]]*2, "two cases called 'disc 0 0'")])
 def test_bad_cases(cases, match):
     with pytest.raises((ValueError, TypeError)) as e: learned(finder(), cases())
     assert_sentence(e, match)

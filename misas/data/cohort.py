@@ -18,7 +18,7 @@ from .io import READABLE, as_sample, load
 from .sample import Sample
 
 # %% auto #0
-__all__ = ['Case', 'stem', 'as_case', 'images_and_masks', 'no_mask', 'folder_pairs', 'read_manifest', 'cohort']
+__all__ = ['PLAIN', 'Case', 'stem', 'as_case', 'images_and_masks', 'no_mask', 'folder_pairs', 'read_manifest', 'cohort']
 
 # %% ../../nbs/api/data/cohort.ipynb #6df3835c
 @dataclass(frozen=True)
@@ -234,10 +234,18 @@ def _cases_of(samples, load):
         f'samples must be a list of samples or paths, a folder, or a .csv file, got {type(samples).__name__}')
 
 # %% ../../nbs/api/data/cohort.ipynb #2a912071
+PLAIN = str, int, float, bool
+
+
+def _is_known(value):
+    "Is there a value? A date or a tuple is one, and is told as a text; None is not."
+    return isinstance(value, PLAIN) or value is not None and value == value and np.ndim(value) <= 1
+
+
 def _of_table(cases):
     "The rows of `Cases`; each is loaded when it is asked for."
     for i, row in enumerate(cases.frame.to_dict('records')):
-        info = {k: v for k, v in row.items() if isinstance(v, (str, int, float, bool)) and k != 'name'}
+        info = {k: v if isinstance(v, PLAIN) else str(v) for k, v in row.items() if k != 'name' and _is_known(v)}
         yield Case(_name_of(row, i), cases[i:i + 1], _first, info)
 
 

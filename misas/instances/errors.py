@@ -15,10 +15,10 @@ from fastcore.basics import patch
 
 from ..attribution.attribute import Attribution
 from .folds import (
-    LOST, PENALTIES, draw_patients, drawn_auc, ends, lesion_rates, mean_curve, pairs_in_order, split_patients, trained)
+    LOST, PENALTIES, drawn_auc, lesion_rates, mean_curve, pairs_in_order, split_patients, trained)
 from .groups import map_features
 from .results import GROUPS
-from ..statistics import check_level
+from ..statistics import check_level, draw_patients, ends
 from ..view.words import Summary, between_text, score_text
 
 if TYPE_CHECKING:

@@ -13,9 +13,11 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from scipy import stats
 
+from ..statistics import draw_patients, ends
+
 # %% auto #0
 __all__ = ['PENALTIES', 'LOST', 'fitted', 'operating_point', 'Trained', 'split_patients', 'trained', 'pairs_in_order',
-           'drawn_auc', 'draw_patients', 'mean_curve', 'ends', 'lesion_rates']
+           'drawn_auc', 'mean_curve', 'lesion_rates']
 
 # %% ../../nbs/api/instances/folds.ipynb #24e571b3
 PENALTIES = (1., .5, .2, .1, .05, .02)  # fractions of the one that leaves no feature; of equally good ones the first
@@ -125,15 +127,6 @@ def drawn_auc(
     in_order, pairs = (((weights @ table)*weights).sum(1) for table in counts)
     with np.errstate(invalid='ignore'): return in_order/pairs
 
-
-def draw_patients(
-    patients: int,  # how many there are
-    n: int, seed: int,  # draws
-) -> np.ndarray:  # (1 + n, patients)
-    "How often each patient is drawn; the first row has each of them once."
-    drawn = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1/patients), n)
-    return np.concatenate([np.ones((1, patients)), drawn])
-
 # %% ../../nbs/api/instances/folds.ipynb #4ad7767a
 LOST = np.linspace(0, 1, 401)
 
@@ -153,22 +146,6 @@ def mean_curve(
     return curve/max(pairs, 1)
 
 # %% ../../nbs/api/instances/folds.ipynb #7cde809f
-def ends(
-    drawn: np.ndarray,  # (1 + n,): the estimate, and those of the draws
-    patients: int,  # that were drawn
-    level: float,
-    share: bool = False,  # is it a share that may be 0 or 1 by luck?
-) -> tuple:  # low and high; NaN for fewer than five patients
-    "The expanded percentile interval (Hesterberg 2015); Clopper and Pearson's where a share is 0 or 1."
-    if patients < 5 or np.isnan(drawn[0]): return np.nan, np.nan
-    tail = (1 - level)/2
-    if share and drawn[0] in (0, 1):
-        far = tail**(1/patients)
-        return (0., 1 - far) if drawn[0] == 0 else (far, 1.)
-    wider = stats.norm.cdf(-np.sqrt(patients/(patients - 1))*stats.t.ppf(1 - tail, patients - 1))
-    return tuple(np.nanquantile(drawn[1:], [wider, 1 - wider]))
-
-
 def lesion_rates(
     found: np.ndarray, false: np.ndarray, missed: np.ndarray,  # (draws,) counts of TP, FP and FN
 ) -> dict:  # name -> (draws,)

@@ -23,12 +23,16 @@ from .advice import lines_of
 from .changes import LABELLED, changes, strains
 from .findings import Findings, Question, check_enough, short
 from .study import Study
+from .trusted import ask_trust, check_same, expected_verdict, trust_lines
 from ..sweep.scoring import as_transform
+from ..trust.trust import Trust
 from ..view import page
 from ..view.plot import colour
 from ..view.words import Summary
 
-if TYPE_CHECKING: from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Diagnosis', 'diagnose']
@@ -38,10 +42,14 @@ class Diagnosis(Findings):
     """What `diagnose` found.
 
     `.verdict`, `.text`, tables in `.frame`, `.classes` and `.tolerance`; `.summary()`, `.plot()`, `.to_html(path)`."""
+    trust: 'pandas.DataFrame | None' = None  # what Trust says of each case; see `misas.study.trusted`
+    trust_lines = ()  # the same in words
+
     @property
     def text(self) -> str:
         "The report."
-        return '\n'.join(lines_of(self))
+        lines = lines_of(self)
+        return '\n'.join([*lines[:2], *self.trust_lines, *lines[2:]])
 
     def summary(self) -> Summary:  # prints as text; `.frame` holds what each change gains
         "The report, and the numbers behind it."
@@ -76,6 +84,7 @@ def diagnose(
     drop: float | None = None,  # how much worse than unchanged still holds; None: 0.1 for ratios
     tried: object = None, borne: object = None,  # Transforms: changes before the model, strains; None: the usual ones
     cluster: object = 'auto',  # column of the cases: what belongs together; 'auto': patient, if known
+    trust: Trust | None = None,  # learned about this model from other cases: what to expect without truth
     folder: str | PathLike | None = None,  # where to keep the scores for a second call; None: nowhere
     level: float = .95, seed: int = 0,  # of the intervals
     load: Callable | None = None, **kw: object,  # for `Study.run`: n_jobs, backend, timeout, progress ...
@@ -87,6 +96,7 @@ def diagnose(
     if first is None: raise ValueError('samples is empty: there is nothing to diagnose')
     sample, cases = first.sample(), list(chain([first], found))  # names and places, no images
     if reference is None: question = question._replace(reference='prediction' if sample.labels is None else 'labels')
+    if trust is not None: check_same(trust, [model], 'this diagnosis')
     tried, borne = _as_transforms(tried, changes(sample.ndim)), _as_transforms(borne, strains(sample.ndim))
     result = Diagnosis(model.name, question, [c.name for c in cases], sample.ndim)
     how = dict(reference=question.reference)
@@ -94,6 +104,7 @@ def diagnose(
         place = Path(folder or tmp)
         fit = Study(place/'changes', model, tried, metrics=[question.metric, LABELLED], space='original', **how)
         result.read_changes(fit.run(cases, **kw), tried)
+        if trust is not None: result.read_trust(ask_trust(place/'trust', trust, cases, kw.get('progress', True)), trust)
         borne = [result.after(t) for t in borne]
         strained = Study(place/'strains', model, borne, metrics=question.metric, **how)
         return result.read_strains(strained.run(cases, **kw), borne)
@@ -151,6 +162,17 @@ def _draw_strains(self: Diagnosis, ax):
     after = '' if self.change is None else ' after the change'
     ax.set_title(f'what it bears{after}, the most harmful on top', fontsize=9)
     ax.legend(fontsize=7)
+
+# %% ../../nbs/api/study/diagnose.ipynb #cd4c2ccd
+@patch
+def read_trust(
+    self: Diagnosis, table: 'pandas.DataFrame',  # from `ask_trust`
+    trust: Trust,
+):
+    "Sets `.trust`; where there is no truth, the verdict is what Trust expects."
+    self.trust, enough = table, self.question.enough if self.metric.name == 'dice' else .8
+    self.trust_lines = trust_lines(table, trust, enough)
+    if self.question.reference == 'prediction': self.verdict = expected_verdict(table, enough)
 
 # %% ../../nbs/api/study/diagnose.ipynb #bd5c3879
 @patch

@@ -23,9 +23,13 @@ from .settings import as_models, as_transforms, merged, read_settings, study_set
 from .work import Work
 from .workers import in_processes, in_this_process
 from ..sweep.scoring import Scoring
+from .trusted import ask_trust, check_same, key_of
 from ..transforms.base import Transform
+from ..trust.trust import Trust
 
-if TYPE_CHECKING: from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 # %% auto #0
 __all__ = ['Study']
@@ -110,6 +114,19 @@ def _remember(self: Study, samples, load):
     self._samples = (samples, load) if several_times else None
 
 # %% ../../nbs/api/study/study.ipynb #916d749a
+@patch
+def trust(
+    self: Study,
+    trust: Trust,  # learned about one of its models
+    samples: object = None,  # where the images are; None: those of the last run
+    load: Callable | None = None,  # see `run`
+    progress: bool = True,
+) -> 'pandas.DataFrame':  # sample, class, expected, low, high (Dice), voxels, known, strangeness
+    "What Trust says of each case without its labels; kept in the folder. ValueError for trust in another model."
+    check_same(trust, self.models.values(), 'this study')
+    return ask_trust(self.folder/'trust'/key_of(trust), trust, self.sources(samples, load), progress)
+
+
 @patch
 def sources(
     self: Study,

@@ -23,7 +23,8 @@ from ..models.base import Model, check_overlap
 from ..transforms.base import Transform
 
 # %% auto #0
-__all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'as_transform', 'Series', 'pack_labels', 'unpack_labels', 'Probe']
+__all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'check_count', 'as_transform', 'Series', 'pack_labels',
+           'unpack_labels', 'Probe']
 
 # %% ../../nbs/api/sweep/scoring.ipynb #87c55f5c
 def _one_of(what, choice, allowed):
@@ -142,7 +143,7 @@ def match_classes(
                      f'but sample {sample.name!r} is labelled with {", ".join(labelled)}; {cure}')
 
 
-def _check_count(model, sample):
+def check_count(model: Model, sample: Sample) -> None:
     "ValueError where there are more classes in the labels than the model knows."
     if sample.overlapping:
         count = len(sample.labels)
@@ -210,7 +211,7 @@ class Probe:
         first = self._ask_unchanged(sample, unchanged)
         if own: sample = sample.replace(labels=first, classes=self.model.classes)
         names = match_classes(self.model, sample)  # again: now more is known of the model
-        _check_count(self.model, sample)
+        check_count(self.model, sample)
         self.sample, total = sample, self.model.n_classes
         self.foreground = foreground(names, total, sample.overlapping)  # names of the classes that have scores
         self.classes = self.foreground if sample.overlapping else class_names(names, total)

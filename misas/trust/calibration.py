@@ -16,10 +16,9 @@ from fastcore.basics import patch
 from ..data.io import as_sample
 from ..data.labels import mask_of
 from ..data.sample import Sample
-from ..instances.folds import draw_patients, ends
 from ..models.adapt import as_model
 from ..models.base import Model
-from ..statistics import as_clusters, check_level
+from ..statistics import as_clusters, check_level, draw_patients, ends
 from ..sweep.scoring import match_classes
 from ..view.draw import colour
 from ..view.plot import plain_text

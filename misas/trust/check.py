@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from fastcore.basics import patch
 
+from ..inside.question import check_count
 from ..statistics import bootstrap
 from .failure import aurc_difference, risk_coverage
 from .lessons import Lessons, corruptions, learn_from
-from .trust import Trust
+from .trust import Trust, as_corruptions
 from ..view.plot import plain_text
 from ..view.words import Summary
 
@@ -43,6 +44,16 @@ class Checked:
     def __repr__(self): return str(self.summary())
 
 
+def _check_new(seen, learned):
+    "ValueError for patients that are known already, or answers to other questions."
+    both = set(seen.patients) & set(learned.patients)
+    if both: raise ValueError(
+        f'cases: Trust has learned from patient {sorted(both)[0]!r}; check it with patients that it has not seen '
+        '(cases without patients are told apart by their names)')
+    if seen.changes != learned.changes or set(seen.features) != set(learned.features): raise ValueError(
+        'cases: lessons from other mild changes or layers do not fit; make them with those of Trust')
+
+
 def check(
     trust: Trust,
     cases: Iterable | Lessons,  # labelled ones of other patients, or what was seen of them
@@ -54,11 +65,10 @@ def check(
     "What Trust says of labelled cases. ValueError for patients that it has learned from."
     seen = cases
     if not isinstance(cases, Lessons):
-        bad = corruptions(trust.ears.anatomy.ndim) if transforms is None else transforms
+        bad = corruptions(trust.ears.anatomy.ndim) if transforms is None else as_corruptions(transforms)
+        copies = check_count('copies', copies, least=0) if bad else 0
         seen = learn_from(trust.ears, cases, trust.changes, bad, copies, patients, seed, progress)
-    both = set(seen.patients) & set(trust.lessons.patients)
-    if both: raise ValueError(
-        f'cases: Trust has learned from patient {sorted(both)[0]!r}; check it with patients that it has not seen')
+    _check_new(seen, trust.lessons)
     signs, strangeness = trust.judge(seen)
     told = trust.expect(signs, strangeness)
     own = seen.images.iloc[signs.image].reset_index(drop=True)
@@ -80,8 +90,8 @@ def figures(self: Checked) -> 'pandas.DataFrame':  # measure; estimate, low, hig
              ('not known', (~judged.known).astype(float), 'mean', judged)]
     rows = []
     for name, values, statistic, table in asked:
-        found = bootstrap(values.to_numpy(), statistic, clusters=table.patient) if len(table) else [np.nan]*3
-        rows.append((name, *found[:3], len(table)))
+        found = bootstrap(values.to_numpy(), statistic, clusters=table.patient)[:3] if len(table) else [np.nan]*3
+        rows.append((name, *np.clip(found, 0, 1), len(table)))  # none of them can be anything else
     return pd.DataFrame(rows, columns=['measure', 'estimate', 'low', 'high', 'images']).set_index('measure')
 
 
@@ -112,6 +122,8 @@ def summary(self: Checked) -> Summary:  # prints as text; `.frame`: figures
     "Whether it was right."
     found = self.figures
     cover, off, width, unknown = (found.loc[name] for name in found.index)
+    if self.told.empty: return Summary(
+        f'no scores to compare: {unknown.estimate:.1%} of the images of {self.patients} patients are not known', found)
     return Summary(
         f'{len(self.told)} scores of {self.patients} patients: {cover.estimate:.1%} inside their {self.level:.0%} '
         f'intervals ({cover.low:.1%} to {cover.high:.1%}), expected Dice off by {off.estimate:.3f} on average, '

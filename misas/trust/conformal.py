@@ -5,6 +5,8 @@
 # %% ../../nbs/api/trust/conformal.ipynb #c1d47594
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 
 # %% auto #0
@@ -15,7 +17,8 @@ def fewest_groups(
     level: float = .9,
 ) -> int:
     "How many patients an interval of this level needs at least: with fewer, the one to come alone has a larger share."
-    if not 0 < level < 1: raise ValueError(f'level must lie between 0 and 1, got {level!r}')
+    if not isinstance(level, Real) or not 0 < level < 1:
+        raise ValueError(f'level must be a number between 0 and 1, e.g. .9, got {level!r}')
     return int(np.ceil(level/(1 - level) - 1e-9))
 
 

@@ -13,8 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.labels import to_numpy
-from ..instances.folds import draw_patients, ends
-from ..statistics import Interval, as_clusters, check_level
+from ..statistics import Interval, as_clusters, check_level, draw_patients, ends
 from ..view.plot import plain_text
 from ..view.words import Summary
 

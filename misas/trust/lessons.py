@@ -16,7 +16,7 @@ from ..data.cohort import Case, cohort
 from ..data.sample import Sample
 from ..inside.activations import Listener
 from ..metrics.scores import scores
-from ..models.base import check_overlap
+from ..sweep.scoring import check_count, match_classes
 from ..transforms.artifact import BiasField, Ghosting, Motion
 from ..transforms.intensity import Blur, Contrast, Gamma, Noise
 from ..transforms.spatial import Rotation, Zoom
@@ -26,7 +26,7 @@ from .signs import Asked, agreements, ask_mildly, signs_of
 if TYPE_CHECKING: import pandas
 
 # %% auto #0
-__all__ = ['corruptions', 'corrupted', 'Lessons', 'dice_of', 'patient_of', 'learn_from', 'with_agreement']
+__all__ = ['corruptions', 'corrupted', 'Lessons', 'dice_of', 'texts_of', 'patient_of', 'learn_from', 'with_agreement']
 
 # %% ../../nbs/api/trust/lessons.ipynb #c91150da
 def corruptions(
@@ -55,6 +55,7 @@ def corrupted(
     order = rng.permutation(len(transforms))
     for k in range(copies):
         transform = transforms[order[k % len(order)]]
+        if transform.name == 'unchanged': raise ValueError("corruptions: a transform may not be called 'unchanged'")
         value = rng.choice(_values(transform)).item()
         found.append((transform.name, value, transform(sample, value)))
     return found
@@ -69,6 +70,7 @@ class Lessons:
     losses: np.ndarray  # (changes,) what each mild change costs in Dice, on average over the unchanged images
     features: dict  # of layers: (images, features) float32
     classes: tuple
+    changes: list  # the mild ones, each as a text
 
     @property
     def originals(self) -> np.ndarray:
@@ -91,21 +93,31 @@ def dice_of(
     return scores(answer, sample.labels, 'dice', len(asked.classes) + (not stack), valid)[:, 0]
 
 
+def texts_of(changes: list) -> list:
+    "Mild changes as texts, to be compared."
+    return [f'{transform.name} {float(value):g}' for transform, value in changes]
+
+
 def patient_of(
     case: Case,
     column: str = 'patient',  # of the table of cases
 ) -> str:
-    "Who a case belongs to; itself where no patient is known. ValueError for a column that is not there."
+    "Who a case belongs to; itself where no patient is known. ValueError for a column, or a patient, that is not there."
     if column != 'patient' and column not in case.info: raise ValueError(
         f'patients: case {case.name!r} has no column {column!r}; it has {", ".join(case.info) or "none"}')
-    return str(case.info.get(column, case.name))
+    given = case.info.get(column, case.name)
+    if given != given or given == '': raise ValueError(
+        f'patients: case {case.name!r} has nothing in column {column!r}; name its patient, or leave the case out')
+    if isinstance(given, float) and given.is_integer(): given = int(given)  # a column of numbers with a gap
+    return str(given).strip()
 
 # %% ../../nbs/api/trust/lessons.ipynb #f7e00378
 def _labelled(case, model):
     "The sample of a case. ValueError where it has no labels, or some that do not fit the model."
     sample = case.sample()
     if sample.labels is None: raise ValueError(f'cases: {case.name!r} has no labels, from which trust is learned')
-    check_overlap(model, sample)
+    match_classes(model, sample)
+    check_count(model, sample)
     return sample
 
 
@@ -137,7 +149,7 @@ def learn_from(
     features = {layer: np.stack([one[layer] for one in means]).astype(np.float32) for layer in means[0]}
     return Lessons(
         pd.DataFrame(images, columns=['sample', 'patient', 'change', 'value']), pd.concat(signs, ignore_index=True),
-        np.array(agreed), _mean_loss(losses), features, asked.classes)
+        np.array(agreed), _mean_loss(losses), features, asked.classes, texts_of(changes))
 
 
 def _mean_loss(losses):

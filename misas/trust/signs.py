@@ -40,11 +40,12 @@ def mild_changes() -> list:  # of (Transform, value)
 def as_changes(changes: Iterable) -> list:  # of (Transform, value)
     "ValueError for anything but pairs of a transform and a value other than its identity."
     found = []
-    for item in changes:
+    for item in changes if isinstance(changes, (list, tuple)) else [changes]:
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise ValueError(f'changes must be pairs (Transform, value), e.g. (Rotation(), 10), got {item!r}')
         transform = as_transform(item[0])
-        value = transform.check(item[1])
+        try: value = float(transform.check(item[1]))
+        except (TypeError, ValueError) as e: raise ValueError(f'changes: {e}') from None
         if value == transform.identity: raise ValueError(f'changes: {transform.name} {value} changes nothing')
         found.append((transform, value))
     if not found: raise ValueError('changes: name at least one, e.g. (Rotation(), 10)')

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from os import PathLike
+from zipfile import BadZipFile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,14 +18,15 @@ from ..data.cohort import cohort
 from ..data.files import whole
 from ..data.io import as_sample
 from ..inside.activations import Listener
+from ..inside.question import check_count
 from ..models.adapt import as_model
 from ..models.base import Model
 from ..sweep.scoring import as_transform
 from ..transforms.base import Transform
-from .conformal import group_p
+from .conformal import fewest_groups, group_p
 from .distance import deal
 from .expected import Expected, learn_expected
-from .lessons import Lessons, learn_from, with_agreement
+from .lessons import Lessons, learn_from, patient_of, texts_of, with_agreement
 from .lessons import corruptions as usual_corruptions
 from .signs import SIGNS, as_changes, ask_mildly, mild_changes, signs_of
 from .strangeness import surroundings
@@ -32,7 +35,7 @@ from .verdict import Past, Verdict, reasons_of
 if TYPE_CHECKING: import pandas
 
 # %% auto #0
-__all__ = ['FOLDS', 'TOLERATED', 'DIRECTIONS', 'Trust']
+__all__ = ['FOLDS', 'TOLERATED', 'DIRECTIONS', 'FEWEST', 'ABOUT', 'Trust', 'as_corruptions']
 
 # %% ../../nbs/api/trust/trust.ipynb #cffb43e9
 FOLDS = 5
@@ -53,12 +56,13 @@ class Trust:
         patients: str = 'patient',  # column of the table of cases; without one each case is a patient
         seed: int = 0, progress: bool = True,
     ):
-        known = list(cohort(cases))
+        known, seed = list(cohort(cases)), check_count('seed', seed, least=0)
+        _check_patients(known, patients, level)
         first = known[0].sample()
-        self.ears = Listener(as_model(model), first, layers)
         self.changes = as_changes(mild_changes() if changes is None else changes)
-        bad = usual_corruptions(first.ndim) if corruptions is None else [as_transform(one) for one in corruptions]
-        copies = _check_copies(copies) if bad else 0
+        bad = usual_corruptions(first.ndim) if corruptions is None else as_corruptions(corruptions)
+        copies = check_count('copies', copies, least=0) if bad else 0
+        self.ears = Listener(as_model(model), first, layers)
         self._learn(learn_from(self.ears, known, self.changes, bad, copies, patients, seed, progress), level, seed)
 
     @property
@@ -71,15 +75,28 @@ class Trust:
     def passes(self) -> int: "Images that the network is asked about for one verdict."; return 1 + len(self.changes)
 
 
-def _check_copies(copies):
-    if isinstance(copies, int) and not isinstance(copies, bool) and copies >= 0: return copies
-    raise ValueError(f'copies must be a whole number of at least 0, got {copies!r}')
+FEWEST = 5  # patients, whatever the level
+
+
+def _check_patients(cases, column, level):
+    "ValueError where there are too few for intervals, before anything is asked."
+    if not cases: raise ValueError('cases is empty: there is nothing to learn from')
+    least, count = max(FEWEST, fewest_groups(level)), len({patient_of(case, column) for case in cases})
+    if count < least: raise ValueError(
+        f'cases: an interval of {level:.0%} needs at least {least} patients, and there are {count}: '
+        'add labelled patients, or ask for a lower level')
+
+
+def as_corruptions(given: object) -> list:  # of Transform
+    "Transforms that corrupt copies, one or several."
+    return [as_transform(one) for one in (given if isinstance(given, (list, tuple)) else [given])]
 
 # %% ../../nbs/api/trust/trust.ipynb #b1e8f2ab
 @patch
 def _learn(self: Trust, lessons, level, seed):
     "Yardsticks for features, then a guess for each class."
-    self.lessons, self.level, self.seed = lessons, level, seed
+    self.lessons, self.level, self.seed = lessons, float(level), seed
+    self.about = self.model.settings()['fingerprint']
     self.tolerated = lessons.losses <= TOLERATED
     if not self.tolerated.any(): self.tolerated[:] = True
     self.around = surroundings(lessons.features, deal(lessons.patients, FOLDS, seed), lessons.originals)
@@ -89,12 +106,24 @@ def _learn(self: Trust, lessons, level, seed):
 
 
 @patch
+def learned_from(
+    self: Trust, lessons: Lessons,  # e.g. those of some patients, `trust.lessons.of(...)`
+    seed: int | None = None,  # by which patients are dealt out to folds; None: the same
+) -> Trust:
+    "Trust in the same model, learned from other lessons."
+    new = copy(self)
+    new._learn(lessons, self.level, self.seed if seed is None else seed)
+    return new
+
+
+@patch
 def _guess(self: Trust, name) -> Expected:
     near = self.around.strangeness[self.signs.image] <= self.limit  # it is not asked about others
     rows = self.signs[(self.signs['class'] == name) & self.signs.dice.notna() & near]
     signs, ways = rows[list(DIRECTIONS)], list(DIRECTIONS.values())
     try: return learn_expected(signs, rows.dice, self.lessons.patients[rows.image], ways, self.level, FOLDS)
-    except ValueError as e: raise ValueError(f'class {name}: {e}') from None
+    except ValueError as e:
+        raise ValueError(f'class {name}: {e}; or leave the class out with model.keep(...)') from None
 
 # %% ../../nbs/api/trust/trust.ipynb #46b04ab8
 @patch
@@ -102,8 +131,10 @@ def of(
     self: Trust,
     sample: object,  # a Sample, or anything `as_sample` takes; its labels, if there are any, are not looked at
 ) -> Verdict:
-    "How far the prediction for an image may be believed."
+    "How far the prediction for an image may be believed. ValueError where the network was changed since."
     sample = as_sample(sample)
+    if self.model.settings()['fingerprint'] != self.about:
+        raise ValueError(f'{self.model.name} was changed since Trust learned; learn anew with Trust(model, cases)')
     asked = ask_mildly(self.ears, sample, self.changes)
     far, near, strange = self.around.of({layer: x[None] for layer, x in asked.means.items()})
     signs = signs_of(asked, self.tolerated).assign(image=0, far=far[0], near=near[0])
@@ -119,12 +150,13 @@ def expect(
     self: Trust, signs: 'pandas.DataFrame',  # a row an image and class, with `image`, their number
     strangeness: np.ndarray,  # (images,)
 ) -> 'pandas.DataFrame':  # class, expected, low, high, voxels
-    "What is expected of images with these signs; NaN where they are too strange."
+    "What is expected of images with these signs; NaN where they are too strange, 0 where nothing is predicted."
     known = strangeness[signs.image] <= self.limit
     told = np.full((len(signs), 3), np.nan)
     for name, guess in self.guesses.items():
-        own = ((signs['class'] == name) & known).to_numpy()
-        if own.any(): told[own] = guess(signs[list(DIRECTIONS)][own])
+        own, found = ((signs['class'] == name) & known).to_numpy(), (signs['size'] > 0).to_numpy()
+        if (own & found).any(): told[own & found] = guess(signs[list(DIRECTIONS)][own & found])
+        told[own & ~found] = 0  # if there is any of the class
     found = signs[['class']].assign(voxels=np.rint(np.expm1(signs['size'])).astype(int))
     found[['expected', 'low', 'high']] = told
     return found[['class', 'expected', 'low', 'high', 'voxels']]
@@ -174,34 +206,60 @@ def save(
     return str(path)
 
 
+@patch
+def __repr__(self: Trust):
+    images, patients = len(self.lessons.images), len(np.unique(self.lessons.patients))
+    left_out = [transform.name for (transform, _), loss in zip(self.changes, self.lessons.losses) if loss > TOLERATED]
+    more = f'; not tolerated, so not asked for agreement: {", ".join(left_out)}' if left_out else ''
+    if len(left_out) == len(self.changes): more = '; it tolerates none of the mild changes, so all of them are asked'
+    return (f'Trust in {self.model.name}: {images} images of {patients} patients, {self.lessons.originals.sum()} of '
+            f'them not corrupted; {self.passes} passes a verdict{more}')
+
+# %% ../../nbs/api/trust/trust.ipynb #376295d6
+ABOUT = 'model', 'level', 'seed', 'classes', 'changes', 'images', 'signs'  # what the file says beside arrays
+
+
+def _read(path):
+    "What `save` wrote about, and arrays. ValueError naming a file that is none of its own, or damaged."
+    try:
+        with np.load(path, allow_pickle=False) as kept: arrays = {name: kept[name] for name in kept.files}
+        about = json.loads(str(arrays.pop('about')))
+        return {name: about[name] for name in ABOUT}, arrays
+    except FileNotFoundError: raise FileNotFoundError(f'{path}: there is no such file') from None
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, BadZipFile) as e:
+        raise ValueError(f'{path}: is no file that Trust wrote, or damaged ({str(e).splitlines()[0][:80]})') from None
+
+
+def _as_lessons(about, arrays, changes, path):
+    "Lessons from what was read. ValueError where its parts do not fit each other."
+    import pandas as pd
+    features = {name.removeprefix('features '): x for name, x in arrays.items() if name.startswith('features ')}
+    try:
+        images, signs = pd.DataFrame(about['images']), pd.DataFrame(about['signs'])
+        lessons = Lessons(images, signs, arrays['agreements'], arrays['losses'], features, tuple(about['classes']),
+                          texts_of(changes))
+        counts = {len(images), len(lessons.agreements), int(signs.image.max()) + 1, *map(len, features.values())}
+        if len(counts) == 1: return lessons
+    except (KeyError, ValueError, AttributeError, TypeError): pass
+    raise ValueError(f'{path}: is damaged: its parts do not fit each other; learn anew, and save again')
+
+
 @patch(cls_method=True)
 def load(
     cls: Trust,
     path: str | PathLike,  # from `save`
     model: object,  # the same model
     sample: object,  # an image, on which the layers are found
+    functions: tuple = (),  # of mild changes made of functions of your own
 ) -> Trust:
-    "What was learned, read again. ValueError for a file that is none, or another model."
-    import pandas as pd
-    try: kept = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as e: raise ValueError(f'{path}: is no file that Trust wrote ({e})') from None
-    if 'about' not in kept: raise ValueError(f'{path}: is no file that Trust wrote')
-    about, model = json.loads(str(kept['about'])), as_model(model)
+    "What was learned, read again. ValueError for a file that is none or damaged, or another model."
+    about, arrays = _read(path)
+    model = as_model(model)
     if model.settings()['fingerprint'] != about['model']['fingerprint']: raise ValueError(
         f'{path}: was learned about another model than {model.name}; learn anew with Trust(model, cases)')
     self = cls.__new__(cls)
-    features = {key.removeprefix('features '): kept[key] for key in kept.files if key.startswith('features ')}
-    self.ears = Listener(model, sample, list(features))
-    self.changes = [(Transform.from_json(text), value) for text, value in about['changes']]
-    self._learn(Lessons(pd.DataFrame(about['images']), pd.DataFrame(about['signs']), kept['agreements'],
-                        kept['losses'], features, tuple(about['classes'])), about['level'], about['seed'])
+    self.changes = [(Transform.from_json(text, functions), value) for text, value in about['changes']]
+    lessons = _as_lessons(about, arrays, self.changes, path)
+    self.ears = Listener(model, sample, list(lessons.features))
+    self._learn(lessons, about['level'], about['seed'])
     return self
-
-
-@patch
-def __repr__(self: Trust):
-    images, patients = len(self.lessons.images), len(np.unique(self.lessons.patients))
-    left_out = [transform.name for (transform, _), holds in zip(self.changes, self.tolerated) if not holds]
-    more = f'; not tolerated, so not asked for agreement: {", ".join(left_out)}' if left_out else ''
-    return (f'Trust in {self.model.name}: {images} images of {patients} patients, {self.lessons.originals.sum()} of '
-            f'them not corrupted; {self.passes} passes a verdict{more}')

@@ -79,17 +79,26 @@ class Verdict:
 @patch
 def _of_class(self: Verdict, row):
     "What is expected of a class, in words."
-    if not row.voxels: return f'{row["class"]}: nothing is predicted'
+    if not row.voxels: return f'{row["class"]}: nothing is predicted (Dice 0 if there is any)'
     return f'{row["class"]}: expected Dice {score_text(row.expected)} ({between_text(row.low, row.high)})'
 
 
 @patch
 def _why(self: Verdict):
     "Signs that are worse than those of nearly all known images."
-    bad = self.reasons[self.reasons.share < UNUSUAL].sort_values('share').drop_duplicates('sign')
+    found = self.frame['class'][self.frame.voxels > 0]
+    reasons = self.reasons[self.reasons['class'].isin(found)]
+    if reasons.empty: return 'nothing is predicted, so there are no signs to go by'
+    bad = reasons[reasons.share < UNUSUAL].sort_values('share').drop_duplicates('sign')
     if bad.empty: return 'all signs are as usual'
-    def told(row): return f'{SAID[row.sign]} is worse than in {1 - row.share:.0%} of the known images'
+    def told(row): return f'{SAID[row.sign]} is worse than in {1 - row.share:.0%} of the unchanged known images'
     return '; '.join(map(told, bad[:2].itertuples()))
+
+
+def _more(value, limit):
+    "Two numbers in as many digits as tell them apart."
+    digits = next((k for k in range(1, 6) if f'{value:.{k}f}' != f'{limit:.{k}f}'), 6)
+    return f'{value:.{digits}f}, known images at most {limit:.{digits}f}'
 
 
 @patch
@@ -98,7 +107,7 @@ def summary(self: Verdict) -> Summary:  # prints as text; `.frame` holds the exp
     name = self.sample.name or 'image'
     if not self.known: return Summary(
         f'{name}: not known. Its features are farther from those of the known images than these are from each other '
-        f'(strangeness {self.strangeness:.1f}, known images at most {self.limit:.1f}), so no Dice is told.', self.frame)
+        f'(strangeness {_more(self.strangeness, self.limit)}), so no Dice is told.', self.frame)
     classes = '; '.join(self._of_class(row) for _, row in self.frame.iterrows())
     return Summary(f'{name}: {classes}; {self.level:.0%} intervals. {self._why().capitalize()}.', self.frame)
 
@@ -145,7 +154,8 @@ def _draw_strangeness(self: Verdict, ax):
     ax.axvline(self.limit, color='k', ls='--', lw=1, label='limit')
     ax.axvline(self.strangeness, color='#0072b2' if self.known else '#d55e00', lw=3, label='this image')
     ax.set_yticks([])
-    ax.legend(fontsize=7)
+    ax.set_ylim(0, 1.35*ax.get_ylim()[1])  # room for the legend
+    ax.legend(fontsize=6, ncols=2, loc='upper center')
     ax.set_xlabel('strangeness (distance from the known images)', fontsize=8)
     ax.set_title('how usual is this image?', fontsize=8)
 
