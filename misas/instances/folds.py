@@ -11,7 +11,6 @@ from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
-from scipy import stats
 
 from ..statistics import draw_patients, ends
 
