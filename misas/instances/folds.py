@@ -12,8 +12,6 @@ from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
-from ..statistics import draw_patients, ends
-
 # %% auto #0
 __all__ = ['PENALTIES', 'LOST', 'fitted', 'operating_point', 'Trained', 'split_patients', 'trained', 'pairs_in_order',
            'drawn_auc', 'mean_curve', 'lesion_rates']
