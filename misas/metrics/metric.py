@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from fastcore.basics import patch
 
 from .instances import INSTANCE_SCORES, components, large, overlaps, sensitivity_by_volume
 from .masks import surface_distance, volume
@@ -38,6 +40,7 @@ class Metric:
     better: str = 'higher'  # see `BETTER`
     unit: str = ''  # of a volume's score, e.g. 'mm'; 'mL' becomes 'cm²' for pictures
     needs: tuple = ()  # 'spacing': f(p, t, spacing); 'counts': f(tp, fp, fn, tn) -> (above, below); see also `NEEDS`
+    absent: float | None = None  # score of a class that is neither there nor predicted; None: undefined
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name:
@@ -85,7 +88,8 @@ class Metric:
 
     def settings(self) -> dict:
         "What it is, for a file; of its function the name only."
-        return dict(better=self.better, unit=self.unit, needs=list(self.needs))
+        known = dict(better=self.better, unit=self.unit, needs=list(self.needs))
+        return known if self.absent is None else known | dict(absent=self.absent)
 
 # %% ../../nbs/api/metrics/metric.ipynb #6454bb1a
 def _dice(tp, fp, fn, tn): return 2*tp, 2*tp + fp + fn
@@ -95,16 +99,41 @@ def _recall(tp, fp, fn, tn): return tp, tp + fn
 def _specificity(tp, fp, fn, tn): return tn, tn + fp
 def _volume_of(prediction, truth, spacing): return volume(prediction, spacing)
 def _volume_difference(prediction, truth, spacing): return volume(prediction, spacing) - volume(truth, spacing)
+def _volume_outside(prediction, truth, spacing): return volume(prediction & ~truth, spacing)
 
 
 OVERLAP = dict(dice=_dice, iou=_iou, precision=_precision, recall=_recall, specificity=_specificity)
 _MEASURED = [
     Metric('hausdorff95', partial(surface_distance, percentile=95), 'lower', 'mm', ('spacing',)),
     Metric('assd', surface_distance, 'lower', 'mm', ('spacing',)),
-    Metric('volume_difference', _volume_difference, 'zero', 'mL', ('spacing',)),
-    Metric('volume', _volume_of, '', 'mL', ('spacing',))]
+    Metric('volume_difference', _volume_difference, 'zero', 'mL', ('spacing',), absent=0.),
+    Metric('volume', _volume_of, '', 'mL', ('spacing',), absent=0.),
+    Metric('false_positive_volume', _volume_outside, 'lower', 'mL', ('spacing',), absent=0.)]
 METRICS = {name: Metric(name, f, needs=('counts',)) for name, f in OVERLAP.items()} | {m.name: m for m in _MEASURED}
 METRICS |= {name: Metric(name, f, needs=('instances',)) for name, f in INSTANCE_SCORES.items()}
+
+# %% ../../nbs/api/metrics/metric.ipynb #d9faf909
+@patch
+def tells_absence(self: Metric) -> bool:
+    "Is a score undefined only where a class is neither there nor predicted? Found out on small masks."
+    if self.f is None or self.absent is not None: return False
+    for ndim in (2, 3):
+        one, none = np.pad(np.ones([5]*ndim, bool), 1), np.zeros([7]*ndim, bool)
+        with np.errstate(all='ignore'), suppress(Exception):  # a function may expect other masks
+            if 'counts' in self.needs and not np.isnan(_of_small(self, none, none)): return False
+            return not any(np.isnan(_of_small(self, *pair)) for pair in ((one, none), (none, one)))
+    return False
+
+
+def _of_small(metric, prediction, truth):
+    "A score of two small masks, without checks."
+    if 'counts' in metric.needs:
+        pairs = (prediction & truth, prediction & ~truth, truth & ~prediction, ~prediction & ~truth)
+        above, below = metric.f(*(np.array([float(mask.sum())]) for mask in pairs))
+        return float(above[0]/below[0])
+    if 'instances' in metric.needs: return metric.f(overlaps(components(prediction), components(truth), 1.))
+    more = [(1.,)*prediction.ndim] if 'spacing' in metric.needs else []
+    return float(metric.f(prediction, truth, *more))
 
 # %% ../../nbs/api/metrics/metric.ipynb #d928ad8c
 def sensitivity_in(

@@ -37,11 +37,11 @@ def scores(
         if metric.f is None: raise ValueError(
             f'metric {metric.name} is only described, its function is not known here: pass the function')
     four = counts(prediction, labels, n_classes, valid)
-    here = sum(four[:3]) > 0  # classes in truth or prediction: the others have no score
-    out = np.full((len(here), len(metrics)), np.nan)
-    measured = {}
+    here = sum(four[:3]) > 0  # classes in truth or prediction: most metrics are undefined for the others
+    out, measured = np.full((len(here), len(metrics)), np.nan), {}
     for j, metric in enumerate(metrics.values()):
-        if 'counts' in metric.needs: out[:, j] = _ratio(metric, four, here)
+        if metric.absent is not None and sum(four).any(): out[~here, j] = metric.absent
+        if 'counts' in metric.needs: out[:, j] = _ratio(metric, four)
         elif {'spacing', 'instances'} & set(metric.needs): measured[j] = metric
         else: out[here, j] = _of_masks(metric, prediction, labels, valid, np.flatnonzero(here) + 1)
     if measured and here.any(): _measure(out, measured, prediction, labels, valid, spacing)
@@ -65,10 +65,10 @@ def _spacing_for(metrics, spacing, ndim):
     return spacing
 
 # %% ../../nbs/api/metrics/scores.ipynb #2acc9dfe
-def _ratio(metric, four, here):
+def _ratio(metric, four):
     "A metric of four counts for every class; of nothing to nothing undefined."
     above, below = metric.f(*four)
-    return np.divide(above, below, out=np.full_like(below, np.nan), where=(below > 0) & here)
+    return np.divide(above, below, out=np.full_like(below, np.nan), where=below > 0)
 
 
 def _of_masks(metric, prediction, labels, valid, classes):
