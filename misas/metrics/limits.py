@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .metric import Metric, as_metric
+from .metric import METRICS, Metric, as_metric
 
 # %% auto #0
-__all__ = ['SLACK', 'LIMITS', 'fails', 'holds', 'reach', 'Limits', 'limits', 'check_drop']
+__all__ = ['SLACK', 'LIMITS', 'fails', 'holds', 'reach', 'excess', 'Limits', 'limits', 'check_drop', 'room']
 
 # %% ../../nbs/api/metrics/limits.ipynb #d439b84f
 SLACK = 1e-9  # what rounding may add to a score
@@ -41,6 +41,18 @@ def reach(
         if not np.isnan(bad[i]): last = i
     return last, None
 
+# %% ../../nbs/api/metrics/limits.ipynb #198192c5
+def excess(
+    bad,  # (values,) numbers of which the lower is the better; NaN: undefined
+    at: int,  # index of the identity
+    absence: bool = False,  # does an undefined score mean that a class is neither there nor predicted?
+) -> np.ndarray:  # (values,) NaN where it cannot be said
+    "How much worse each value is than the identity; infinitely, where something is found in a healthy case."
+    numbers = np.asarray(bad, float)
+    gone, start = np.isnan(numbers), numbers[at]
+    if absence and gone[at] and not gone.all(): return np.where(gone, 0., np.inf)
+    with np.errstate(invalid='ignore'): return np.where(numbers == start, 0., numbers - start)
+
 # %% ../../nbs/api/metrics/limits.ipynb #925e2391
 class Limits(NamedTuple):
     "What one curve tolerates; NaN where there is no such number."
@@ -52,6 +64,7 @@ class Limits(NamedTuple):
     worst: float  # score
     worst_at: float  # value that has it; of several the lowest
     undefined: int  # how many scores are
+    infinite: int  # how many scores are
 
 
 LIMITS = [name.replace('_', ' ') for name in Limits._fields]  # as columns of a table
@@ -64,18 +77,21 @@ def limits(
     at: int,  # index of the identity
     drop: float,  # how much worse than there still holds
     walk: bool = True,  # False: the values are only cases, between which there is no range
+    absence: bool = False,  # does an undefined score mean that a class is neither there nor predicted?
 ) -> Limits:
     "The range around the identity in which a curve stays within `drop` of its score there, and where it is worst."
-    known = walk and np.isfinite(bad[at])
-    low, below = reach(bad, bad[at] + drop, range(at, -1, -1))
-    high, above = reach(bad, bad[at] + drop, range(at, len(bad)))
+    worse = excess(bad, at, absence)
+    known = walk and not np.isinf(bad[at]) and not np.isnan(worse[at])
+    low, below = reach(worse, drop, range(at, -1, -1))
+    high, above = reach(worse, drop, range(at, len(bad)))
 
     def value(i): return values[i] if known and i is not None else np.nan
 
     gone = np.isnan(bad)
     worst = None if gone.all() else int(np.nanargmax(bad))
     end = (np.nan, np.nan) if worst is None else (scores[worst], values[worst])
-    return Limits(scores[at], value(low), value(high), value(below), value(above), *end, int(gone.sum()))
+    ends = value(low), value(high), value(below), value(above)
+    return Limits(scores[at], *ends, *end, int(gone.sum()), int(np.isinf(bad).sum()))
 
 # %% ../../nbs/api/metrics/limits.ipynb #152d5527
 def check_drop(
@@ -90,3 +106,13 @@ def check_drop(
     if not isinstance(drop, Real) or isinstance(drop, bool) or not drop > 0:
         raise ValueError(f'drop must be a positive number, got {drop!r}')
     return float(drop)
+
+# %% ../../nbs/api/metrics/limits.ipynb #74ba7992
+def room(
+    metric: Metric,
+    score: float,  # at the identity
+) -> float:  # infinite: as much as you like, or not known
+    "How much worse a score can get at most."
+    if np.isinf(metric.bad(score)) and metric.bad(score) > 0: return 0.
+    ratio = metric.better == 'higher' and not metric.unit and METRICS.get(metric.name) == metric
+    return max(float(score), 0.) if ratio else np.inf
