@@ -9,7 +9,7 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['to_numpy', 'as_labels', 'as_stack', 'is_stack', 'class_count', 'mask_of', 'unions', 'region_values', 'class_names',
-           'foreground', 'as_classes']
+           'foreground', 'renaming', 'as_classes']
 
 # %% ../../nbs/api/data/labels.ipynb #5ec949fb
 def to_numpy(
@@ -120,6 +120,16 @@ def foreground(
 ) -> tuple:
     "Names of the classes that have scores."
     return class_names(('background', *(classes or ())), n + 1)[1:] if overlapping else class_names(classes, n)[1:]
+
+
+def renaming(
+    labels,  # a label map
+    n: int,  # how many values there may be, with the background
+) -> str:  # nothing where they are too many for `n`
+    "What to pass so that the values of a label map become 1, 2, ...: a part of an error."
+    there = [value for value in np.unique(labels).tolist() if value]
+    if is_stack(labels) or not 0 < len(there) < n: return ''
+    return f'label_map={dict(zip(there, range(1, n)))} renames them in their order'
 
 
 def as_classes(

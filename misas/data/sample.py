@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from .labels import as_classes, as_labels, as_stack, class_count, class_names, foreground, is_stack, mask_of
-from .labels import region_values, to_numpy
+from .labels import region_values, renaming, to_numpy
 
 # %% auto #0
-__all__ = ['ARRAYS', 'Sample']
+__all__ = ['ARRAYS', 'Spacing', 'as_spacing', 'voxel_size', 'Sample']
 
 # %% ../../nbs/api/data/sample.ipynb #a57f2b28
 def _hints(valid, spacing, affine):
@@ -87,6 +87,37 @@ def _as_map_or_stack(labels, n):
     return as_stack(labels) if labels.ndim == n + 1 else as_labels(labels)
 
 # %% ../../nbs/api/data/sample.ipynb #ddac1aa7
+class Spacing(tuple):
+    "Size of a voxel in mm, a number an axis, of a sheared grid: its `steps` along the axes are not at right angles."
+    steps = None  # (n, n), a column an axis, in mm
+
+
+def as_spacing(
+    mm,  # one number an axis
+    steps=None,  # (n, n) mm from one voxel to the next, a column an axis; None: at right angles
+) -> tuple:  # a `Spacing` where the axes are not at right angles to .06 degrees
+    "Spacing as a tuple that knows whether its grid is sheared. ValueError for steps that lie in a plane."
+    mm = [float(o) for o in mm]
+    if steps is None: return tuple(mm)
+    unit = np.asarray(steps, float)/mm
+    if abs(np.linalg.det(unit)) < 1e-6: raise ValueError(
+        f'affine has steps of {tuple(mm)} mm that lie in one plane, so its voxels have no volume; pass another affine=')
+    if np.abs(unit.T @ unit - np.eye(len(mm))).max() < 1e-3: return tuple(mm)
+    found = Spacing(mm)
+    found.steps = np.array(steps, float)
+    return found
+
+
+def voxel_size(
+    spacing,  # mm, one number an axis
+) -> float:  # mm³, of a picture mm²
+    "How large one voxel is, in a sheared grid too."
+    return float(np.prod(spacing)) if _steps(spacing) is None else float(abs(np.linalg.det(spacing.steps)))
+
+
+def _steps(spacing): return getattr(spacing, 'steps', None)
+
+
 def _spacing(spacing, affine, n):
     "Spacing as a tuple of `n` floats; from the affine when not given."
     if affine is not None and (affine.ndim != 2 or not np.isfinite(affine).all()):
@@ -101,7 +132,7 @@ def _spacing(spacing, affine, n):
         raise ValueError(
             f'spacing {tuple(mm.tolist())} contradicts the affine, whose voxels are '
             f'{tuple(from_affine.round(4).tolist())} mm')
-    return tuple(mm.tolist())
+    return as_spacing(mm, _steps(spacing) if affine is None else affine[:n, :n])
 
 # %% ../../nbs/api/data/sample.ipynb #7cb961b0
 def _check(sample):
@@ -130,8 +161,11 @@ def _check_names(labels, classes, valid, who):
                 f'{", ".join(classes)}{who}')
         return
     top = int(labels.max(initial=0, where=True if valid is None else valid))
-    if top >= len(classes): raise ValueError(
-        f'labels hold the value {top}, but classes names only 0 to {len(classes) - 1}: {", ".join(classes)}{who}')
+    if top < len(classes): return
+    cure = renaming(labels, len(classes))
+    raise ValueError(
+        f'labels hold the value {top}, but classes names only 0 to {len(classes) - 1}: '
+        f'{", ".join(classes)}{cure and "; " + cure}{who}')
 
 # %% ../../nbs/api/data/sample.ipynb #06c4c4b1
 ARRAYS = 'image', 'labels', 'valid', 'affine'
@@ -194,6 +228,12 @@ class Sample:
         "Labels become masks of regions, unions of classes, which may overlap. ValueError where there are no labels."
         return _in_regions(self, regions)
 
+    def crop(
+        self, *spans: tuple | slice | None,  # for each axis (start, stop), or slice(start, stop, step); None: all
+    ) -> Sample:
+        "A part of the image with its labels, at the place where it was. ValueError where nothing is left."
+        return _part_of(self, spans)
+
     def __reduce__(self): return _remake, (_fields(self),)  # read-only also when unpickled
 
     def __repr__(self):
@@ -209,6 +249,7 @@ def _labels_in_words(sample):
     if sample.overlapping:
         return f'masks {", ".join(foreground(sample.classes, len(sample.labels), True))}, which may overlap'
     names = class_names(sample.classes, class_count(sample.labels) + 1)[1:]
+    if sample.classes is None and len(names) > 20: return f'labels up to {len(names)}'
     return f'labels {", ".join(names) or "empty"}'
 
 # %% ../../nbs/api/data/sample.ipynb #6ca967d5
@@ -228,3 +269,33 @@ def _check_numbers(regions, sample):
     count = len(sample.labels)
     lost = [k for values in regions.values() for k in values if k > count]
     if lost: raise ValueError(f'sample {sample.name!r} has {count} masks, so there is no number {lost[0]}')
+
+# %% ../../nbs/api/data/sample.ipynb #83840be5
+def _part_of(sample, spans):
+    "The sample between start and stop along each axis."
+    if len(spans) != sample.ndim:
+        raise ValueError(
+            f'crop needs (start, stop) for each of the {sample.ndim} axes, got {len(spans)}; None takes all of one')
+    cuts = tuple(_as_slice(span, n) for span, n in zip(spans, sample.shape))
+    first, steps = np.array([cut.indices(n)[::2] for cut, n in zip(cuts, sample.shape)], float).T
+    arrays = {k: getattr(sample, k) for k in ('image', 'labels', 'valid')}
+    changes = {k: array[(..., *cuts)] for k, array in arrays.items() if array is not None}
+    scale = np.diag([*steps, 1.])
+    scale[:-1, -1] = first
+    if sample.affine is not None: changes.update(affine=sample.affine @ scale, spacing=None)
+    elif (np.abs(steps) != 1).any():
+        along = _steps(sample.spacing)
+        spacing = as_spacing(np.abs(steps)*sample.spacing, None if along is None else along*steps)
+        changes.update(spacing=spacing, spacing_known=sample.spacing_known)
+    return sample.replace(**changes)
+
+
+def _as_slice(span, length):
+    "A slice that leaves something of an axis. ValueError where it does not."
+    if span is None: return slice(None)
+    if not isinstance(span, slice):
+        if np.shape(span) != (2,): raise ValueError(f'crop needs (start, stop) for each axis, got {span!r}')
+        span = slice(*span)
+    if span.step == 0 or not len(range(*span.indices(length))):
+        raise ValueError(f'crop from {span.start} to {span.stop} leaves nothing of an axis of {length}')
+    return span
