@@ -13,7 +13,8 @@ import numpy as np
 from .metric import METRICS, Metric, as_metric
 
 # %% auto #0
-__all__ = ['SLACK', 'LIMITS', 'fails', 'holds', 'reach', 'excess', 'Limits', 'limits', 'check_drop', 'room']
+__all__ = ['SLACK', 'LIMITS', 'fails', 'holds', 'reach', 'excess', 'Limits', 'limits', 'check_drop', 'usual_drop', 'directed',
+           'judged', 'room']
 
 # %% ../../nbs/api/metrics/limits.ipynb #d439b84f
 SLACK = 1e-9  # what rounding may add to a score
@@ -106,6 +107,26 @@ def check_drop(
     if not isinstance(drop, Real) or isinstance(drop, bool) or not drop > 0:
         raise ValueError(f'drop must be a positive number, got {drop!r}')
     return float(drop)
+
+# %% ../../nbs/api/metrics/limits.ipynb #55930a78
+def usual_drop(drop: float | None, metric: Metric | str) -> float:
+    "As `check_drop`, but infinite where nobody said how much."
+    metric = as_metric(metric)
+    return np.inf if drop is None and (metric.unit or not directed(metric)) else check_drop(drop, metric)
+
+
+def directed(metric: Metric) -> bool:
+    "Is it known which way the metric is better? Where 0 is best, sizes are compared, of which the lower is better."
+    return metric.better in ('higher', 'lower', 'zero')
+
+
+def judged(
+    values, scores, metric: Metric,  # of one curve, see `limits`
+    at: int, drop: float, walk: bool = True,  # see `limits`
+) -> Limits:
+    "`limits` of a curve; of a metric in which nothing is better, only the score unchanged and what has no number."
+    if directed(metric): return limits(values, scores, metric.bad(scores), at, drop, walk, metric.tells_absence())
+    return Limits(scores[at], *[np.nan]*6, int(np.isnan(scores).sum()), int(np.isinf(scores).sum()))
 
 # %% ../../nbs/api/metrics/limits.ipynb #74ba7992
 def room(

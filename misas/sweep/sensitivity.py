@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-from ..metrics.limits import LIMITS, check_drop, limits
+from ..data.labels import mask_of
+from ..metrics.limits import LIMITS, check_drop, judged, usual_drop
 from ..metrics.masks import confusion as confusion_matrix
 from ..metrics.metric import Metric
 from .scoring import Probe, Scoring, Series, as_transform, pair, unpack_labels
-from .sentences import curve_sentence, first_to_break
+from .sentences import Curve, curve_sentence, first_to_break
 from .stored import Stored, read_sweep, write_sweep
 from ..transforms.base import Transform, sweep_values
 from ..view import page, plot as pictures
@@ -233,9 +234,9 @@ def gif(
 # %% ../../nbs/api/sweep/sensitivity.ipynb #95ab2528
 def _limits(result, drop, metric):
     "The `Limits` of each class."
-    drop, table = check_drop(drop, metric), result._table[:, :, result.metrics.index(metric.name)]
-    curves = zip(result.foreground, table.T, metric.bad(table).T)
-    return {name: limits(result.values, scores, bad, result._same, drop) for name, scores, bad in curves}
+    table = result._table[:, :, result.metrics.index(metric.name)]
+    return {name: judged(result.values, scores, metric, result._same, drop)
+            for name, scores in zip(result.foreground, table.T)}
 
 
 @patch
@@ -247,29 +248,49 @@ def tolerance(
     """The range of values around the identity in which each class stays within `drop` of its score there.
 
     `lower` and `upper` are the last values that hold; `breaks below` and `breaks above` the first that do not (NaN:
-    none in the sweep). Undefined scores neither hold nor break, and are counted.
-    Without a score at the identity there is no range."""
-    import pandas as pd
+    none in the sweep). Undefined scores neither hold nor break; they are counted, and infinite ones are, too.
+    Without a score at the identity there is no range, but for a class that is neither there nor predicted: its
+    range ends where something is found (of metrics that tell it, see `Metric.tells_absence`)."""
     metric = self._metric(metric)
-    rows = [(name, metric.name, *found) for name, found in _limits(self, drop, metric).items()]
-    return pd.DataFrame(rows, columns=['class', 'metric', *LIMITS])
+    metric.bad([])  # refuses a metric in which nothing is better or worse
+    return _limits_frame(_limits(self, check_drop(drop, metric), metric), metric)
+
+
+def _limits_frame(found, metric):
+    "Limits as a table."
+    import pandas as pd
+    return pd.DataFrame([(name, metric.name, *one) for name, one in found.items()], columns=['class', 'metric', *LIMITS])
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #37e71c6d
 @patch
 def summary(
     self: Sensitivity,
-    drop: float | None = None,  # how much worse than unchanged the score may get, in its unit; None: 0.1 for ratios
+    drop: float | None = None,  # how much worse than unchanged still holds; None: 0.1 for ratios, else no range is told
     metric: str | None = None,  # name; None: the first one
 ) -> Summary:  # prints as text; `.frame` holds the numbers
     "What the model tolerates, which class breaks first, and where."
-    transform, metric, frame = self.transform, self._metric(metric), self.tolerance(drop, metric)
-    drop, unit = check_drop(drop, metric), metric.unit_in(self.sample.ndim)
-    found = _limits(self, drop, metric)
-    table = self._table[:, :, self.metrics.index(metric.name)]
-    told = [curve_sentence(name, one, transform, self.values, scores, metric, drop, unit)
-            for (name, one), scores in zip(found.items(), table.T)]
-    lines = [_headline(self, metric), *told, first_to_break(found, transform, drop, unit)]
-    return Summary('\n'.join(filter(None, lines)), frame)
+    metric = self._metric(metric)
+    found = _limits(self, usual_drop(drop, metric), metric)
+    curves = _curves(self, found, metric, usual_drop(drop, metric))
+    told = [curve_sentence(name, one) for name, one in curves.items()]
+    lines = [_headline(self, metric), *told, first_to_break(curves)]
+    return Summary('\n'.join(filter(None, lines)), _limits_frame(found, metric))
+
+
+def _curves(result, found, metric, drop):
+    "Class -> what is known of its scores."
+    table, own = result._table[:, :, result.metrics.index(metric.name)], result.reference == 'prediction'
+    how = metric, drop, metric.unit_in(result.sample.ndim)
+    classes = zip(found.items(), table.T, _there(result))
+    return {name: Curve(one, result.transform, result.values, scores, *how, there, own)
+            for (name, one), scores, there in classes}
+
+
+def _there(result):
+    "Of each class: is it in the truth at the identity?"
+    same = result.samples[result._same]
+    valid = True if same.valid is None else same.valid
+    return [bool((mask_of(same.labels, k) & valid).any()) for k in range(1, len(result.foreground) + 1)]
 
 
 def _headline(result, metric):

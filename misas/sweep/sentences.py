@@ -5,72 +5,176 @@
 # %% ../../nbs/api/sweep/sentences.ipynb #924fdf5e
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
-from ..metrics.limits import SLACK, Limits, fails
+from ..metrics.limits import SLACK, Limits, directed, excess, fails, room
 from ..metrics.metric import Metric
 from ..transforms.base import Transform
-from ..view.words import amount_text, score_text
+from ..view.words import amount_text, gone_text, score_text
 
 # %% auto #0
-__all__ = ['curve_sentence', 'first_to_break']
+__all__ = ['Curve', 'curve_sentence', 'first_to_break']
 
 # %% ../../nbs/api/sweep/sentences.ipynb #f0db2ef1
+class Curve(NamedTuple):
+    "The scores of one class over a sweep, and what is known of it."
+    found: Limits  # what `limits` says of it
+    transform: Transform
+    values: list  # sorted
+    scores: np.ndarray  # (values,)
+    metric: Metric
+    drop: float  # how much worse than unchanged still holds; infinite: nobody said
+    unit: str = ''  # of the metric
+    there: bool | None = None  # is the class in the truth of the unchanged image? None: not known
+    own: bool = False  # is the truth only the model's own prediction on the unchanged image?
+
+    @property
+    def start(self): "The score unchanged, as text."; return score_text(self.found.unchanged, self.unit)
+    @property
+    def zero(self): return self.transform.zero
+
+
 def curve_sentence(
     name: str,  # of the class
-    found: Limits,  # what `limits` says of the curve
-    transform: Transform,
-    values: list, scores: np.ndarray,  # (values,) each
-    metric: Metric,
-    drop: float,  # how much worse than unchanged still holds
-    unit: str = '',  # of the metric
+    curve: Curve,
 ) -> str:
     "One line about one class."
-    gone = f' Undefined at {found.undefined} of {len(values)} values.' if found.undefined else ''
-    within = f'within {amount_text(drop, unit)}'
-    start, zero = score_text(found.unchanged, unit), transform.zero
-    if np.isnan(found.unchanged): what = 'not in this image and not predicted in it, so it has no score to compare with'
-    elif np.isinf(found.unchanged): what = f'not found {zero}, so no value can make it worse'
-    elif transform.scale.ordered: what = f'{start} {zero}; {_range(found, transform, within, unit)}'
-    else: what = f'{start} {zero}; {_cases(transform, values, scores, metric.bad(scores), drop, within, unit)}'
-    return f'- {name}: {what}.{gone}'
+    found = curve.found
+    gone = gone_text(found.undefined, found.infinite, len(curve.values))
+    return f'- {name}: {_told(curve)}.' + (f' {gone}' if gone else '')
 
 
-def _range(found, transform, within, unit):
+def _told(curve):
+    "What is to be said of a curve."
+    metric, start = curve.metric, curve.found.unchanged
+    if not directed(metric): return _span(curve)
+    if np.isnan(start): return _healthy(curve) if metric.tells_absence() else _without(curve)
+    left = room(metric, start)
+    if left == 0 or left <= curve.drop < np.inf: return _lost(curve)
+    if np.isinf(curve.drop): return f'{curve.start} {curve.zero}; {_worst(curve)}'
+    hold = _range(curve) if curve.transform.scale.ordered else _cases(curve)
+    return f'{curve.start} {curve.zero}; {hold}'
+
+# %% ../../nbs/api/sweep/sentences.ipynb #a9ea1f53
+def _range(curve):
     "How far a score holds, and its worst."
-    text = transform.text
+    found, text = curve.found, curve.transform.text
+    within = f'within {amount_text(curve.drop, curve.unit)}'
     breaks = [None if np.isnan(value) else text(value) for value in (found.breaks_below, found.breaks_above)]
     ends = [text(end) + (f' (breaks at {at})' if at else '') for end, at in zip((found.lower, found.upper), breaks)]
     if found.lower < found.upper: hold = f'stays {within} of that from {" to ".join(ends)}'
     elif any(breaks): hold = f'breaks already at the next value, {" and ".join(filter(None, breaks))}'
     else: return 'nothing else was scored'
+    return f'{hold}; {_worst(curve)}'
+
+
+def _worst(curve):
+    "The worst score, and where it is."
+    found = curve.found
     worst = 'lowest' if found.worst <= found.unchanged else 'worst'
-    return f'{hold}; {worst} {score_text(found.worst, unit)} at {text(found.worst_at)}'
+    where = f'{curve.transform.scale.preposition} {curve.transform.text(found.worst_at)}'
+    return f'{worst} {score_text(found.worst, curve.unit)} {where}'
 
 
-def _cases(transform, values, scores, bad, drop, within, unit):
+def _cases(curve):
     "The cases in which a score fails."
-    limit = bad[values.index(transform.identity)] + drop
-    failed = [f'{transform.text(v)} ({score_text(s, unit)})' for v, s, f in zip(values, scores, fails(bad, limit)) if f]
-    return f'fails under {", ".join(failed)}' if failed else f'stays {within} in all cases'
+    bad, within = curve.metric.bad(curve.scores), f'within {amount_text(curve.drop, curve.unit)}'
+    failed = fails(excess(bad, curve.values.index(curve.transform.identity)), curve.drop)
+    return f'fails under {_list(curve, failed)}' if failed.any() else f'stays {within} in all cases'
+
+
+def _list(curve, some):
+    "Some values with their scores."
+    several = zip(curve.values, curve.scores, some)
+    return ', '.join(f'{curve.transform.text(v)} ({score_text(s, curve.unit)})' for v, s, one in several if one)
+
+# %% ../../nbs/api/sweep/sentences.ipynb #4e15b8b0
+def _lost(curve):
+    "Of a class that is so bad already that it cannot get worse, or not by as much as was asked."
+    sure = curve.metric.tells_absence() and room(curve.metric, curve.found.unchanged) == 0
+    why = {True: 'not found', False: 'found where there is none', None: 'missed, or found where there is none'}
+    words = f' ({why[curve.there]})' if sure else ''
+    start = f'{curve.start} {curve.zero}{words}'
+    best = np.nanmin(curve.metric.bad(curve.scores))
+    better = '' if best >= curve.metric.bad(curve.found.unchanged) - SLACK else f'; best {_at_best(curve, best)}'
+    if room(curve.metric, curve.found.unchanged) == 0: return f'{start}, so no value can make it worse{better}'
+    return f'{start}, too bad to get worse by {amount_text(curve.drop, curve.unit)}{better}'
+
+
+def _at_best(curve, best):
+    "The best score, and where it is."
+    i = int(np.flatnonzero(curve.metric.bad(curve.scores) == best)[0])
+    return f'{score_text(curve.scores[i], curve.unit)} at {curve.transform.text(curve.values[i])}'
+
+
+def _healthy(curve):
+    "Of a class that is neither in the unchanged image nor predicted in it."
+    none = 'not predicted' if curve.own else 'not in this image and not predicted in it'
+    seen = ~np.isnan(curve.scores)
+    if not seen.any(): return f'{none}, at any value, so it has no score'
+    found = curve.found
+    if not curve.transform.scale.ordered: where = f'under {_list(curve, seen)}'
+    else: where = ' and '.join(_from(curve, at) for at in (found.breaks_below, found.breaks_above) if not np.isnan(at))
+    false = 'predicted' if curve.own else 'predicted where there is none'
+    return f'{none} {curve.zero}; {false} {where}'
+
+
+def _from(curve, at):
+    "From which value on something is found; what comes after may differ."
+    text, zero = curve.transform.text, curve.transform.identity
+    beyond = [v for v in curve.values if (v >= at if at > zero else v <= at)]
+    seen = [v for v, score in zip(curve.values, curve.scores) if v in beyond and not np.isnan(score)]
+    return f'from {text(at)} on' if seen == beyond else f'at {", ".join(map(text, seen))}'
+
+
+def _without(curve):
+    "Of a class without a score unchanged, of a metric that is undefined for more than one reason."
+    text = f'no {curve.metric.name} {curve.zero}, so nothing to compare with'
+    if curve.there is False and not curve.own:
+        return f'{text}; it is not in this image, and what is found there all the same only specificity, '\
+               'false_positive_volume or dice tell'
+    return text if np.isnan(curve.scores).all() else f'{text}; {_span(curve)}'
+
+
+def _span(curve):
+    "From the lowest to the highest score, where nothing is better or worse."
+    numbers, text = curve.scores[~np.isnan(curve.scores)], curve.transform.text
+    if not len(numbers): return 'no score at any value'
+    ends = []
+    for what, score in (('lowest', numbers.min()), ('highest', numbers.max())):
+        at = curve.values[int(np.flatnonzero(curve.scores == score)[0])]
+        ends.append(f'{what} {score_text(score, curve.unit)} {curve.transform.scale.preposition} {text(at)}')
+    same = '' if np.isnan(curve.found.unchanged) else f'{curve.start} {curve.zero}; '
+    return same + ', '.join(ends)
 
 # %% ../../nbs/api/sweep/sentences.ipynb #95af85e0
 def first_to_break(
-    found: dict,  # class -> its `Limits`
-    transform: Transform,
-    drop: float,
-    unit: str = '',  # of the metric
+    curves: dict,  # class -> its `Curve`
 ) -> str:
-    "Which class breaks nearest to the identity; that none does; or nothing, where that cannot be said."
-    below = [(one.breaks_below, name) for name, one in found.items()]
-    above = [(one.breaks_above, name) for name, one in found.items()]
-    ends = [(value, name) for value, name in below + above if not np.isnan(value)]
-    if not ends:
-        scored = not all(np.isnan(one.unchanged) for one in found.values())
-        return f'No class gets worse by more than {amount_text(drop, unit)} in this sweep.' if scored else ''
-    if not transform.scale.ordered: return ''
-    told = [f'{" and ".join(names)} at {value}' for value, names in _nearest(ends, transform).items()]
-    return f'First to break: {", ".join(told)}.'
+    "Which class breaks nearest to the identity, or that none does; and of which classes that cannot be said."
+    one = next(iter(curves.values()))
+    transform, unit = one.transform, one.unit
+    if np.isinf(one.drop): return _ask_for_drop(one)
+    breaks = [(at, name) for name, c in curves.items() for at in (c.found.breaks_below, c.found.breaks_above)]
+    ends = [(value, name) for value, name in breaks if not np.isnan(value)]
+    if ends and not transform.scale.ordered: return ''
+    if ends:
+        told = [f'{" and ".join(names)} at {value}' for value, names in _nearest(ends, transform).items()]
+        return f'First to break: {", ".join(told)}.'
+    silent = [name for name, c in curves.items() if np.isnan(c.found.lower) or room(c.metric, c.found.unchanged) <= c.drop]
+    if len(silent) == len(curves): return ''
+    rest = f' Nothing can be said of {", ".join(silent)}.' if silent else ''
+    return f'No{" other"*bool(silent)} class gets worse by more than {amount_text(one.drop, unit)} in this sweep.{rest}'
+
+
+def _ask_for_drop(curve):
+    "What is missing for a range."
+    if not directed(curve.metric): return ''
+    much = f'how many {curve.unit}' if curve.unit else 'how much'
+    return f'For the range that holds say {much} worse still does: summary(drop=...).'
 
 
 def _nearest(ends, transform):

@@ -5,12 +5,13 @@
 # %% ../../nbs/api/view/words.ipynb #94fc4f6d
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 # %% auto #0
-__all__ = ['DASH', 'score_text', 'scores_text', 'between_text', 'change_text', 'amount_text', 'cell_text', 'Summary']
+__all__ = ['DASH', 'score_text', 'scores_text', 'between_text', 'change_text', 'amount_text', 'gone_text', 'tried_text',
+           'cell_text', 'Summary']
 
 # %% ../../nbs/api/view/words.ipynb #c3d493b5
 DASH = '–'  # undefined, where there is little room
@@ -62,6 +63,29 @@ def change_text(
 def amount_text(amount: float, unit: str = '') -> str:
     "A number that was chosen, as it was chosen."
     return f'{amount:g} {unit}'.rstrip()
+
+# %% ../../nbs/api/view/words.ipynb #2d8f48c2
+def gone_text(
+    undefined: int, infinite: int,  # how many
+    total: int,  # of how many
+    what: str = 'values',  # that are counted
+) -> str:
+    "A sentence about scores that are no numbers; empty where there are none."
+    counts = {'undefined': undefined, 'infinite': infinite}
+    told = [f'{name} at {count} of {total} {what}' for name, count in counts.items() if count]
+    return f'{", ".join(told).capitalize()}.' if told else ''
+
+
+def tried_text(
+    value: float,
+    tried: Iterable[float],  # values that were
+    text: Callable,  # f(value) -> text, e.g. `Transform.text`
+) -> str:
+    "A value as people write it; where it was not tried, the two between which it lies."
+    near = [float(one) for one in tried]
+    if np.isclose(near, value).any(): return text(value)
+    below, above = [one for one in near if one < value], [one for one in near if one > value]
+    return f'between {text(max(below))} and {text(min(above))}' if below and above else text(value)
 
 # %% ../../nbs/api/view/words.ipynb #86d10d07
 def cell_text(score: float) -> str:
