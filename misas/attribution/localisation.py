@@ -13,6 +13,7 @@ import numpy as np
 
 from .attribute import Attribution
 from .blocks import OwnMap
+from ..metrics.masks import depth_mm
 from ..view.words import Summary
 
 if TYPE_CHECKING:
@@ -29,10 +30,9 @@ def outline_distance(
     spacing,  # mm
 ) -> np.ndarray:  # (*S) mm, below 0 inside
     "Distance of each voxel's centre to the outline of a region."
-    from scipy.ndimage import distance_transform_edt
     half = min(spacing)/2
     if mask.all(): return np.full(mask.shape, -np.inf)
-    return np.where(mask, half - distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing) - half)
+    return np.where(mask, half - depth_mm(mask, spacing), depth_mm(~mask, spacing) - half)
 
 # %% ../../nbs/api/attribution/localisation.ipynb #8f7fb8b5
 @dataclass(frozen=True, eq=False)

@@ -129,7 +129,7 @@ def renaming(
     "What to pass so that the values of a label map become 1, 2, ...: a part of an error."
     there = [value for value in np.unique(labels).tolist() if value]
     if is_stack(labels) or not 0 < len(there) < n: return ''
-    return f'label_map={dict(zip(there, range(1, n)))} renames them in their order'
+    return f'e.g. label_map={dict(zip(there, range(1, n)))} renames them in their order'
 
 
 def as_classes(

@@ -13,7 +13,7 @@ from .labels import as_classes, as_labels, as_stack, class_count, class_names, f
 from .labels import region_values, renaming, to_numpy
 
 # %% auto #0
-__all__ = ['ARRAYS', 'Spacing', 'as_spacing', 'voxel_size', 'Sample']
+__all__ = ['ARRAYS', 'Spacing', 'as_spacing', 'voxel_size', 'at_right_angles', 'Sample']
 
 # %% ../../nbs/api/data/sample.ipynb #a57f2b28
 def _hints(valid, spacing, affine):
@@ -115,6 +115,15 @@ def voxel_size(
     return float(np.prod(spacing)) if _steps(spacing) is None else float(abs(np.linalg.det(spacing.steps)))
 
 
+def at_right_angles(
+    spacing,  # mm, as a sample has it
+    what: str,  # cannot be done in a sheared grid
+) -> None:
+    "ValueError for a sheared grid, where something is made for one size an axis."
+    if isinstance(spacing, Spacing): raise ValueError(
+        f'{what} needs voxels at right angles, but these are sheared (a tilted gantry?): resample image and labels')
+
+
 def _steps(spacing): return getattr(spacing, 'steps', None)
 
 
@@ -122,13 +131,13 @@ def _spacing(spacing, affine, n):
     "Spacing as a tuple of `n` floats; from the affine when not given."
     if affine is not None and (affine.ndim != 2 or not np.isfinite(affine).all()):
         raise ValueError(f'affine must be a matrix of finite numbers, got shape {affine.shape}')
-    from_affine = None if affine is None else np.sqrt((affine[:n, :n]**2).sum(0))
-    if spacing is None: spacing = np.ones(n) if affine is None else from_affine
-    mm = np.asarray(spacing, float)
-    if mm.ndim == 0: mm = np.broadcast_to(mm, (n,))
+    if affine is None: from_affine = np.ones(n) if spacing is None else spacing
+    else: from_affine = np.sqrt((affine[:n, :n]**2).sum(0))
+    spacing = from_affine if spacing is None else spacing
+    mm = np.broadcast_to(np.asarray(spacing, float), np.shape(spacing) or (n,))
     if not (np.isfinite(mm).all() and (mm > 0).all()):
         raise ValueError(f'spacing must be positive mm values, got {tuple(mm.tolist())}')
-    if from_affine is not None and not np.allclose(mm, from_affine, rtol=1e-3):
+    if not np.allclose(mm, from_affine, rtol=1e-3):
         raise ValueError(
             f'spacing {tuple(mm.tolist())} contradicts the affine, whose voxels are '
             f'{tuple(from_affine.round(4).tolist())} mm')

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 from ..data.labels import class_names, mask_of, to_numpy
 from ..data.sample import Sample
+from ..metrics.masks import depth_mm
 from ..models.base import Model
 
 # %% auto #0
@@ -53,8 +54,7 @@ def near_outline(
     band: float | None = None,  # mm on each side; None: one voxel
 ) -> np.ndarray:  # bool (*S)
     "Voxels beside the outline of a mask, on both sides."
-    from scipy.ndimage import distance_transform_edt
-    inside, outside = distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing)
+    inside, outside = depth_mm(mask, spacing), depth_mm(~mask, spacing)
     to_other = np.where(mask, inside, outside)  # 1 voxel or more
     return to_other <= (max(spacing) if band is None else band + min(spacing)/2)
 

@@ -21,6 +21,7 @@ from ..inside.baseline import make_baseline
 from ..inside.part import LARGE, Part, factors
 from ..inside.question import Question, Whole, check_count
 from ..inside.target import target_of
+from ..metrics.masks import depth_mm
 from ..models.base import Model
 from ..models.hold import untouched
 from ..models.output import NoGradient
@@ -45,8 +46,7 @@ def distance_mm(
     spacing: Sequence[float],  # mm
 ) -> np.ndarray:  # (*S), 0 in the mask
     "From the middle of each voxel to that of the nearest voxel of a mask."
-    from scipy.ndimage import distance_transform_edt
-    return distance_transform_edt(~mask, sampling=spacing)
+    return depth_mm(~mask, spacing)
 
 
 def default_radii(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.sample import Sample
+from ..data.sample import Sample, voxel_size
 
 if TYPE_CHECKING: import pandas
 
@@ -154,7 +154,7 @@ def table_of(
     "Size and place of every instance, and more where it is given."
     import pandas as pd
     axes, centroid = len(voxels.shape), voxels.centroid
-    size = voxels.sizes*float(np.prod(spacing))
+    size = voxels.sizes*voxel_size(spacing)
     diameter = 2*np.sqrt(size/np.pi) if axes == 2 else np.cbrt(6*size/np.pi)
     world = np.full_like(centroid, np.nan)
     if affine is not None: world = centroid @ affine[:axes, :axes].T + affine[:axes, axes]

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..metrics.masks import depth_mm
+
 # %% auto #0
 __all__ = ['free_tissue', 'move_shapes']
 
@@ -20,9 +22,8 @@ def free_tissue(
     margin: float,  # mm between the middles of voxels
 ) -> np.ndarray:  # (*S) bool
     "Tissue that is farther than the margin from every lesion."
-    from scipy.ndimage import distance_transform_edt
     if not lesions.any(): return tissue.copy()
-    return tissue & (distance_transform_edt(~lesions, spacing) > margin)
+    return tissue & (depth_mm(~lesions, spacing) > margin)
 
 
 def _shape(numbered, i):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..data.labels import is_stack, mask_of
-from ..data.sample import Sample
+from ..data.sample import Sample, voxel_size
 from ..data.slices import slice_array, slice_axes
 from .measure import brain_of
 from .synthetic import SyntheticLesion, as_contrast, draw_places, synthetic_lesion
@@ -78,7 +78,7 @@ class Plan:
         if self.sizes_mm is not None: return self.sizes_mm
         shape, source = self.look['shape'], self.look.get('source')
         mm = sample.spacing if source is None else source.spacing
-        size = np.count_nonzero(np.asarray(getattr(shape, 'mask', shape)))*np.prod(mm)
+        size = np.count_nonzero(np.asarray(getattr(shape, 'mask', shape)))*voxel_size(mm)
         return (float(2*np.sqrt(size/np.pi) if sample.ndim == 2 else np.cbrt(6*size/np.pi)),)
 
     def where(

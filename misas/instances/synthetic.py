@@ -13,7 +13,7 @@ import numpy as np
 
 from ..data.io import as_sample
 from ..data.labels import is_stack, mask_of
-from ..data.sample import Sample
+from ..data.sample import Sample, at_right_angles
 from .measure import brain_of
 from .scene import class_of
 
@@ -29,6 +29,7 @@ def _fraction(signed, edge_mm):
 
 def _box_around(low, high, reach_mm, sample):
     "Slices that hold the voxels from `low` to `high` and what is nearer than `reach_mm`, cut to the image."
+    at_right_angles(sample.spacing, 'painting a lesion')
     margin = np.ceil(np.divide(reach_mm, sample.spacing))
     start = np.maximum(np.floor(low - margin), 0).astype(int)
     stop = np.minimum(np.ceil(high + margin) + 1, sample.shape).astype(int)
@@ -290,6 +291,7 @@ def draw_places(
 ) -> np.ndarray:  # (n, axes) voxel indices
     "Places in a tissue, by chance. ValueError where there is no room for as many."
     from scipy.ndimage import distance_transform_edt
+    at_right_angles(spacing, 'drawing places in mm')
     spacing, rng = np.array(spacing, float), np.random.default_rng(seed)
     depth = distance_transform_edt(np.pad(tissue, 1), spacing)[(slice(1, -1),)*tissue.ndim]  # the image ends the tissue
     left, found = np.argwhere(tissue & (depth > border_mm)), []

@@ -11,9 +11,10 @@ import warnings
 import numpy as np
 
 from ..data.labels import as_labels, is_stack, to_numpy
+from ..data.sample import Spacing, voxel_size
 
 # %% auto #0
-__all__ = ['confusion', 'counts', 'check_spacing', 'surface_distance', 'volume']
+__all__ = ['confusion', 'counts', 'check_spacing', 'surface_distance', 'depth_mm', 'volume']
 
 # %% ../../nbs/api/metrics/masks.ipynb #4d482093
 def confusion(
@@ -88,7 +89,7 @@ def check_spacing(
             f'spacing must be one number or one for each of the {ndim} axes, got {mm.size} of shape {mm.shape}')
     if not (np.isfinite(mm).all() and (mm > 0).all()):
         raise ValueError(f'spacing must be positive numbers in mm, got {mm.tolist()}')
-    return tuple(np.broadcast_to(mm, ndim).tolist())
+    return spacing if isinstance(spacing, Spacing) else tuple(np.broadcast_to(mm, ndim).tolist())
 
 
 def surface_distance(
@@ -104,6 +105,7 @@ def surface_distance(
         raise ValueError(f'percentile must be above 0 and at most 100, got {percentile}')
     found = prediction.any(), truth.any()
     if not all(found): return np.inf if any(found) else np.nan  # MONAI: NaN or infinite, depending on the percentile
+    if isinstance(spacing, Spacing): return _sheared_distance(prediction > 0, truth > 0, spacing, percentile)
     average, hausdorff = _monai('assd' if percentile is None else f'hausdorff{percentile:g}')
     how = dict(y_pred=prediction[None, None], y=truth[None, None], include_background=True, spacing=spacing)
     with warnings.catch_warnings():
@@ -130,10 +132,41 @@ def _monai(what):
     finally: random.setstate(state)
     return compute_average_surface_distance, compute_hausdorff_distance
 
+# %% ../../nbs/api/metrics/masks.ipynb #8b5c1d03
+def _places(mask, spacing):
+    "Where the voxels of a mask lie in mm."
+    return np.argwhere(mask) @ spacing.steps.T
+
+
+def _sheared_distance(prediction, truth, spacing, percentile):
+    "`surface_distance` of two masks that are not empty, between places."
+    from scipy.ndimage import binary_erosion
+    from scipy.spatial import cKDTree
+    places = [_places(mask & ~binary_erosion(mask), spacing) for mask in (prediction, truth)]
+    apart = [cKDTree(there).query(here)[0] for here, there in (places, places[::-1])]
+    if percentile is None: return float(np.concatenate(apart).mean())
+    return float(max(np.percentile(one, percentile) for one in apart))
+
+
+def depth_mm(
+    mask,  # (*S) bool
+    spacing,  # mm: one number, or one for each axis, as a sample has it
+) -> np.ndarray:  # (*S) 0 outside the mask; infinite where nothing is outside
+    "How far each voxel of a mask is from the nearest one outside, in a sheared grid too."
+    from scipy.ndimage import binary_dilation, distance_transform_edt
+    from scipy.spatial import cKDTree
+    mask = to_numpy(mask).astype(bool)
+    if not isinstance(spacing, Spacing): return distance_transform_edt(mask, spacing)  # its numbers, also of no border
+    reach = 1 + int(np.ceil(np.abs(np.linalg.inv(spacing.steps)*spacing.steps.T).max()))
+    near = binary_dilation(mask, np.ones((3,)*mask.ndim), reach) & ~mask  # no voxel further out is the nearest
+    out = np.zeros(mask.shape)
+    out[mask] = cKDTree(_places(near, spacing)).query(_places(mask, spacing))[0] if near.any() else np.inf
+    return out
+
 # %% ../../nbs/api/metrics/masks.ipynb #fad1a96b
 def volume(
     mask,  # (*S) bool
     spacing,  # mm, one number an axis
 ) -> float:  # mL; of a picture cm²
     "Size of a mask."
-    return mask.sum()*np.prod(spacing)/(1000 if mask.ndim == 3 else 100)
+    return mask.sum()*voxel_size(spacing)/(1000 if mask.ndim == 3 else 100)

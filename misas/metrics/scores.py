@@ -12,7 +12,8 @@ import numpy as np
 
 from ..data.labels import as_labels, foreground, is_stack, mask_of, to_numpy
 from .instances import components, overlaps
-from .metric import Metric, as_metrics
+from ..data.sample import Spacing, voxel_size
+from .metric import METRICS, Metric, as_metrics
 from .masks import check_spacing, counts
 
 if TYPE_CHECKING: import pandas
@@ -59,10 +60,20 @@ def _spacing_for(metrics, spacing, ndim):
     if spacing is not None: spacing = check_spacing(spacing, ndim)
     for metric in metrics.values():
         if not {'spacing', 'instances'} & set(metric.needs): continue
+        _check_shear(metric, spacing)
         if spacing is None and 'spacing' in metric.needs: raise ValueError(
             f'{metric.name} is measured in {metric.unit_in(ndim) or "mm"}: pass spacing=..., the size of a voxel in mm')
         if ndim not in (2, 3): raise ValueError(f'{metric.name} needs label maps in 2D or 3D, got {ndim} axes')
     return spacing
+
+
+def _check_shear(metric, spacing):
+    "ValueError where a function gets a size an axis, and the axes are not at right angles."
+    if not isinstance(spacing, Spacing) or 'instances' in metric.needs or METRICS.get(metric.name) == metric: return
+    raise ValueError(
+        f'metric {metric.name} takes one size for each axis, but the voxels are sheared (a tilted gantry?): resample '
+        f'image and labels to right angles, or choose one of {", ".join(o for o in METRICS if METRICS[o].unit)}')
+
 
 # %% ../../nbs/api/metrics/scores.ipynb #2acc9dfe
 def _ratio(metric, four):
@@ -99,7 +110,7 @@ def _measure(out, measured, prediction, labels, valid, spacing):
 
 def _instances(pair, spacing):
     "What the instances of prediction and truth share."
-    return overlaps(*map(components, pair), voxel=None if spacing is None else float(np.prod(spacing)))
+    return overlaps(*map(components, pair), voxel=None if spacing is None else voxel_size(spacing))
 
 
 def _box(mask):

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..data.io import as_sample
 from ..data.labels import mask_of
 from ..data.sample import Sample
+from ..metrics.masks import depth_mm
 from ..models.adapt import as_model
 from ..models.base import Model
 from ..statistics import as_clusters, check_level, draw_patients, ends
@@ -37,9 +38,8 @@ def border_distance(
     spacing: Sequence[float],  # mm, one number an axis
 ) -> np.ndarray:  # (*S) mm from the middle of each voxel to the border, on both sides; infinite without a border
     "Distance from the border of a mask."
-    from scipy.ndimage import distance_transform_edt
     if not mask.any() or mask.all(): return np.full(mask.shape, np.inf)
-    inside, outside = distance_transform_edt(mask, spacing), distance_transform_edt(~mask, spacing)
+    inside, outside = depth_mm(mask, spacing), depth_mm(~mask, spacing)
     return np.where(mask, inside, outside) - min(spacing)/2  # the border lies half a voxel before the other side
 
 
