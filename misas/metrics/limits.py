@@ -82,6 +82,7 @@ def limits(
 ) -> Limits:
     "The range around the identity in which a curve stays within `drop` of its score there, and where it is worst."
     worse = excess(bad, at, absence)
+    if np.isnan(bad[at]): drop = 0.  # whatever is found where there is nothing
     known = walk and not np.isinf(bad[at]) and not np.isnan(worse[at])
     low, below = reach(worse, drop, range(at, -1, -1))
     high, above = reach(worse, drop, range(at, len(bad)))

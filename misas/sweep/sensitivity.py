@@ -259,7 +259,8 @@ def tolerance(
 def _limits_frame(found, metric):
     "Limits as a table."
     import pandas as pd
-    return pd.DataFrame([(name, metric.name, *one) for name, one in found.items()], columns=['class', 'metric', *LIMITS])
+    rows = [(name, metric.name, *one) for name, one in found.items()]
+    return pd.DataFrame(rows, columns=['class', 'metric', *LIMITS])
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #37e71c6d
 @patch

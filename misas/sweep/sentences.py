@@ -5,7 +5,6 @@
 # %% ../../nbs/api/sweep/sentences.ipynb #924fdf5e
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..transforms.base import Transform
 from ..view.words import amount_text, gone_text, score_text
 
 # %% auto #0
-__all__ = ['Curve', 'curve_sentence', 'first_to_break']
+__all__ = ['Curve', 'curve_sentence', 'where_text', 'first_to_break']
 
 # %% ../../nbs/api/sweep/sentences.ipynb #f0db2ef1
 class Curve(NamedTuple):
@@ -35,6 +34,10 @@ class Curve(NamedTuple):
     def start(self): "The score unchanged, as text."; return score_text(self.found.unchanged, self.unit)
     @property
     def zero(self): return self.transform.zero
+    @property
+    def room(self): "How much worse it can get."; return room(self.metric, self.found.unchanged)
+    @property
+    def can_break(self): return not np.isnan(self.found.lower) and self.room > self.drop
 
 
 def curve_sentence(
@@ -51,12 +54,27 @@ def _told(curve):
     "What is to be said of a curve."
     metric, start = curve.metric, curve.found.unchanged
     if not directed(metric): return _span(curve)
-    if np.isnan(start): return _healthy(curve) if metric.tells_absence() else _without(curve)
-    left = room(metric, start)
-    if left == 0 or left <= curve.drop < np.inf: return _lost(curve)
+    if np.isnan(start): return _undefined(curve)
+    if curve.room == 0 or curve.room <= curve.drop < np.inf: return _lost(curve)
     if np.isinf(curve.drop): return f'{curve.start} {curve.zero}; {_worst(curve)}'
     hold = _range(curve) if curve.transform.scale.ordered else _cases(curve)
     return f'{curve.start} {curve.zero}; {hold}'
+
+# %% ../../nbs/api/sweep/sentences.ipynb #df62f22c
+def where_text(
+    transform: Transform,
+    values: list,  # sorted, all that were tried
+    some: np.ndarray,  # (values,) bool: at which of them
+) -> str:
+    "At which values, in words: 'from 1.2 on' where there is no gap."
+    chosen, text = [v for v, one in zip(values, some) if one], transform.text
+    if not transform.scale.ordered: return f'under {", ".join(map(text, chosen))}'
+    below, above = ([v for v in chosen if (v < transform.identity) == low] for low in (True, False))
+    told = []
+    if below: told.append((below[-1], below, [v for v in values if v <= below[-1]]))
+    if above: told.append((above[0], above, [v for v in values if v >= above[0]]))
+    return ' and '.join(f'from {text(first)} on' if seen == beyond else f'at {", ".join(map(text, seen))}'
+                        for first, seen, beyond in told)
 
 # %% ../../nbs/api/sweep/sentences.ipynb #a9ea1f53
 def _range(curve):
@@ -94,13 +112,13 @@ def _list(curve, some):
 # %% ../../nbs/api/sweep/sentences.ipynb #4e15b8b0
 def _lost(curve):
     "Of a class that is so bad already that it cannot get worse, or not by as much as was asked."
-    sure = curve.metric.tells_absence() and room(curve.metric, curve.found.unchanged) == 0
+    sure = curve.metric.tells_absence() and curve.room == 0
     why = {True: 'not found', False: 'found where there is none', None: 'missed, or found where there is none'}
     words = f' ({why[curve.there]})' if sure else ''
     start = f'{curve.start} {curve.zero}{words}'
     best = np.nanmin(curve.metric.bad(curve.scores))
     better = '' if best >= curve.metric.bad(curve.found.unchanged) - SLACK else f'; best {_at_best(curve, best)}'
-    if room(curve.metric, curve.found.unchanged) == 0: return f'{start}, so no value can make it worse{better}'
+    if curve.room == 0: return f'{start}, so no value can make it worse{better}'
     return f'{start}, too bad to get worse by {amount_text(curve.drop, curve.unit)}{better}'
 
 
@@ -110,33 +128,22 @@ def _at_best(curve, best):
     return f'{score_text(curve.scores[i], curve.unit)} at {curve.transform.text(curve.values[i])}'
 
 
-def _healthy(curve):
+def _undefined(curve):
+    "Of a class without a score unchanged. What has one in an image without it, is predicted there."
+    seen, nowhere = ~np.isnan(curve.scores), curve.there is False and not curve.own
+    if curve.metric.tells_absence() or (nowhere and seen.any()): return _healthy(curve, seen)
+    text = f'no {curve.metric.name} {curve.zero}, so nothing to compare with'
+    if nowhere: return f'{text}; it is not in this image, and {curve.metric.name} does not tell whether it is found ' \
+                       'there all the same: false_positive_volume does'
+    return f'{text}; {_span(curve)}' if seen.any() else text
+
+
+def _healthy(curve, seen):
     "Of a class that is neither in the unchanged image nor predicted in it."
     none = 'not predicted' if curve.own else 'not in this image and not predicted in it'
-    seen = ~np.isnan(curve.scores)
     if not seen.any(): return f'{none}, at any value, so it has no score'
-    found = curve.found
-    if not curve.transform.scale.ordered: where = f'under {_list(curve, seen)}'
-    else: where = ' and '.join(_from(curve, at) for at in (found.breaks_below, found.breaks_above) if not np.isnan(at))
     false = 'predicted' if curve.own else 'predicted where there is none'
-    return f'{none} {curve.zero}; {false} {where}'
-
-
-def _from(curve, at):
-    "From which value on something is found; what comes after may differ."
-    text, zero = curve.transform.text, curve.transform.identity
-    beyond = [v for v in curve.values if (v >= at if at > zero else v <= at)]
-    seen = [v for v, score in zip(curve.values, curve.scores) if v in beyond and not np.isnan(score)]
-    return f'from {text(at)} on' if seen == beyond else f'at {", ".join(map(text, seen))}'
-
-
-def _without(curve):
-    "Of a class without a score unchanged, of a metric that is undefined for more than one reason."
-    text = f'no {curve.metric.name} {curve.zero}, so nothing to compare with'
-    if curve.there is False and not curve.own:
-        return f'{text}; it is not in this image, and what is found there all the same only specificity, '\
-               'false_positive_volume or dice tell'
-    return text if np.isnan(curve.scores).all() else f'{text}; {_span(curve)}'
+    return f'{none} {curve.zero}; {false} {where_text(curve.transform, curve.values, seen)}'
 
 
 def _span(curve):
@@ -156,18 +163,22 @@ def first_to_break(
 ) -> str:
     "Which class breaks nearest to the identity, or that none does; and of which classes that cannot be said."
     one = next(iter(curves.values()))
-    transform, unit = one.transform, one.unit
     if np.isinf(one.drop): return _ask_for_drop(one)
     breaks = [(at, name) for name, c in curves.items() for at in (c.found.breaks_below, c.found.breaks_above)]
     ends = [(value, name) for value, name in breaks if not np.isnan(value)]
-    if ends and not transform.scale.ordered: return ''
-    if ends:
-        told = [f'{" and ".join(names)} at {value}' for value, names in _nearest(ends, transform).items()]
-        return f'First to break: {", ".join(told)}.'
-    silent = [name for name, c in curves.items() if np.isnan(c.found.lower) or room(c.metric, c.found.unchanged) <= c.drop]
+    if not ends: return _none_breaks(curves, one)
+    if not one.transform.scale.ordered: return ''
+    told = [f'{" and ".join(names)} at {value}' for value, names in _nearest(ends, one.transform).items()]
+    return f'First to break: {", ".join(told)}.'
+
+
+def _none_breaks(curves, one):
+    "That no class does, and of which ones that says nothing."
+    silent = [name for name, curve in curves.items() if not curve.can_break]
     if len(silent) == len(curves): return ''
-    rest = f' Nothing can be said of {", ".join(silent)}.' if silent else ''
-    return f'No{" other"*bool(silent)} class gets worse by more than {amount_text(one.drop, unit)} in this sweep.{rest}'
+    rest = f' That says nothing of {", ".join(silent)}.' if silent else ''
+    drop = amount_text(one.drop, one.unit)
+    return f'No{" other"*bool(silent)} class gets worse by more than {drop} in this sweep.{rest}'
 
 
 def _ask_for_drop(curve):
