@@ -76,14 +76,14 @@ def limits(
     scores,  # (values,) NaN: undefined
     bad,  # (values,) the same as numbers of which the lower is the better, see `Metric.bad`
     at: int,  # index of the identity
-    drop: float,  # how much worse than there still holds
+    drop: float,  # how much worse than there still holds; infinite: nobody said, and there is no range
     walk: bool = True,  # False: the values are only cases, between which there is no range
     absence: bool = False,  # does an undefined score mean that a class is neither there nor predicted?
 ) -> Limits:
     "The range around the identity in which a curve stays within `drop` of its score there, and where it is worst."
     worse = excess(bad, at, absence)
     if np.isnan(bad[at]): drop = 0.  # whatever is found where there is nothing
-    known = walk and not np.isinf(bad[at]) and not np.isnan(worse[at])
+    known = walk and np.isfinite(drop) and not np.isinf(bad[at]) and not np.isnan(worse[at])
     low, below = reach(worse, drop, range(at, -1, -1))
     high, above = reach(worse, drop, range(at, len(bad)))
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..metrics.limits import LIMITS, check_drop, limits
+from ..metrics.limits import LIMITS, Limits, check_drop, directed, excess, fails, limits, room, usual_drop
 from ..metrics.tables import of_samples, one_metric, score_tables, worst_value
 from ..statistics import bootstrap
 
 # %% auto #0
-__all__ = ['NUMBERS', 'KEYS', 'MEDIANS', 'per_case', 'summarise', 'rank', 'worst']
+__all__ = ['NUMBERS', 'KEYS', 'MEDIANS', 'COUNTED', 'per_case', 'summarise', 'rank', 'worst']
 
 # %% ../../nbs/api/study/summary.ipynb #0aaf0a96
-NUMBERS = [*LIMITS[:-1], 'harm', 'undefined']
+NUMBERS = [*LIMITS[:-2], 'harm', 'fails', 'room', *LIMITS[-2:]]
 
 
 def _harm(bad, at):
@@ -29,11 +29,22 @@ def _of_cases(table, transform, metric, drop):
     "`NUMBERS` for every case of a table of scores, samples x values."
     import pandas as pd
     scores, values = table.to_numpy(), list(table.columns)
-    at, rows = values.index(transform.identity), []
+    at, absence = values.index(transform.identity), metric.tells_absence()
+    rows = []
     for score, bad in zip(scores, metric.bad(scores)):
-        *ends, undefined = limits(values, score, bad, at, drop, walk=transform.scale.ordered)
-        rows.append((*ends, _harm(bad, at), undefined))
+        *ends, undefined, infinite = limits(values, score, bad, at, drop, transform.scale.ordered, absence)
+        worse = fails(excess(bad, at, absence), 0 if np.isnan(bad[at]) else drop)
+        rows.append((*ends, _harm(bad, at), int(worse.sum()), room(metric, score[at]), undefined, infinite))
     return pd.DataFrame(rows, columns=NUMBERS, index=table.index)
+
+
+def _undirected(table, transform):
+    "The same where nothing is better or worse."
+    import pandas as pd
+    scores, at = table.to_numpy(), list(table.columns).index(transform.identity)
+    counts = np.isnan(scores).sum(1), np.isinf(scores).sum(1)
+    known = dict(unchanged=scores[:, at], fails=0, undefined=counts[0], infinite=counts[1])
+    return pd.DataFrame(known, columns=NUMBERS, index=table.index)
 
 # %% ../../nbs/api/study/summary.ipynb #3c8cdebf
 def per_case(
@@ -44,7 +55,9 @@ def per_case(
     """The limits, the worst score and the harm of every case, a row a model, sample, transform and class.
 
     `lower` and `upper` are the last values that hold, as in `Sensitivity.tolerance`.
-    They are NaN where values are cases (a flip), and where the score unchanged is undefined or infinite.
+    They are NaN where values are cases (a flip), and where the score unchanged is infinite or undefined; but for a
+    class that is neither there nor predicted unchanged (a healthy case, of metrics that tell it) they say where
+    something is found. At `fails` values the score is worse by more than `drop`, `room` is how much worse it can get.
     Undefined scores neither hold nor break: they are left out, and counted."""
     import pandas as pd
     metric, drop = _checked(frame, metric, drop)
@@ -81,16 +94,21 @@ def summarise(
 ):  # -> DataFrame, a row a model, transform, class and group
     """Medians over the cases with intervals: score unchanged, limits of tolerance, worst score, harm.
 
-    `cases` have been tried, of `clusters` patients; `scored` of them have a score unchanged;
-    `undefined` counts scores over cases and values."""
+    `cases` have been tried, of `clusters` patients; `scored` of them have a score unchanged. Of these `break` cases get
+    worse by more than `drop` at some value, and `lost` cases are too bad unchanged for that. In `healthy` cases the class
+    is neither there nor predicted unchanged (of metrics that tell it), in `found` of them it is at some value, the
+    nearest ones being `found below` and `found above`. `undefined` and `infinite` count scores over cases and values.
+    Without `drop`, for a metric with a unit, there are no limits; where nothing is better, `worst` is farthest."""
     import pandas as pd
-    metric, drop = _checked(frame, metric, drop)
-    rows, how = [], dict(level=level, n=n, seed=seed)
+    metric = one_metric(frame, metric)[1]
+    rows, how, drop = [], dict(level=level, n=n, seed=seed), usual_drop(drop, metric)
     for key, table in score_tables(frame, transforms, metric).items():
-        numbers = _of_cases(table, transforms[key[1]], metric, drop)
+        t = transforms[key[1]]
+        numbers = _of_cases(table, t, metric, drop) if directed(metric) else _undirected(table, t)
         for group, members in _groups(by, table.index):
             clusters = of_samples(cluster, table.index[members])
             row = _of_cohort(table[members], numbers[members], clusters, metric, how)
+            row |= _counted(table[members], numbers[members], t, metric, drop)
             rows.append(_head(key, transforms, metric) | dict(group=group) | row)
     return pd.DataFrame(rows)[_columns(by)]
 
@@ -104,6 +122,7 @@ def _groups(by, samples):
 
 # %% ../../nbs/api/study/summary.ipynb #03bb9aca
 MEDIANS = ['unchanged', 'lower', 'upper', 'harm']
+COUNTED = ['break', 'lost', 'healthy', 'found', 'found below', 'found above', 'undefined', 'infinite']
 
 
 def _with_ends(names): return [column for name in names for column in (name, f'{name} low', f'{name} high')]
@@ -113,23 +132,44 @@ def _columns(by):
     "The order of columns in `summarise`."
     head = [k for k in KEYS if k != 'sample'] + ['group']*(by is not None)
     counts, worst = ['cases', 'clusters', 'scored'], ['worst', 'worst at']
-    return [*head, *counts, *_with_ends(MEDIANS[:3]), *worst, *_with_ends(MEDIANS[3:]), 'undefined']
+    return [*head, *counts, *_with_ends(MEDIANS[:3]), *worst, *_with_ends(MEDIANS[3:]), *COUNTED]
 
 
 def _of_cohort(table, numbers, clusters, metric, how):
     "The numbers of one row of `summarise`."
-    found = bootstrap(numbers[MEDIANS].to_numpy(float), 'median', clusters=clusters, **how)
-    row = dict(cases=len(table), clusters=len(set(clusters)), scored=int(numbers.unchanged.notna().sum()))
+    scored = numbers.unchanged.notna()  # where something is found in healthy cases is told apart, see `_counted`
+    found = bootstrap(numbers[MEDIANS].where(scored).to_numpy(float), 'median', clusters=clusters, **how)
+    row = dict(cases=len(table), clusters=len(set(clusters)), scored=int(scored.sum()))
     for name, *ends in zip(MEDIANS, found.estimate, found.low, found.high): row |= dict(zip(_with_ends([name]), ends))
-    at = worst_value(table, metric)
-    worst = np.nan if np.isnan(at) else table[at].median()
-    return row | {'worst': worst, 'worst at': at, 'undefined': int(numbers.undefined.sum())}
+    at = worst_value(table, metric) if directed(metric) else _farthest(table, row['unchanged'])
+    return row | {'worst': np.nan if np.isnan(at) else table[at].median(), 'worst at': at}
+
+
+def _farthest(table, unchanged):
+    "The value at which the median is farthest from that of the unchanged images."
+    far = abs(table.median() - unchanged)
+    return np.nan if far.isna().all() else far.idxmax()
+
+# %% ../../nbs/api/study/summary.ipynb #16635a2b
+def _counted(table, numbers, transform, metric, drop):
+    "How many cases break, cannot break, are healthy, and what is found in these; and the scores that are no numbers."
+    scored, zero = numbers.unchanged.notna(), transform.identity
+    out = {'break': int((numbers.fails[scored] > 0).sum()), 'healthy': 0, 'found': 0}
+    out['lost'] = int((scored & ((numbers.room == 0) | (np.isfinite(drop) & (numbers.room <= drop)))).sum())
+    if metric.tells_absence():
+        seen = table[~scored].notna()
+        out |= {'healthy': len(seen), 'found': int(seen.any(axis=1).sum())}
+        at = seen.columns[seen.any()].to_numpy(float) if transform.scale.ordered else np.array([])
+        out |= {'found below': max(at[at < zero], default=np.nan), 'found above': min(at[at > zero], default=np.nan)}
+    else: out |= {'found below': np.nan, 'found above': np.nan}
+    return out | {k: int(numbers[k].sum()) for k in ('undefined', 'infinite')}
 
 # %% ../../nbs/api/study/summary.ipynb #61f0884c
 def rank(
     frame, transforms: dict, **kw,  # see `summarise`; `drop` plays no part
 ):  # -> DataFrame: model, class, group, rank, transform, metric, harm, harm low, harm high
     "Transforms by their harm, the most harmful first; those without a score last."
+    one_metric(frame, kw.get('metric'))[1].bad([])  # refuses a metric in which nothing is better or worse
     table = summarise(frame, transforms, **{**kw, 'drop': np.inf})
     keys = ['model', 'class'] + ['group']*('group' in table)
     place = {k: {name: i for i, name in enumerate(dict.fromkeys(table[k]))} for k in keys}

@@ -70,11 +70,15 @@ def where_text(
     chosen, text = [v for v, one in zip(values, some) if one], transform.text
     if not transform.scale.ordered: return f'under {", ".join(map(text, chosen))}'
     below, above = ([v for v in chosen if (v < transform.identity) == low] for low in (True, False))
-    told = []
-    if below: told.append((below[-1], below, [v for v in values if v <= below[-1]]))
-    if above: told.append((above[0], above, [v for v in values if v >= above[0]]))
-    return ' and '.join(f'from {text(first)} on' if seen == beyond else f'at {", ".join(map(text, seen))}'
-                        for first, seen, beyond in told)
+    told = [_side(text, below[::-1], [v for v in values[::-1] if below and v <= below[-1]]),
+            _side(text, above, [v for v in values if above and v >= above[0]])]
+    return ' and '.join(filter(None, told))
+
+
+def _side(text, seen, beyond):
+    "Values on one side of the identity, outwards; `beyond`: all that were tried from the first of them on."
+    if not seen: return ''
+    return f'from {text(seen[0])} on' if seen == beyond else f'at {", ".join(map(text, seen))}'
 
 # %% ../../nbs/api/sweep/sentences.ipynb #a9ea1f53
 def _range(curve):
@@ -133,6 +137,7 @@ def _undefined(curve):
     seen, nowhere = ~np.isnan(curve.scores), curve.there is False and not curve.own
     if curve.metric.tells_absence() or (nowhere and seen.any()): return _healthy(curve, seen)
     text = f'no {curve.metric.name} {curve.zero}, so nothing to compare with'
+    if curve.there and not curve.own: text += ', though it is in this image'
     if nowhere: return f'{text}; it is not in this image, and {curve.metric.name} does not tell whether it is found ' \
                        'there all the same: false_positive_volume does'
     return f'{text}; {_span(curve)}' if seen.any() else text
