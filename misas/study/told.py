@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..metrics.limits import check_drop
+from ..metrics.limits import directed, usual_drop
 from ..metrics.tables import one_metric, size_name
 from .summary import summarise
-from ..view.words import DASH, Summary, amount_text, between_text, score_text
+from ..view.words import DASH, Summary, amount_text, between_text, score_text, tried_text
 
 # %% auto #0
-__all__ = ['of_transform', 'of_class', 'in_words']
+__all__ = ['of_transform', 'healthy_text', 'of_class', 'in_words']
 
 # %% ../../nbs/api/study/told.ipynb #3cde145f
 def _range(row, t, values, drop):
@@ -27,8 +27,16 @@ def _range(row, t, values, drop):
     ends = []
     for value, last in ((low, values[0]), (high, values[-1])):
         if last == t.identity: continue  # there is nothing on this side
-        ends.append(t.text(value) + ' (the last value tried)'*bool(value == last))
+        ends.append(tried_text(value, values, t.text) + ' (the last value tried)'*bool(value == last))
     return f'{stays} {"from" if len(ends) > 1 else "as far as"} {" to ".join(ends)}'
+
+
+def _how_many(row, drop):
+    "In how many cases it breaks somewhere; a median says nothing of them."
+    able = row['scored'] - row['lost']
+    if not able: return ''
+    if not row['break']: return f'no case gets more than {drop} worse'
+    return f'{row["break"]} of {row["scored"]} cases get more than {drop} worse somewhere'
 
 
 def _amount(harm, unit):
@@ -46,22 +54,60 @@ def of_transform(
     unit: str,  # of the metric
 ) -> str:
     "One sentence about one class and one transform."
-    gone = f' {row["undefined"]} scores undefined.' if row['undefined'] else ''
-    if np.isnan(row['harm']): return f'no scores to compare.{gone}'
-    interval = between_text(row['harm low'], row['harm high'])
-    parts = [f'{_amount(row["harm"], unit)} on average over its values ({interval})']
-    if t.scale.ordered: parts.append(_range(row, t, values, drop))
-    worst = score_text(row['worst'], unit, undefined=DASH)
-    parts.append(f'worst median {worst} {t.scale.preposition} {t.text(row["worst at"])}')
-    return '; '.join(filter(None, parts)) + '.' + gone
+    parts = [healthy_text(row, t)]
+    if not np.isnan(row['harm']):
+        interval = between_text(row['harm low'], row['harm high'])
+        parts.append(f'{_amount(row["harm"], unit)} on average over its values ({interval})')
+        if drop: parts += [_range(row, t, values, drop) if t.scale.ordered else '', _how_many(row, drop)]
+    if not np.isnan(row['worst at']) and row['scored']:
+        worst = score_text(row['worst'], unit, undefined=DASH)
+        what = 'worst median' if not np.isnan(row['harm']) else 'median farthest from that'
+        parts.append(f'{what} {worst} {t.scale.preposition} {t.text(row["worst at"])}')
+    told = '; '.join(filter(None, parts)) or 'no scores to compare'
+    return f'{told}.{_gone(row, len(values))}'
+
+
+def healthy_text(
+    row: dict,  # of the table, see `misas.study.summary.summarise`
+    t,  # the transform
+) -> str:
+    "In how many healthy cases something is found, and from where on; empty where there are none."
+    if not row['healthy']: return ''
+    cases = f'{row["healthy"]} healthy case{"s"*(row["healthy"] != 1)}'
+    if not row['found']: return f'found in none of {cases}'
+    ends = [t.text(row[k]) for k in ('found below', 'found above') if not np.isnan(row[k])]
+    return f'found in {row["found"]} of {cases}' + (f', from {" and ".join(ends)} on' if ends else '')
+
+
+def _gone(row, values):
+    "How many scores are no numbers."
+    total = row['cases']*values
+    counts = {k: row[k] for k in ('undefined', 'infinite') if row[k]}
+    return ''.join(f' {n} of {total} scores {what}.' for what, n in counts.items())
 
 # %% ../../nbs/api/study/told.ipynb #fcc2aded
 def _who(row, clusters):
-    "How many cases, of how many patients."
+    "How many cases, of how many patients, and of how many of them the score says little."
     text = f'{row["cases"]} case{"s"*(row["cases"] != 1)}'
     if clusters: text += f' of {row["clusters"]} {clusters}'
-    lost = row['cases'] - row['scored']
-    return text + (f', {lost} of them without a score' if lost else '')
+    gone = row['cases'] - row['scored']
+    if gone: text += f', {gone} of them ' + ('healthy' if row['healthy'] else 'without a score')
+    return text
+
+
+def _lost(row, drop, zero):
+    "That some cases are too bad to get worse."
+    if not row['lost']: return ''
+    why = f'too bad {zero} to get {drop} worse' if drop else f'as bad as can be {zero}'
+    return f' {row["lost"]} of {row["scored"]} are {why}: missed, or found where there is none.'
+
+
+def _nothing(rows, metric):
+    "Of a class without any score unchanged; what is said of its transforms, if anything is."
+    if rows[0]['healthy'] == 0:
+        return f'no {metric} unchanged, in any case; it does not tell what is found there: false_positive_volume does.'
+    if not any(row['found'] for row in rows): return 'neither there nor predicted in any image, so it has no score.'
+    return f'neither there nor predicted in any of {rows[0]["healthy"]} unchanged images.'
 
 
 def of_class(
@@ -75,10 +121,12 @@ def of_class(
     rows = sorted(rows, key=lambda row: -row['harm'] if row['harm'] == row['harm'] else np.inf)
     most = max(rows, key=lambda row: row['cases'])  # transforms may have failed for some
     what = ', '.join(str(most[k]) for k in ('class', 'group') if k in most)
-    if not most['scored']: return [f'- {what}: neither there nor predicted in any unchanged image, so it has no score.']
-    unchanged = score_text(most['unchanged'], unit, undefined=DASH)
+    unchanged, zero = score_text(most['unchanged'], unit, undefined=DASH), transforms[most['transform']].zero
     interval = between_text(most['unchanged low'], most['unchanged high'])
-    lines = [f'- {what}: {unchanged} {transforms[most["transform"]].zero} ({interval}; {_who(most, clusters)}).']
+    head = f'{unchanged} {zero} ({interval}; {_who(most, clusters)}).{_lost(most, drop, zero)}'
+    if not most['scored']: head = _nothing([most, *rows], most['metric'])
+    lines = [f'- {what}: {head}']
+    if not most['scored'] and not any(row['found'] for row in rows): return lines
     for i, row in enumerate(rows):
         name = row['transform']
         note = ', most harmful' if i == 0 and len(rows) > 1 and row['harm'] > 0 else ''
@@ -99,7 +147,8 @@ def in_words(
     metric = one_metric(frame, metric)[1]
     table = summarise(frame, transforms, metric=metric, drop=drop, cluster=cluster, by=by, level=level, n=n, seed=seed)
     unit = metric.unit_in(ndim)
-    limit = amount_text(check_drop(drop, metric), unit)
+    limit = usual_drop(drop, metric)
+    limit = '' if np.isinf(limit) else amount_text(limit, unit)
     tried = {t: np.unique(values) for t, values in frame.groupby('transform').value}
     noun = None if cluster is None else clusters
     lines = []
@@ -107,4 +156,5 @@ def in_words(
         lines.append(f'{model}: {size_name(metric)}, medians over the cases, with {100*level:g} % intervals.')
         for _, rows in here.groupby(['class'] + ['group']*(by is not None), sort=False):
             lines += of_class(rows.to_dict('records'), transforms, tried, limit, unit, noun)
+    if not limit and directed(metric): lines.append(f'For ranges say how many {unit} worse still holds: summary(drop=...).')
     return Summary('\n'.join(lines), table)
