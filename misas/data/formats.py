@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import gzip
 import re
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 # %% auto #0
-__all__ = ['PICTURES', 'NIFTI', 'ITK', 'FLIP', 'naming', 'ending', 'read_nifti', 'from_nibabel', 'read_itk', 'from_sitk',
+__all__ = ['PICTURES', 'NIFTI', 'ITK', 'FLIP', 'naming', 'ending', 'read_nifti', 'from_nibabel', 'in_mm', 'read_itk', 'from_sitk',
            'from_pil', 'read_picture', 'write_nifti', 'write_itk']
 
 # %% ../../nbs/api/data/formats.ipynb #4dc90d99
@@ -39,7 +40,7 @@ def _is_lfs_pointer(path):
     with open(path, 'rb') as file: return file.read(19) == b'version https://git'
 
 # %% ../../nbs/api/data/formats.ipynb #b94b9c84
-PICTURES = '.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff'
+PICTURES = '.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.gif', '.webp'
 NIFTI = '.nii', '.nii.gz'
 ITK = '.nrrd', '.mha', '.mhd'
 
@@ -53,26 +54,93 @@ def read_nifti(path: Path) -> dict:
     "A NIfTI file as a dict: image (C, *S) and its affine, or spacing where it is 2D."
     import nibabel
     if ending(path) == '.nii.gz': gzip.decompress(path.read_bytes())  # looks at its checksum, which nibabel does not
-    return from_nibabel(nibabel.load(path))
+    img = nibabel.load(path)
+    with nibabel.openers.ImageOpener(path) as file:  # nibabel makes 1 of 0
+        as_written = type(img.header).from_fileobj(file, check=False)['pixdim'][1:4]
+    return from_nibabel(img, path.name, as_written)
 
 
-def from_nibabel(img) -> dict:
+def from_nibabel(
+    img,  # an image of nibabel
+    what='image',  # how to name it in a warning
+    sizes=None,  # of a voxel, as the file has them; None: as the header has them
+) -> dict:
     "The values of a nibabel image, and where its voxels are."
     values = np.asanyarray(img.dataobj)
     if values.ndim == 5 and values.shape[3] == 1: values = values[..., 0, :]  # how ITK stores vectors
     if not 2 <= values.ndim <= 4:
         raise ValueError(f'its shape {values.shape} is not (X, Y), (X, Y, Z) or (X, Y, Z, channels)')
-    zooms = np.round(np.array(img.header.get_zooms(), float), 6)
-    known = (zooms != 1).any() or _says_where(img)
-    if values.ndim == 2: return dict(image=values.T[None], spacing=zooms[1::-1] if known else None)
+    affine, mm = _nifti_place(img, min(values.ndim, 3), what, sizes)
+    part = dict(slope=(getattr(img.dataobj, 'slope', 1), getattr(img.dataobj, 'inter', 0)))
+    if values.ndim == 2: return dict(part, image=values.T[None], spacing=None if mm is None else mm[::-1])
     image = np.moveaxis(values, -1, 0) if values.ndim == 4 else values[None]
-    return dict(image=image, affine=img.affine if known else None)
+    return dict(part, image=image, affine=affine, spacing=mm if affine is None else None)
+
+# %% ../../nbs/api/data/formats.ipynb #9e6542cc
+_MM_OF_NIFTI = dict(mm=1., unknown=1., micron=.001, meter=1000.)
 
 
-def _says_where(img):
-    "Does the header say where the voxels are? Only NIfTI can leave that open."
-    if not hasattr(img, 'get_sform'): return True
-    return bool(img.get_sform(coded=True)[1] or img.get_qform(coded=True)[1])
+def _nifti_place(img, axes, what, sizes):
+    "The affine of a header, and the spacing in mm; None for what is not known."
+    affine, unit = img.affine, 'mm'
+    mm = None if affine is None else np.linalg.norm(affine[:3, :axes], axis=0)
+    if hasattr(img, 'get_sform'):  # only NIfTI has a choice
+        affine, mm = _place_of_nifti(img, axes, what, sizes)
+        unit = img.header.get_xyzt_units()[0]
+    scale = _MM_OF_NIFTI[unit]
+    mm = None if mm is None else scale*mm
+    if unit == 'unknown' and mm is not None: _check_view(mm, img.shape[:axes], what)
+    return None if affine is None else np.diag([scale, scale, scale, 1])@affine, mm
+
+
+def _place_of_nifti(img, axes, what, sizes):
+    "Affine and size of a voxel in the units of a NIfTI."
+    zooms = np.round(np.array(img.header.get_zooms()[:axes], float), 6)
+    written = zooms if sizes is None else np.nan_to_num(sizes[:axes])
+    (sform, by_sform), (qform, by_qform) = img.get_sform(coded=True), img.get_qform(coded=True)
+    if by_sform:
+        affine = sform if img.affine is None else img.affine
+        _compare_places(affine, qform if by_qform else None, zooms, img.shape, what)
+        return affine, np.linalg.norm(affine[:3, :axes], axis=0)
+    if (written == 0).any():
+        warnings.warn(f'{what}: its header gives a voxel the size 0, so its spacing is not known; pass spacing=')
+        return None, None
+    if by_qform: return qform if img.affine is None else img.affine, zooms
+    return None, zooms if (zooms != 1).any() else None
+
+# %% ../../nbs/api/data/formats.ipynb #f5da0cf6
+def _compare_places(sform, qform, zooms, shape, what):
+    "Warn where a header has two places for its voxels, or another size than its sform."
+    size = np.linalg.norm(sform[:3, :len(zooms)], axis=0)
+    if qform is None:
+        if not np.allclose(size, zooms, rtol=.01) and (zooms != 1).any(): warnings.warn(
+            f'{what}: its header has voxels of {in_mm(size)} by its sform, which is used, and of {in_mm(zooms)} by its '
+            'pixdim; pass affine= or spacing= if the sform is wrong')
+        return
+    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)])*(*(np.array([*shape, 1][:3]) - 1), 1)
+    off = np.linalg.norm(corners@(sform - qform).T, axis=1).max()
+    if off <= .1*size.min(): return
+    other = np.linalg.norm(qform[:3, :len(zooms)], axis=0)
+    warnings.warn(
+        f'{what}: its header has two places for its voxels, up to {off:.3g} apart: the sform with voxels of '
+        f'{in_mm(size)}, which is used, and the qform with {in_mm(other)}; pass affine=nibabel.load(...).get_qform() '
+        'if the sform is wrong')
+
+
+def _check_view(mm, shape, what):
+    "Warn where a field of view in mm cannot be meant."
+    extent = mm*shape
+    if .5 <= extent.max() <= 3000: return
+    warnings.warn(
+        f'{what}: its header names no unit, and in mm its field of view is {in_mm(extent)}; '
+        'if micron or metres are meant, pass spacing= in mm')
+
+
+def in_mm(
+    sizes,  # numbers
+) -> str:
+    "Sizes as they stand in a sentence."
+    return ' x '.join(f'{o:.4g}' for o in sizes) + ' mm'
 
 # %% ../../nbs/api/data/formats.ipynb #b0bc62c6
 FLIP = np.diag([-1., -1, 1, 1])  # LPS <-> RAS
