@@ -282,7 +282,7 @@ def test_without_torchio_only_the_bias_field_is_missing(monkeypatch):
     overlapping_background=(lambda: as_model(two, activation='sigmoid', classes=('background', 'a')).masks(IMAGE[None]), ['background', 'sigmoid']),
     overlapping_channels=(lambda: as_model(two, activation='sigmoid', classes=('a', 'b', 'c')).masks(IMAGE[None]), ['2', '3', 'classes']),
     masks_of_logits=(lambda: as_model(lambda x: two(x)*9, activation='masks').masks(IMAGE[None]), ['activation', 'sigmoid']),
-    masks_of_probabilities=(lambda: as_model(lambda x: np.concatenate([x, x], 1), activation='sigmoid').masks(IMAGE[None]), ['activation', 'masks']),
+    masks_of_probabilities=(lambda: as_model(lambda x: torch.as_tensor(two(x)).sigmoid(), activation='sigmoid').masks(IMAGE[None]), ['activation', 'masks']),
     channel_unknown=(lambda: as_model(two, activation='sigmoid', classes=('a', 'b')).channel('c'), ['c', 'a']),
     channel_unnamed=(lambda: as_model(two, activation='sigmoid').channel('c'), ['classes']),
     regions_none=(lambda: as_model(two).regions(), ['regions']),

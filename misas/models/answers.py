@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +19,12 @@ from ..data.labels import as_classes, class_names
 from ..data.labels import foreground as foreground_names
 from ..data.sample import Sample
 from .anatomy import anatomy, differentiable
+from .habits import as_ever, same_again
 from .hold import untouched
-from .output import (
-    ACTIVATIONS, NoGradient, Output, above, best_class, check_threshold, said_of, say, see, thresholds, with_class_axis)
-from .prepare import as_batch, ask, checked, made_ready, naming, resized
+from misas.models.output import (
+    ACTIVATIONS, NoGradient, Output, above, best_class, check_still, check_threshold, said_of, say, see, thresholds,
+    with_class_axis)
+from .prepare import as_batch, ask, check_finite, checked, made_ready, naming, padded_hint, resized, signs_of_noise
 from .several import choose_output
 
 if TYPE_CHECKING: import pandas as pd
@@ -55,6 +58,8 @@ class Answers:
     "What is asked of any model. Subclasses give `forward`."
     device, dtype = torch.device('cpu'), torch.float32
     module: nn.Module | None = None  # the network, if there is one
+    habits = examined = None  # what spoils comparisons, once it was found out; see `steady`
+    quiet = False  # was it seen that it leaves its buffers alone?
 
     def __init__(
         self, *,
@@ -78,6 +83,7 @@ class Answers:
         self.preprocess, self.multiple_of, self.size = preprocess, multiple_of, size
         self.batch_size, self.name = batch_size, name
         self.said, self.seen = say(activation, self.classes), None
+        self._noise = ()  # signs of its output for noise, once it was asked
 
 # %% ../../nbs/api/models/answers.ipynb #383c0f9d
 @patch
@@ -135,7 +141,7 @@ def foreground(self: Answers) -> tuple:
 @patch
 def prepare(self: Answers, image: torch.Tensor) -> tuple:
     "What the network gets for one image (C, *S), and the functions that bring its answer back."
-    return made_ready(image, self.preprocess, self.size, self.multiple_of, self.name)
+    with same_again(self): return made_ready(image, self.preprocess, self.size, self.multiple_of, self.name)
 
 
 @patch
@@ -144,10 +150,14 @@ def raw(
     what: str = 'an input',  # or 'a window', for errors
 ) -> torch.Tensor:  # (N, K, *S) or (N, *S)
     "The network's output on the grid of its input: the one that is meant, checked, resized if that was asked for."
-    with naming(self, x[0]): out = self.forward(x)
+    with naming(self, x[0]): out = as_ever(self, x, self.forward)
     with said_of(self.name): out = choose_output(out, self.output, tuple(x.shape[2:]))
-    out = checked(self.plain(out), x, self.name, what, self.resize_output)
-    with said_of(self.name): return resized(out, tuple(x.shape[2:]), self.known.kind)
+    out = checked(self.plain(out), x, self.name, what, self.resize_output, partial(padded_hint, self, x[:1]))
+    check_finite(out, self.name)
+    with said_of(self.name):
+        if self.seen is None: self.seen = self._look(out, x)
+        elif self.said.kind == 'auto': check_still(out, x.ndim - 2, self.seen, partial(self._signs, x))
+        return resized(out, tuple(x.shape[2:]), self.known.kind)
 
 
 @patch
@@ -156,16 +166,21 @@ def read(
     ndim: int,  # number of spatial axes
     logits: bool,  # or probabilities
 ) -> torch.Tensor:  # (N, K, *S)
-    "What a raw output says about each class; the first one shows what the output is."
-    with said_of(self.name):
-        if self.seen is None: self.seen = self._look(raw, ndim)
-        return with_class_axis(raw, self.seen, ndim, logits)
+    "What a raw output says about each class."
+    with said_of(self.name): return with_class_axis(raw, self.known, ndim, logits)
 
 
 @patch
-def _look(self: Answers, raw, ndim):
-    "What the first output is. ValueError where it does not fit what was said."
-    seen = see(raw, ndim, self.said, self.classes)
+def _signs(self: Answers, x):
+    "Signs of its output for noise instead of `x`, asked once; None if it takes none."
+    if not self._noise: self._noise = (signs_of_noise(self, x),)
+    return self._noise[0]
+
+
+@patch
+def _look(self: Answers, raw, x):
+    "What its output is. ValueError where it does not fit what was said."
+    seen = see(raw, x.ndim - 2, self.said, self.classes, partial(self._signs, x))
     if self.threshold is None: return seen
     if not seen.overlapping and seen.n_classes > 2: raise ValueError(
         'threshold is for classes that may overlap, or for one class and background; '
@@ -288,7 +303,7 @@ def replaced(
     new = self.copy()
     new.forward, new.activation, new.classes = forward, activation, classes
     new.threshold, new.output, new.resize_output = None, None, False
-    new.said, new.seen = say(activation, classes), None
+    new.said, new.seen, new._noise = say(activation, classes), None, ()
     return new
 
 # %% ../../nbs/api/models/answers.ipynb #1fcee4dd

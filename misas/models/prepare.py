@@ -5,19 +5,26 @@
 # %% ../../nbs/api/models/prepare.ipynb #930079e8
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from traceback import walk_tb
+from types import TracebackType
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..data.sample import Sample
-from .output import Missing, NoGradient, NoLogits, is_label_map, no_gradient
+from .hold import untouched
+from .output import Missing, NoGradient, NoLogits, Signs, no_gradient, noise, signs_of, with_channels
+from .several import choose_output
 
 # %% auto #0
-__all__ = ['as_size', 'resize_to', 'pad_to', 'as_batch', 'volumes', 'made_ready', 'naming', 'checked', 'resized', 'nothing',
-           'bring_back', 'ask']
+__all__ = ['MULTIPLES', 'as_size', 'resize_to', 'pad_to', 'as_batch', 'volumes', 'made_ready', 'own_frames', 'padded_hint',
+           'tried_hint', 'naming', 'checked', 'resized', 'nothing', 'bring_back', 'check_finite', 'ask',
+           'signs_of_noise']
 
 # %% ../../nbs/api/models/prepare.ipynb #992679c3
 def as_size(
@@ -139,6 +146,64 @@ def made_ready(
         undo.append(back)
     return image, undo[::-1]
 
+# %% ../../nbs/api/models/prepare.ipynb #52cf2963
+MULTIPLES = 2, 4, 8, 16, 32, 64
+_LIBRARIES = 'torch', 'misas', 'contextlib'
+
+
+def own_frames(
+    error: Exception,
+) -> Exception:
+    "The same error, whose traceback shows neither torch nor misas, but for its last line."
+    frames = list(walk_tb(error.__traceback__))
+    of = [frame.f_globals.get('__name__', '').partition('.')[0] for frame, _ in frames]
+    theirs = [pair for pair, library in zip(frames, of) if library not in _LIBRARIES] or frames[-1:]
+    trace = None
+    for frame, line in reversed(theirs): trace = TracebackType(trace, frame, frame.f_lasti, line)
+    return error.with_traceback(trace)
+
+
+def _output(model, x):
+    "What the network returns when it is tried."
+    with untouched(model.module), torch.no_grad(), warnings.catch_warnings(), np.errstate(all='ignore'):
+        warnings.simplefilter('ignore')
+        out = model.forward(x)
+    return model.plain(choose_output(out, model.output, tuple(x.shape[2:])))
+
+
+def _answer_size(model, x):
+    "Spatial size of what the network returns; None where it fails."
+    try: return tuple(_output(model, x.detach()).shape[2 - x.ndim:])
+    except Exception: return None
+
+
+def _works(model, x): return _answer_size(model, x) == tuple(x.shape[2:])
+
+
+def padded_hint(
+    model,  # a Model that failed
+    x: torch.Tensor,  # (1, C, *S) on which it failed
+) -> str:
+    "The multiple to which images can be padded so that it works, as a hint; '' if that does not help."
+    if (model.size, model.multiple_of) != (None, None) or _works(model, x): return ''
+    for k in MULTIPLES:
+        padded = pad_to(x[0], k)[0][None]
+        if padded.shape != x.shape and _works(model, padded):
+            return f' (pass multiple_of={k}: it works on {" x ".join(map(str, padded.shape[2:]))})'
+    return ''
+
+
+def tried_hint(
+    model,  # a Model that failed
+    x: torch.Tensor,  # (1, C, *S) on which it failed
+) -> str:
+    "What it works on instead, as a hint; '' if nothing was found."
+    found = padded_hint(model, x)
+    if found or x.ndim == 4: return found
+    picture = x[..., x.shape[-1]//2]
+    if not _works(model, picture) and not padded_hint(model, picture): return ''
+    return ' (it works on pictures: model.slicewise() asks it slice by slice)'
+
 # %% ../../nbs/api/models/prepare.ipynb #2833b82b
 @contextmanager
 def naming(
@@ -151,12 +216,10 @@ def naming(
     except Exception as e:
         why = no_gradient(e, model.name) if image.requires_grad else None
         if why is not None: raise why from e
-        what, hint = (str(e).strip() or type(e).__name__).splitlines()[0], model.hint(image)
-        if image.ndim == 4 and not hint: hint = ' (if it is a 2D network, model.slicewise() asks it slice by slice)'
-        text, missing = (
-            f'{model.name} failed on an input of shape {tuple(image.shape)}{hint}: {what}',
-            model.missing(image))
-        raise (ValueError(text) if missing is None else Missing(text, *missing)) from e
+        what = (str(e).strip() or type(e).__name__).splitlines()[0]
+        hint, missing = model.hint(image) or tried_hint(model, image[None]), model.missing(image)
+        text = f'{model.name} failed on an input of shape {tuple(image.shape)}{hint}: {what}'
+        raise (ValueError(text) if missing is None else Missing(text, *missing)) from own_frames(e)
 
 
 def checked(
@@ -165,6 +228,7 @@ def checked(
     name: str,
     what: str = 'an input',  # or 'a window'
     resize: bool = False,  # may it be of another size?
+    hint: Callable = lambda: '',  # () -> what would help if it is of another size
 ) -> torch.Tensor:  # (N, K, *S) or (N, *S)
     "The output on the grid of the input. ValueError if it is none."
     if not isinstance(raw, torch.Tensor):
@@ -173,7 +237,8 @@ def checked(
     is_map = raw.ndim in (ndim + 1, ndim + 2) and len(raw) == len(x) and 0 not in raw.shape
     if not is_map or tuple(raw.shape[-ndim:]) != size and not resize: raise ValueError(
         f'{name} returned shape {tuple(raw.shape)} for {what} of shape {tuple(x.shape)}; '
-        '(N, K, *S) or (N, *S) with the same spatial size is needed' + is_map*'; resize_output=True resizes it')
+        '(N, K, *S) or (N, *S) with the same spatial size is needed'
+        + (is_map and (hint() or '; resize_output=True resizes it') or ''))
     return raw
 
 # %% ../../nbs/api/models/prepare.ipynb #85c75196
@@ -185,10 +250,10 @@ def resized(
     "Logits or probabilities, linearly interpolated. ValueError for label maps."
     ndim = len(size)
     if tuple(raw.shape[-ndim:]) == tuple(size): return raw
-    if kind == 'labels' or kind != 'masks' and is_label_map(raw, ndim): raise ValueError(
+    if kind == 'labels': raise ValueError(
         f'its output is label maps of size {tuple(raw.shape[-ndim:])}, which cannot be resized to {tuple(size)}: '
         'return logits or probabilities')
-    out = raw if raw.ndim == ndim + 2 else raw[:, None]
+    out = with_channels(raw, ndim)
     if not out.is_floating_point(): out = out.float()
     out = F.interpolate(out, size, mode={2: 'bilinear', 3: 'trilinear'}[ndim], align_corners=False)
     return out if raw.ndim == ndim + 2 else out[:, 0]
@@ -221,7 +286,10 @@ def bring_back(
     return answer
 
 # %% ../../nbs/api/models/prepare.ipynb #9bc8f53b
-def _check_finite(raw, name):
+def check_finite(
+    raw: torch.Tensor,
+    name: str,  # of the model that returned it
+) -> None:
     "Raise ValueError for NaN and infinite values. (A sum is sooner asked than all values.)"
     if raw.is_floating_point() and not raw.sum().isfinite() and not raw.isfinite().all():
         raise ValueError(f'{name} returned NaN or infinite values')
@@ -232,8 +300,8 @@ def _portion(model, x, logits):
     images, undos = zip(*(model.prepare(image) for image in x))
     same = len({o.shape for o in images}) == 1
     batches = [torch.stack(images)] if same else [o[None] for o in images]
-    raw = torch.cat([model.raw(batch) for batch in batches]) if len(batches) > 1 else model.raw(batches[0])
-    _check_finite(raw, model.name)
+    raw = model.raw(batches[0])
+    if len(batches) > 1: raw = torch.cat([raw.clone(), *(model.raw(batch).clone() for batch in batches[1:])])
     out = model.read(raw, x.ndim - 2, logits)
     empty = nothing(out.shape[1], model.overlapping, logits, out)
     back = [bring_back(y, undo, empty, x.shape[2:]) for y, undo in zip(out, undos)]
@@ -252,3 +320,24 @@ def ask(
     out = [_portion(model, part.to(model.device), logits) for part in x.split(at_once)]
     if not logits: out = [o.cpu() for o in out]
     return torch.cat(out) if len(out) > 1 else out[0]
+
+# %% ../../nbs/api/models/prepare.ipynb #92869283
+def signs_of_noise(
+    model,  # a Model
+    x: torch.Tensor,  # (N, C, *S) that it was asked about
+) -> Signs | None:
+    "What the values of its output for noise show; None if it takes none."
+    sizes = tuple(min(n, 64) for n in x.shape[2:]), tuple(x.shape[2:])
+    for given in (noise((x.shape[1], *size)).to(x)[None] for size in sizes):
+        found = _signs_for(model, given)
+        if found is None: continue
+        if found.whole and found.negative:  # an oracle that rounds? Of what is not negative, labels are not either
+            found = replace(found, negative=_signs_for(model, given.abs()).negative)
+        return found
+    return None
+
+
+def _signs_for(model, x):
+    "Signs of what the network returns; None if it fails."
+    try: return signs_of(_output(model, x), x.ndim - 2)
+    except Exception: return None

@@ -54,5 +54,6 @@ class TorchModel(Model):
 
     def hint(self, image):
         first = next((m for m in self.module.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
+        if isinstance(first, nn.Conv3d) and image.ndim == 3: return ' (its first convolution is for volumes)'
         if first is None or first.in_channels == len(image): return ''
         return f' (its first convolution takes {first.in_channels} channels, the image has {len(image)})'

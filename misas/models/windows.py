@@ -12,7 +12,7 @@ import torch
 
 from .answers import Answers
 from .choices import Wrapping
-from .output import is_label_map
+from .output import Missing
 from .prepare import as_size
 
 # %% auto #0
@@ -94,8 +94,11 @@ class Sliding(Wrapping):
 
     def _window(self, x):
         "The network's output (N, K, *window) for some windows; a copy, as it is scaled in place."
-        out = self.model.raw(x.clone(), 'a window')
-        if self.model.known.kind != 'masks' and is_label_map(out, x.ndim - 2): raise self._no_blend()
+        try: out = self.model.raw(x.clone(), 'a window')
+        except Missing as e:
+            if e.argument == 'classes': raise self._no_blend() from None
+            raise
+        if self.model.known.kind == 'labels': raise self._no_blend()
         if not out.is_floating_point(): out = out.float()
         return (out if out.ndim == x.ndim else out[:, None]).clone()
 
