@@ -9,13 +9,15 @@ import gzip
 import re
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 # %% auto #0
 __all__ = ['PICTURES', 'NIFTI', 'ITK', 'FLIP', 'naming', 'ending', 'read_nifti', 'from_nibabel', 'in_mm', 'read_itk', 'from_sitk',
-           'from_pil', 'read_picture', 'write_nifti', 'write_itk']
+           'from_pil', 'Pixels', 'page_number', 'read_picture', 'upright', 'write_nifti', 'write_itk']
 
 # %% ../../nbs/api/data/formats.ipynb #4dc90d99
 @contextmanager
@@ -144,12 +146,20 @@ def in_mm(
 
 # %% ../../nbs/api/data/formats.ipynb #b0bc62c6
 FLIP = np.diag([-1., -1, 1, 1])  # LPS <-> RAS
+_SIZES = 'spacings', 'space directions', 'elementspacing', 'elementsize'  # what headers call the size of a voxel
+_MM = {'mm': 1., 'millimeter': 1., 'um': .001, 'µm': .001, 'micron': .001, 'micrometer': .001, 'nm': 1e-6,
+       'nanometer': 1e-6, 'cm': 10., 'centimeter': 10., 'm': 1000., 'meter': 1000., 'in': 25.4, 'inch': 25.4}
 
 
 def read_itk(path: Path) -> dict:
     "A file that ITK reads as a dict: image (C, *S) and its affine, or spacing where it is 2D."
     import SimpleITK
-    return from_sitk(SimpleITK.ReadImage(str(path)))
+    part, header = from_sitk(SimpleITK.ReadImage(str(path))), _text_header(path)
+    known, scale = any(header.get(k) for k in _SIZES), _mm_of_header(header)
+    if not known: return dict(part, affine=None, spacing=None)
+    if part.get('affine') is not None: part['affine'] = np.diag([scale, scale, scale, 1])@part['affine']
+    if part.get('spacing') is not None: part['spacing'] = tuple(scale*o for o in part['spacing'])
+    return part
 
 
 def from_sitk(im) -> dict:
@@ -165,6 +175,25 @@ def from_sitk(im) -> dict:
     directions = np.reshape(im.GetDirection(), (axes, axes))[:3, :3]
     lps[:3] = np.c_[directions*im.GetSpacing()[:3], im.GetOrigin()[:3]]
     return dict(image=image.transpose(0, 3, 2, 1), affine=FLIP @ lps)
+
+# %% ../../nbs/api/data/formats.ipynb #52764217
+def _text_header(path):
+    "What stands in the text at the beginning of a NRRD or MetaImage, by names in small letters."
+    with open(path, 'rb') as file: text = file.read(2**16).decode('latin-1').replace('\r\n', '\n')
+    if text.startswith('NRRD'): text = text.split('\n\n')[0]
+    lines = re.findall(r'(?m)^([A-Za-z ]+?)\s*(?::|=)\s*(.*)$', text.split('ElementDataFile')[0])
+    return {name.lower(): value.strip() for name, value in lines}
+
+
+def _mm_of_header(header):
+    "How many mm the unit of a header has. ValueError for one that is not known."
+    found = re.findall('"([^"]*)"', header.get('space units') or header.get('units', ''))
+    found = {unit.strip().lower() for unit in [*found, header.get('distanceunits', '')]}
+    found -= {'', '?', '???', 'none', 's', 'ms'}  # of other axes
+    names = {unit if unit in _MM else unit.replace('metre', 'meter').removesuffix('s') for unit in found} or {'mm'}
+    if len(names) > 1 or not names <= set(_MM): raise ValueError(
+        f'its header measures in {" and ".join(sorted(found))}; write mm in its header, with sizes in mm')
+    return _MM[names.pop()]
 
 # %% ../../nbs/api/data/formats.ipynb #d295e401
 def from_pil(
@@ -189,40 +218,150 @@ def _opaque(values):
     return values[:-1]
 
 # %% ../../nbs/api/data/formats.ipynb #ca901621
-def read_picture(path: Path, labels=False) -> dict:
-    "A picture with all its bits as a dict: image (C, H, W). ValueError where no library reads it exactly."
-    from PIL import Image
-    bits, channels, kind = _pixel_format(path)
-    reduced = channels > 1 and bits > 8 or (kind, bits) in (('i', 8), ('u', 32))  # by Pillow
-    if not reduced:
-        with Image.open(path) as im: return dict(image=from_pil(im, labels))
-    values = read_itk(path)['image']
-    if (len(values), values.dtype.itemsize*8, values.dtype.kind) != (channels, bits, kind):
-        raise ValueError(
-            f'{channels} channels of {bits} bits cannot be read exactly; save it as .nrrd, or each channel as a file')
-    return dict(image=_opaque(values) if channels == 4 else values)
+@dataclass
+class Pixels:
+    "What the header of a picture says about its numbers."
+    bits: int = 8  # of a number
+    channels: int = 3  # numbers of a pixel
+    kind: str = 'u'  # 'u', 'i' or 'f'
+    white_is_0: bool = False
+    turned: int = 1  # EXIF orientation of a TIFF
+    pages: int = 1
+    at: int = 0  # where the header of the page begins
+
+    @property
+    def reduced(self):
+        "Does Pillow lose some of the bits?"
+        return self.channels > 1 and self.bits > 8 or (self.kind, self.bits) in (('i', 8), ('u', 32))
 
 
-def _pixel_format(path):
-    "From the header of a PNG or TIFF: bits of a number, numbers of a pixel, their kind 'u', 'i' or 'f'. Others: 8-bit."
+def _pixels_of(path, page):
+    "From the header of a PNG or TIFF. Others have 8 bits."
     with open(path, 'rb') as file:
         head = file.read(26)
-        if head.startswith(b'\x89PNG') and len(head) == 26: return head[24], {2: 3, 4: 2, 6: 4}.get(head[25], 1), 'u'
-        if head[:4] not in (b'II*\0', b'MM\0*', b'II+\0'): return 8, 3, 'u'
-        tags = _tiff_tags(file, head)
-    bits, channels, kind = max(tags.get(258, (1,))), tags.get(277, 1), max(tags.get(339, (1,)))
-    return bits, channels, {2: 'i', 3: 'f'}.get(kind, 'u')
+        if head.startswith(b'\x89PNG') and len(head) == 26: return Pixels(head[24], {2: 3, 4: 2, 6: 4}.get(head[25], 1))
+        if head[:4] not in (b'II*\0', b'MM\0*', b'II+\0'): return Pixels()
+        pages = list(_tiff_pages(file, head))
+    at, tags = pages[page_number(page, len(pages))]
+    return _of_tags(tags, len(pages), at)
 
 
-def _tiff_tags(file, head):
-    "The header of a TIFF with a single page."
+def _tiff_pages(file, head):
+    "(where it begins, the header) of each page of a TIFF."
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
     tags = ImageFileDirectory_v2(head[:16 if head[2] == 43 else 8])  # 43: BigTIFF, which has a longer header
-    start = file.seek(tags.next)
-    tags.load(file)
-    if tags.next == start: raise ValueError('it is truncated')
-    if tags.next: raise ValueError('it holds several pages; save the one you want as a file of its own')
-    return tags
+    seen, after = set(), tags.next
+    while after and after not in seen:
+        seen.add(file.seek(after))
+        tags = ImageFileDirectory_v2(head[:16 if head[2] == 43 else 8])
+        tags.load(file)
+        if tags.next in seen: raise ValueError('it is truncated')
+        yield after, tags
+        after = tags.next
+
+
+def _of_tags(tags, pages=1, at=0):
+    "What the header of a TIFF page says."
+    kind, turned = {2: 'i', 3: 'f'}.get(max(tags.get(339, (1,))), 'u'), tags.get(274)
+    return Pixels(max(tags.get(258, (1,))), tags.get(277, 1), kind, tags.get(262) == 0,
+                  turned if turned in _TURNS else 1, pages, at)
+
+
+_TURNS = {  # EXIF orientation -> how to turn (C, H, W), rows and columns exchanged first
+    2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1), 5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1),
+    8: (True, -1, 1)}
+
+
+def _turned(values, orientation):
+    "An image as it is meant to be seen."
+    exchanged, rows, columns = _TURNS.get(orientation, (False, 1, 1))
+    return (values.swapaxes(-1, -2) if exchanged else values)[..., ::rows, ::columns]
+
+
+def _without_turn(path, pixels):
+    "The bytes of a TIFF that is not to be turned: Pillow 13 exchanges rows and columns before it reads them."
+    data = bytearray(path.read_bytes())
+    order = 'little' if data[:2] == b'II' else 'big'
+    length, step, value = (8, 20, 12) if 43 in data[2:4] else (2, 12, 8)
+    start = pixels.at + length
+    for entry in range(start, start + step*int.from_bytes(data[pixels.at:start], order), step):
+        if int.from_bytes(data[entry:entry + 2], order) == 274: data[entry + value:entry + value + 2] = bytes(2)
+    return BytesIO(bytes(data))
+
+
+def page_number(page, count, what='page'):
+    "Which page or frame. ValueError where there are several and none was chosen, or where there is no such page."
+    if count == 1 and page is None: return 0
+    if isinstance(page, (int, np.integer)) and 0 <= page < count: return int(page)
+    raise ValueError(f'it holds {count} {what}{"s"[:count > 1]}; pass {what}= from 0 to {count - 1}')
+
+# %% ../../nbs/api/data/formats.ipynb #eda4c7d1
+def read_picture(path: Path, labels=False, page=None) -> dict:
+    "A picture with all its bits as a dict: image (C, H, W). ValueError where no library reads it exactly."
+    from PIL import Image, UnidentifiedImageError
+    pixels = _pixels_of(path, page)
+    if pixels.white_is_0: _tell_white(path.name, pixels, labels)
+    if pixels.reduced: return dict(image=_by_itk(path, pixels, page))
+    try: im = Image.open(path if pixels.turned == 1 else _without_turn(path, pixels))
+    except UnidentifiedImageError: return dict(image=_by_itk(path, pixels, page))
+    with im:
+        several = im.format in ('GIF', 'WEBP', 'PNG')  # not MPO, a JPEG with previews
+        count = getattr(im, 'n_frames', 1) if several else pixels.pages
+        im.seek(page_number(page, count))
+        return dict(image=upright(im, labels, pixels), lossy=im.format in ('JPEG', 'MPO'))
+
+
+def _tell_white(name, pixels, labels):
+    "Warn about a picture in negative, where that matters."
+    if labels and pixels.bits > 1: return  # labels are numbers, whatever they look like
+    cure = 'label_map={0: 1, 1: 0} exchanges them' if labels else 'what is shown is their negative'
+    warnings.warn(f'{name}: its header says that white is 0 (MinIsWhite); its numbers are kept as in the file; {cure}')
+
+
+def _by_itk(path, pixels, page):
+    "What Pillow cannot read exactly. ValueError where ITK cannot either."
+    import SimpleITK
+    values = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    if pixels.pages > 1: values = values[page]
+    values = np.moveaxis(values, -1, 0) if pixels.channels > 1 else values[None]
+    found = len(values), values.dtype.itemsize*8, values.dtype.kind, pixels.turned
+    if found != (pixels.channels, pixels.bits, pixels.kind, 1):
+        turned = ', turned by EXIF,' if pixels.turned != 1 else ''
+        raise ValueError(
+            f'{pixels.channels} channels of {pixels.bits} bits{turned} cannot be read exactly; '
+            'save it as .nrrd, or each channel as a file')
+    return _opaque(values) if pixels.channels == 4 else values
+
+
+def upright(
+    im,  # a Pillow image
+    labels=False,  # do its numbers mean classes?
+    pixels=None,  # what its header says; None: what Pillow knows of it
+) -> np.ndarray:  # (C, H, W)
+    "The numbers of a Pillow image as they are in its file, turned as it is shown."
+    from PIL import ImageOps
+    if pixels is None:
+        pixels = _of_tags(im.tag_v2) if hasattr(im, 'tag_v2') else Pixels()
+        if pixels.turned > 4: raise ValueError('its TIFF header turns it, where Pillow errs; pass its path instead')
+        pixels.turned = 1
+    grey_gif = im.format == 'GIF' and im.mode == 'P' and _is_grey(im)
+    if grey_gif: im = im.convert('L')  # GIF stores grey values as a palette
+    im.load()
+    mode = im.mode
+    values = _turned(from_pil(ImageOps.exif_transpose(im), labels), pixels.turned)
+    return _as_stored(values, pixels) if mode in ('1', 'L') else values
+
+
+def _is_grey(im):
+    "Are all colours of the palette that occur grey?"
+    colours = np.reshape(im.getpalette('RGB'), (-1, 3))[np.unique(np.asarray(im))]
+    return (colours == colours[:, :1]).all()
+
+
+def _as_stored(values, pixels):
+    "Grey values without what Pillow does to them: white at the top, and 2 or 4 bits spread over 8."
+    if pixels.white_is_0: values = ~values  # of bool and of 8 bits
+    return values//(255//(2**pixels.bits - 1)) if pixels.bits in (2, 4) else values
 
 # %% ../../nbs/api/data/formats.ipynb #2c804511
 def write_nifti(
@@ -244,13 +383,22 @@ def write_itk(
     image,  # (C, X, Y) or (C, X, Y, Z)
     affine,  # (4, 4) in RAS; None: not known, which NRRD and MetaImage have no word for
 ):
-    "Write a NRRD, a MetaImage or a picture."
+    "Write a NRRD, a MetaImage or a picture. OSError where the disk is full."
     import SimpleITK
+    path = Path(path)
     if ending(path) in PICTURES: image = _for_picture(ending(path), image)
     several, axes = len(image) > 1, image.ndim - 1
     im = SimpleITK.GetImageFromArray((image if several else image[0]).T, isVector=several)
     if affine is not None: _place(im, affine, axes)
     SimpleITK.WriteImage(im, str(path))
+    _check_written(path, image)
+
+
+def _check_written(path, image):
+    "OSError where ITK has not written everything, of which it says nothing when the disk is full."
+    if ending(path) in ITK: whole = path.stat().st_size > image.nbytes  # behind a header, not compressed
+    else: whole = np.array_equal(read_picture(path)['image'], image.swapaxes(1, 2))
+    if not whole: raise OSError('not all of it is there; is the disk full?')
 
 
 def _place(im, affine, axes):
