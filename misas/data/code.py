@@ -56,7 +56,7 @@ def version_of(
     top = name.partition('.')[0]
     return '' if top in WRITTEN_DOWN else str(getattr(sys.modules.get(top), '__version__', ''))
 
-# %% ../../nbs/api/data/code.ipynb #2ad73a73
+# %% ../../nbs/api/data/code.ipynb #5191fcbb
 class Facts(NamedTuple):
     "What can be read from compiled code, functions inside it included."
     reads: frozenset  # global names
@@ -65,6 +65,7 @@ class Facts(NamedTuple):
     texts: frozenset  # texts that may name an attribute
     imports: frozenset  # modules
     keeps: frozenset  # attributes that it sets on its first argument
+    logs: frozenset  # attributes of its first argument to which it adds
 
 
 def all_codes(code: CodeType) -> Iterator[CodeType]:
@@ -85,16 +86,32 @@ def _is_first(step, code):
 
 def _told(code):
     "(kind, name) of what the steps of one piece of code do."
-    before = None
-    for step in dis.get_instructions(code):
-        if step.opname == 'STORE_ATTR' and _is_first(before, code): yield 'keeps', step.argval
-        elif step.opname == 'STORE_DEREF' and step.argval in code.co_freevars: yield 'binds', step.argval
-        elif step.opname in _STEPS: yield _STEPS[step.opname], step.argval
-        before = step
+    steps = [None, *(step for step in dis.get_instructions(code) if step.opname not in _FILLING), None, None]
+    for before, step, *after in zip(steps, steps[1:], steps[2:], steps[3:]):
+        kind = _kind(code, before, step, after)
+        if kind: yield kind, step.argval
 
 
+def _kind(code, before, step, after):
+    "What a step does with a name, or None."
+    kind = _STEPS.get(step.opname)
+    if kind == 'keeps': return kind if _is_first(before, code) else None
+    if kind == 'reads': return None if _adds(*after) else kind
+    if kind == 'attributes' and _is_first(before, code) and _adds(*after): return 'logs'
+    return kind if step.opname != 'STORE_DEREF' or step.argval in code.co_freevars else None
+
+
+def _adds(called, stored):
+    "Is something only added to what was just loaded: `seen.append(x)`, `seen[key] = x`, `count[0] += 1`?"
+    if called is None or stored is None: return False
+    if called.opname in ('LOAD_METHOD', 'LOAD_ATTR'): return called.argval in ('append', 'add', 'extend', 'appendleft')
+    twice = stored.opname == 'DUP_TOP_TWO' or stored.opname == 'COPY' and stored.argval == 2
+    return called.opname.startswith('LOAD_') and (twice or stored.opname == 'STORE_SUBSCR')
+
+
+_FILLING = 'CACHE', 'PRECALL', 'PUSH_NULL', 'EXTENDED_ARG', 'NOP', 'RESUME'
 _STEPS = dict.fromkeys(('LOAD_GLOBAL', 'LOAD_NAME', 'LOAD_FROM_DICT_OR_GLOBALS'), 'reads')
-_STEPS |= {'STORE_GLOBAL': 'binds', 'IMPORT_NAME': 'imports'}
+_STEPS |= {'STORE_GLOBAL': 'binds', 'STORE_DEREF': 'binds', 'IMPORT_NAME': 'imports', 'STORE_ATTR': 'keeps'}
 _STEPS |= dict.fromkeys(('LOAD_ATTR', 'LOAD_METHOD', 'IMPORT_FROM', 'LOAD_SUPER_ATTR'), 'attributes')
 
 
