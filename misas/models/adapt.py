@@ -70,8 +70,8 @@ def _adapt(obj, device, trusted, kw):
         kw.setdefault('name', Path(obj).stem)
         obj = _load(obj, trusted)
     kw = _as_it_says(obj, kw)
-    if all(hasattr(obj, a) for a in ('dls', 'model', 'loss_func')): return FastaiModel(obj, device=device, **kw)
     if isinstance(obj, torch.nn.Module): return TorchModel(obj, device=device, **kw)
+    if all(hasattr(obj, a) for a in ('dls', 'model', 'loss_func')): return FastaiModel(obj, device=device, **kw)
     if isinstance(obj, type) or not callable(obj):
         got = obj if isinstance(obj, type) else type(obj).__name__
         raise TypeError(f'obj must be a Learner, an nn.Module, a function, or a path to a model file, got {got}')

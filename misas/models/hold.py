@@ -29,12 +29,24 @@ def same_luck():
         torch.set_rng_state(state[2])
 
 
+def _modes(module):
+    "The mode of every submodule that has one; frozen TorchScript has none."
+    return [(m, m.training) for m in module.modules() if hasattr(m, 'training')]
+
+
+def _evaluate(module):
+    "Evaluation mode, where there is one: an exported program has the mode in which it was exported."
+    try: module.eval()
+    except NotImplementedError: pass
+
+
 @contextmanager
 def evaluating(module: nn.Module):
     "Evaluation mode for a while; every submodule gets its own mode back, also after an error."
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try: yield module
+    modes = _modes(module)
+    try:
+        _evaluate(module)
+        yield module
     finally:
         for m, mode in modes: m.training = mode
 
@@ -64,7 +76,7 @@ def _put_back(m, held):
 def _remembered(module):
     "All that could change in a network; returns a function that puts it back."
     held = {m: _picture_of(m) for m in module.modules()} if hookable(module) else {}
-    modes = [(m, m.training) for m in module.modules()]
+    modes = _modes(module)
     weights = [(w, w.requires_grad, w.grad) for w in module.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     def put_back():
@@ -74,13 +86,13 @@ def _remembered(module):
             weight.requires_grad_(needs)
             weight.grad = grad
         with torch.no_grad():
-            for buffer, values in buffers: buffer.copy_(values)
+            for buffer, values in buffers: buffer.resize_(values.shape).copy_(values)
     return put_back
 
 
 def _ready_to_be_watched(module):
     "Evaluation mode, no gradients of weights, and compiled modules as they are written."
-    module.eval()
+    _evaluate(module)
     for weight in module.parameters(): weight.requires_grad_(False)
     for m in module.modules() if hookable(module) else ():
         if getattr(m, '_compiled_call_impl', None) is not None: m._compiled_call_impl = None
@@ -109,8 +121,9 @@ def out_of_place(
 ):
     "Inside, in-place activations work on copies, since hooks cannot follow a tensor that changes under them."
     changed = [m for m in module.modules() if getattr(m, 'inplace', None) is True]
-    for m in changed: m.inplace = False
-    try: yield changed
+    try:
+        for m in changed: m.inplace = False
+        yield changed
     finally:
         for m in changed: m.inplace = True
 
@@ -157,7 +170,8 @@ def frugal(
 # %% ../../nbs/api/models/hold.ipynb #36b7caeb
 def _bytes(t): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 def _hooks(m): return {k: tuple(v) for k, v in vars(m).items() if 'hooks' in k and isinstance(v, dict)}
-def _of_module(m): return type(m), m.training, _hooks(m), sorted(vars(m)), getattr(m, 'inplace', None)
+def _of_module(m):
+    return type(m), getattr(m, 'training', None), _hooks(m), sorted(vars(m)), getattr(m, 'inplace', None)
 
 
 def _of_weights(w):

@@ -5,7 +5,9 @@
 # %% ../../nbs/api/models/torch.ipynb #2b5918f5
 from __future__ import annotations
 
+import copyreg
 from copy import deepcopy
+from io import BytesIO
 
 import torch
 from torch import nn
@@ -57,3 +59,16 @@ class TorchModel(Model):
         if isinstance(first, nn.Conv3d) and image.ndim == 3: return ' (its first convolution is for volumes)'
         if first is None or first.in_channels == len(image): return ''
         return f' (its first convolution takes {first.in_channels} channels, the image has {len(image)})'
+
+# %% ../../nbs/api/models/torch.ipynb #958d7f5b
+def _unpacked(saved): return torch.jit.load(BytesIO(saved))
+
+
+def _packed(script):
+    "How pickle takes TorchScript, which it refuses otherwise."
+    buffer = BytesIO()
+    torch.jit.save(script, buffer)
+    return _unpacked, (buffer.getvalue(),)
+
+
+for _kind in (torch.jit.RecursiveScriptModule, torch.jit._trace.TopLevelTracedModule): copyreg.pickle(_kind, _packed)
