@@ -22,6 +22,7 @@ from ..models.anatomy import Anatomy, anatomy
 from ..models.base import Model
 from ..models.hold import untouched
 from ..models.prepare import as_batch
+from ..models.steady import steady
 
 # %% auto #0
 __all__ = ['levels', 'Listener', 'Heard']
@@ -44,6 +45,7 @@ class Listener:
     ):
         self.model, first = as_model(model), as_sample(sample)
         self.module, self._seen = self.model.network, {}
+        steady(self.model, first)
         if self.model.innermost.seen is None: self.model.segment(first)  # the first prediction tells what the output is
         self.anatomy = self.look(first)
         if isinstance(layers, str) and layers == 'levels': layers = levels(self.anatomy) or 'auto'

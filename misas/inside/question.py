@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -24,6 +25,7 @@ from .target import Frozen, Target, as_target
 from ..models.adapt import as_model
 from ..models.anatomy import Anatomy, watched
 from ..models.prepare import as_batch
+from ..models.steady import steady
 from ..models.hold import frugal, out_of_place, untouched
 from ..models.output import NoGradient, NoLogits, no_gradient
 
@@ -86,12 +88,13 @@ class Question:
         self.seed = check_count('seed', seed, least=0)
         self.ndim, self.shape = self.sample.ndim, self.sample.shape
         self.module, self.passes = self.model.network, Passes()
-        self._value = self._anatomy = self._coupled = None  # not asked yet
+        self._value = self._anatomy = None  # not asked yet
         self._kept = {}
+        steady(self.model, self.sample)
         with untouched(self.module): self._prepare(target)
 
     def _prepare(self, target):
-        "Predict, freeze the target, and make the private chain of adapters."
+        "Predict, freeze the target, and make the private chains of adapters."
         with watched(self.module if asks_itself(self.model) else None) as seen:
             self.prediction = self.model.segment(self.sample)[0]
         self._anatomy = seen()  # so it need not be asked once more
@@ -99,7 +102,7 @@ class Question:
         x = as_batch(self.sample).to(self.model.device)
         self.x = x.double() if self.model.innermost.dtype == torch.float64 else x
         self._measured, self._seen = None, seen_by_preprocess(self.model.on(self.sample), self.x)
-        self.net = self.model.on(self.sample).rebuilt(self._inner)
+        self._chain()
 
     def rng(self): "Random numbers that are the same at every call."; return np.random.default_rng(self.seed)
     def generator(self): "The same for torch, on the CPU."; return torch.Generator().manual_seed(self.seed)
@@ -125,9 +128,19 @@ def _frozen(self: Question, target) -> Frozen:
 
 
 @patch
-def _inner(self: Question, model):
-    "A private copy of the innermost model, in torch; with log-probabilities for logits where the target asks for it."
-    kind, model = self.model.known.kind, differentiable(model)
+def _chain(self: Question):
+    "`net`: in torch, so that it can be looked into. `plain`: as it predicts, which is enough for scores."
+    chain = self.model.on(self.sample)
+    self.net = self.plain = chain.rebuilt(self._inner)
+    if getattr(self.net.innermost, 'origin', None) is None: return  # no translation
+    self.plain = chain.rebuilt(partial(self._inner, predicts=True))
+    self.net.innermost.confirmed = set()  # it has to agree on this image
+
+
+@patch
+def _inner(self: Question, model, predicts=False):
+    "A private copy of the innermost model; with log-probabilities for logits where the target asks for it."
+    kind, model = self.model.known.kind, model.for_logits(False).copy() if predicts else differentiable(model)
     if self._seen: model.preprocess = self._measured = Measured(model.preprocess, self._seen)
     if model.known.kind in ('softmax', 'sigmoid'): return model  # translated from ONNX without its last softmax
     odds = _asks_odds(self.target) and kind in ('none', 'masks', 'labels')
@@ -157,13 +170,17 @@ def refusing(self: Question) -> Iterator:
 
 
 @patch
-def logits(self: Question, x: torch.Tensor) -> torch.Tensor:
-    "Logits (n, K, *S) of images (n, C, *S), in one pass of the network where its adapter allows; images are counted."
-    inner = self.net.innermost
+def logits(
+    self: Question, x: torch.Tensor,  # (n, C, *S)
+    plain: bool = False,  # does nobody listen to the network, or want gradients?
+) -> torch.Tensor:  # (n, K, *S)
+    "Logits of images, in one pass of the network where its adapter allows; images are counted."
+    chain = self.plain if plain else self.net
+    inner = chain.innermost
     inner.batch_size = 1 if getattr(inner, 'one_by_one', False) else max(len(x), self.model.batch_size or 1)
     if self._measured is not None: self._measured.start()  # the first slice of the first image
     self.passes.forwards += len(x)
-    with self.refusing(), frugal(self.module): return self.net.logits(x)
+    with self.refusing(), frugal(self.module): return chain.logits(x)
 
 
 @patch
@@ -176,9 +193,10 @@ def look(self: Question, x) -> torch.Tensor:
 # %% ../../nbs/api/inside/question.ipynb #2dce2655
 @patch
 def apart(self: Question, x) -> torch.Tensor:
-    "Logits (n, K, *S) of images that share a pass, each as if alone: if they change each other, they go one by one."
-    if len(x) == 1 or not self.coupled: return self.logits(x)
-    return torch.cat([self.logits(image[None]) for image in x])
+    "Logits (n, K, *S) of images, for those who do not listen; where images change each other, one by one."
+    plain = not (x.requires_grad and torch.is_grad_enabled())
+    if len(x) == 1 or not self.coupled: return self.logits(x, plain)
+    return torch.cat([self.logits(image[None], plain) for image in x])
 
 
 @patch
@@ -212,7 +230,7 @@ def score(
 def value(self: Question) -> float:
     "The score of the unchanged image; asked once."
     if self._value is None:
-        with untouched(self.module), torch.no_grad(): self.score()
+        with untouched(self.module), torch.no_grad(): self.score(apart=True)
     return self._value
 
 
@@ -266,45 +284,18 @@ def scores(
     what='images',  # for the progress bar
 ) -> np.ndarray:  # (n,)
     "Scores of many images without gradients, in batches."
-    few = n <= 3 and self._coupled is None  # asked sooner than whether they may go together
     scores = np.empty(n)
     with torch.no_grad():
-        for i, j in self.steps(self.portions(n, 1 if few else self.batch), what):
+        for i, j in self.steps(self.portions(n, self.batch), what):
             scores[i:j] = self.score(make(i, j), apart=True).double().cpu().numpy()
     return scores
 
 # %% ../../nbs/api/inside/question.ipynb #f2853c14
 @patch(as_prop=True)
 def coupled(self: Question) -> bool:
-    "Do images that share a pass change each other's answers, or is only one taken at a time? Asked once, not counted."
-    if self._coupled is None: self._coupled = self._changes_others()
-    return self._coupled
-
-
-@patch
-def _changes_others(self: Question):
-    "Seen in a part of a large image, where the network takes one."
-    one = self.x[(..., *_middle_of(self.target.mask))]
-    try:
-        if one.shape != self.x.shape: return _changed(self, one)
-    except (ValueError, RuntimeError): pass
-    try: return _changed(self, self.x)
-    except (ValueError, RuntimeError): return True  # it takes no two
-
-
-def _changed(q, one):
-    "Is the answer to an image another one beside noise?"
-    noise = torch.randn(one.shape, generator=q.generator()).to(one)  # other values, and other shapes
-    other = q.x.mean() + 4*(q.x.max() - q.x.min())*noise  # and far beyond all values
-    with torch.no_grad(): alone, both = q.look(one), q.look(torch.cat([one, other]))
-    return bool((alone - both[:1]).abs().max() > 1e-3*alone.abs().max())
-
-
-def _middle_of(mask, most=64):
-    "At most so many voxels an axis around the middle of a mask, (slices)."
-    middle = np.argwhere(mask).mean(0).astype(int)
-    starts = np.clip(middle - most//2, 0, np.maximum(np.subtract(mask.shape, most), 0))
-    return tuple(slice(int(start), int(min(start + most, n))) for start, n in zip(starts, mask.shape))
+    "Is each image asked alone? Then none changes another one's answer; see `steady`."
+    habits = self.model.innermost.habits
+    return habits is None or habits.alone or getattr(self.model.innermost, 'one_by_one', False)
 
 # %% ../../nbs/api/inside/question.ipynb #93b4ff14
 class Whole:
@@ -323,7 +314,7 @@ def about(self: Question, target) -> Question:
     other.passes, other._value = Passes(), None
     other.target = other._frozen(target)
     if _asks_odds(other.target) != _asks_odds(self.target): other._kept = {}
-    other.net = self.model.on(self.sample).rebuilt(other._inner)
+    other._chain()
     return other
 
 # %% ../../nbs/api/inside/question.ipynb #61d7fa90

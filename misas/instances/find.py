@@ -17,6 +17,7 @@ from .results import Instances
 from .scene import as_side, class_of, fitting, scene_of
 from ..models.adapt import as_model
 from ..models.base import Model
+from ..models.steady import steady
 from ..metrics.instances import components, large, one_to_one, overlaps, renumbered, touching
 
 # %% auto #0
@@ -127,7 +128,7 @@ def predict_instances(
     if sample.labels is None: raise ValueError(f'sample {sample.name!r} has no labels to compare with')
     if threshold is not None and not 0 < threshold < 1:
         raise ValueError(f'threshold must be a probability between 0 and 1, got {threshold!r}')
-    chances = model.predict(sample)
+    chances = steady(model, sample).predict(sample)
     decided = model.decide(chances)[0]
     names = model.foreground if model.overlapping else class_names(model.classes, model.n_classes)
     k, name = class_of(cls, [decided], names)

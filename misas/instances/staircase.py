@@ -24,6 +24,7 @@ from .scene import class_of
 from .synthetic import SyntheticLesion
 from ..models.base import Model
 from ..models.hold import untouched
+from ..models.steady import steady
 
 # %% auto #0
 __all__ = ['PROBES', 'OUTCOMES', 'contrast_grid', 'bracket', 'next_strengths', 'Staircase', 'NearLesion', 'Asked']
@@ -150,7 +151,8 @@ class Asked:
         threshold: float | None = None,  # probability above which a voxel is detected; None: as the model decides
         internal_batch: int | None = None,  # images in one pass; None: as the model does
     ):
-        self.model, self.sample, self.threshold = _sized(model.on(sample), internal_batch), sample, threshold
+        model = steady(model.on(sample), sample)
+        self.model, self.sample, self.threshold = _sized(model, internal_batch), sample, threshold
         chance = self.model.predict(sample)
         self.evaluations = 1  # predictions so far
         self.at_once = internal_batch or images_at_once(sample.shape, self.model.device)

@@ -111,7 +111,8 @@ def on_copies(
 
 
 def _holdable(part): return not isinstance(part, nn.Module) or hookable(part)
-def _differ(a, b): return a.shape != b.shape or not torch.equal(a, b)
+def _dense(a): return a if a.layout == torch.strided else a.to_dense()
+def _differ(a, b): return a.shape != b.shape or not torch.equal(_dense(a), _dense(b))
 
 
 def _moved(own, kept):

@@ -86,7 +86,9 @@ def _remembered(module):
             weight.requires_grad_(needs)
             weight.grad = grad
         with torch.no_grad():
-            for buffer, values in buffers: buffer.resize_(values.shape).copy_(values)
+            for buffer, values in buffers:
+                if buffer.shape != values.shape: buffer.resize_(values.shape)
+                buffer.copy_(values)
     return put_back
 
 

@@ -5,20 +5,25 @@
 # %% ../../nbs/api/models/onnx.ipynb #c1e77c16
 from __future__ import annotations
 
+import hashlib
+import re
 import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
+from torch import nn
 
 from .base import Model
-from .output import NoGradient, Output
+from .hold import same_luck
+from .output import NoGradient, Output, say
 from .several import choose_output
+from .steady import LOOSE, alike
 from .torch import TorchModel, as_device
 
 # %% auto #0
-__all__ = ['REORDER', 'SAME', 'need', 'without_softmax', 'OnnxModel']
+__all__ = ['REORDER', 'SAME', 'need', 'without_softmax', 'OnnxModel', 'Translation']
 
 # %% ../../nbs/api/models/onnx.ipynb #1e2c042c
 def need(
@@ -63,8 +68,26 @@ def without_softmax(
     return out, kind
 
 # %% ../../nbs/api/models/onnx.ipynb #18aadb37
+def _digest(path):
+    "What is in a file, in 64 characters."
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while block := file.read(2**22): digest.update(block)
+    return digest.hexdigest()
+
+
+def _beside(path):
+    "Files in which a network keeps its weights, if they are not in its own."
+    data = Path(path).read_bytes()
+    found = [data[at.end():at.end() + at[1][0]] for at in re.finditer(rb'\n\x08location\x12(.)', data, re.DOTALL)]
+    files = [Path(path).parent/name.decode(errors='replace') for name in dict.fromkeys(found)]
+    return [file for file in files if file.is_file()]
+
+
 class OnnxModel(Model):
     "A model made of an ONNX file."
+    graph: bytes | None = None  # that is run instead of the file
+
     def __init__(
         self, path: str | Path,  # file with one input (N, C, *S); of several outputs see `choose_output`
         *, device: str | torch.device | None = None,  # 'cpu' or 'cuda'; None: cpu
@@ -78,21 +101,26 @@ class OnnxModel(Model):
         if gpu and 'CUDAExecutionProvider' not in ort.get_available_providers(): raise ValueError(
             "device='cuda' needs onnxruntime with CUDA (pip install onnxruntime-gpu); or use to_torch()")
         self._torch = self._failed = None  # the translation, or why there is none
+        self._cut = {}  # number of threads -> graph without the last softmax, what was cut off, session; for copies, too
         self._taken = None  # name of the output that is taken, where there are several
         self._open()
         self.one_by_one = bool(self.input.shape) and self.input.shape[0] == 1  # the file takes no more
         if self.one_by_one: kw['batch_size'] = 1
         super().__init__(**{'name': self.path.stem, **kw})
 
-    def _open(self):
-        "Read the file. onnxruntime gets as many threads as torch has, so that what limits torch limits it too."
+    def _session(self, graph):
+        "A file, or a graph as bytes, that can be run. It gets as many threads as torch has: what limits one limits both."
         ort = need('onnxruntime', 'predicting with an ONNX file')
         providers = ['CUDAExecutionProvider']*(self.device.type == 'cuda') + ['CPUExecutionProvider']
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads = torch.get_num_threads()
         options.enable_mem_pattern = False  # it takes twice the memory, and no less time
+        return ort.InferenceSession(graph, options, providers=providers)
+
+    def _open(self):
+        "Read the file."
         self._used = False  # has it taken memory to work in?
-        try: self.session = ort.InferenceSession(str(self.path), options, providers=providers)
+        try: self.session = self._session(str(self.path))
         except Exception as e:
             why = str(e).strip().splitlines()[0][:120]
             raise ValueError(f'{self.path}: cannot be read as an ONNX network ({why})') from e
@@ -101,8 +129,8 @@ class OnnxModel(Model):
             raise ValueError(f'{self.path}: the network has {len(inputs)} inputs, only one can be served')
         self.input = inputs[0]
 
-    def made_of(self): return (self.path.read_bytes(),)
-    def __getstate__(self): return {**self.__dict__, 'session': None, 'input': None, '_torch': None}
+    def made_of(self): return tuple(_digest(path) for path in (self.path, *_beside(self.path)))
+    def __getstate__(self): return {**self.__dict__, 'session': None, 'input': None, '_torch': None, '_cut': {}}
 
     def __setstate__(self, state):
         "In another process, which reads the file itself."
@@ -114,13 +142,20 @@ class OnnxModel(Model):
 # %% ../../nbs/api/models/onnx.ipynb #8e45ea45
 @patch
 def forward(self: OnnxModel, x):
-    if self._threads != torch.get_num_threads(): self._open()
+    if self._threads != torch.get_num_threads(): self._reopen()
     self._used = True
     found = self.session.run(None, {self.input.name: x.detach().cpu().numpy()})
     out = {o.name: torch.from_numpy(a).to(x.device) for o, a in zip(self.session.get_outputs(), found)}
     self._note(out, x)
     by_name = self.output is not None and not callable(self.output)
     return next(iter(out.values())) if len(out) == 1 and not by_name else out
+
+
+@patch
+def _reopen(self: OnnxModel):
+    "With another number of threads."
+    if self.graph is None: self._open()
+    else: self.session = self._session(self.graph)
 
 
 @patch
@@ -157,6 +192,36 @@ SAME = 'device', 'classes', 'preprocess', 'size', 'multiple_of', 'batch_size', '
 def _by_name(f, names, outputs): return f(dict(zip(names, outputs)))
 
 
+class Translation(TorchModel):
+    "An ONNX file translated into torch. For each size of image its first answer is compared with that of onnxruntime."
+    def __init__(
+        self, module: nn.Module,
+        origin: OnnxModel,  # what it is a translation of
+        **kw: object,  # see `TorchModel`
+    ):
+        super().__init__(module, **kw)
+        self.translated, self.origin, self.confirmed = module, origin, set()  # sizes for which they agree
+
+    def forward(self, x):
+        out = super().forward(x)
+        if self.module is self.translated and x.shape[1:] not in self.confirmed:  # else it is meant to differ
+            self._compare(x, out)
+            self.confirmed.add(x.shape[1:])
+        return out
+
+    def _compare(self, x, out):
+        "NoGradient where it does not answer as the file does."
+        said = self.origin.for_logits(False)
+        with same_luck(): theirs = said.forward(x[:1])
+        theirs = said.plain(choose_output(theirs, said.output, tuple(x.shape[2:])))
+        own = self.plain(choose_output(out, self.output, tuple(x.shape[2:])))[:1].detach()
+        if alike(theirs.to(own), own, x.ndim - 2, LOOSE): return
+        worst = int((theirs.to(own) - own).abs().argmax()) if theirs.shape == own.shape else 0
+        a, b = (float(one.flatten()[worst]) for one in (theirs, own))
+        raise NoGradient(f'{self.name}: its translation into torch answers otherwise than onnxruntime does '
+                         f'({b:.3g} instead of {a:.3g} where they differ most), so it explains another network', 'output')
+
+
 @patch
 def to_torch(self: OnnxModel) -> TorchModel:
     "The same network as a differentiable torch model that returns logits. ValueError if it cannot be translated."
@@ -164,13 +229,15 @@ def to_torch(self: OnnxModel) -> TorchModel:
     what = 'gradients of an ONNX file'
     onnx, convert = need('onnx', what), need('onnx2torch', what).convert
     graph, kind, output = self._for_translation(onnx.load(str(self.path)))
-    try: net = convert(graph)
+    try:
+        with same_luck(): net = convert(graph)
     except NotImplementedError as e:
         raise ValueError(f'{self.path}: onnx2torch cannot translate it, so it has no gradients ({e})') from e
     # a warning about its own code, and harmless
     warnings.filterwarnings('ignore', 'Using a non-tuple sequence', UserWarning, 'onnx2torch')
     kind = kind or self.activation
-    self._torch = TorchModel(net, activation=kind, output=output, **{k: getattr(self, k) for k in SAME})
+    self._torch = Translation(net, self, activation=kind, output=output, **{k: getattr(self, k) for k in SAME})
+    self._torch.habits, self._torch.quiet = self.habits, self.quiet
     if self.overlapping: self._torch.said = Output(kind, self.n_classes, True)
     return self._torch
 
@@ -189,14 +256,34 @@ def _for_translation(self: OnnxModel, graph):
 
 @patch
 def for_logits(self: OnnxModel, gradient):
+    if not gradient: return self._without_last()
     if self._failed is None:
         try: translated = self.to_torch()
         except ValueError as e: self._failed = e
         else:
             self._rest()
+            translated.habits = self.habits
             return translated
-    if gradient: raise NoGradient(str(self._failed), 'output')
-    return self  # by onnxruntime, without gradients
+    raise NoGradient(str(self._failed), 'output')
+
+
+@patch
+def _without_last(self: OnnxModel):
+    "The same by onnxruntime, before its last softmax or sigmoid; this model itself where there is none."
+    if self.graph is not None: return self
+    threads = torch.get_num_threads()
+    if threads not in self._cut:
+        graph, kind, _ = self._for_translation(need('onnx', 'logits of an ONNX file').load(str(self.path)))
+        graph = None if kind is None else graph.SerializeToString()
+        self._cut.clear()
+        self._cut[threads] = graph, kind, None if kind is None else self._session(graph)
+    graph, kind, session = self._cut[threads]
+    if kind is None: return self
+    new = self.copy()
+    new.graph, new.output, new.activation, new.session = graph, None, kind, session
+    new.said, new.seen = say(kind, self.classes), None
+    if self.overlapping: new.said = Output(kind, self.n_classes, True)
+    return new
 
 
 @patch

@@ -21,6 +21,7 @@ from ..metrics.scores import score
 from ..models.adapt import as_model
 from ..models.base import Model
 from ..models.prepare import as_batch
+from ..models.steady import steady
 from .atoms import mlcsc_of
 from .contributions import private_copy
 from ..networks.mlcsc import MLCSC
@@ -297,7 +298,7 @@ def _of_sample(model, net, sequences, sample, iterations, layer):
     if net is not None: iterations, layer = _check(net, sample, iterations, layer)
     if sample.n_channels != len(sequences): raise ValueError(
         f'sequences must name the {sample.n_channels} channels of sample {sample.name!r}, got {", ".join(sequences)}')
-    rows = _rows(model, sample, 'none', 'all sequences', model.segment(sample)[0])
+    rows = _rows(model, sample, 'none', 'all sequences', steady(model, sample).segment(sample)[0])
     for name in sequences:
         present = [one != name for one in sequences]
         ways = {'zeros': None} if net is None else _answers(net, present, iterations, layer)

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ..data.io import as_sample
 from ..metrics.scores import score
 from ..models.base import Model
+from ..models.steady import steady
 from .atoms import explained, mlcsc_of
 from ..view.words import Summary
 
@@ -74,7 +75,7 @@ def _measured(model, sample):
     if sample.labels is None: return found
     model = model.on(sample)
     names = model.classes or list(map(str, range(model.n_classes)))
-    dice = score(model.segment(sample)[0], sample.labels, n_classes=model.n_classes, valid=sample.valid)
+    dice = score(steady(model, sample).segment(sample)[0], sample.labels, n_classes=model.n_classes, valid=sample.valid)
     return found | {f'Dice {names[int(k)]}': one for k, one in zip(range(1, model.n_classes), dice.score)}
 
 

@@ -18,6 +18,7 @@ from ..data.labels import is_stack, mask_of, to_numpy
 from ..data.sample import Sample
 from ..metrics.scores import scores
 from ..models.adapt import as_model
+from ..models.steady import steady
 from .autoencoder import AutoEncoder
 from ..view.draw import colour, grey_window
 from ..view.plot import show
@@ -57,7 +58,9 @@ class Along:
         margin = 1e-3*ae.sd  # codes of one image differ by rounding
         self.low, self.high = ae._train_codes().min(0) - margin, ae._train_codes().max(0) + margin
         self.code, self.small = code, ae.images_of(code[None])[0]
-        self.answer = None if model is None else self.model.segment(self.image(code))[0]
+        self.answer = None if model is None else self._asked(self.image(code))
+
+    def _asked(self, image): return steady(self.model, image).segment(image)[0]
 
     def image(
         self, code: np.ndarray,  # (latent,)

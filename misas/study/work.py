@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ..data.cohort import Case
 from ..data.files import as_file_name
 from .archive import Archive
+from ..models.steady import steady
 from ..sweep.scoring import Probe, Scoring
 from ..transforms.base import sweep_values
 
@@ -126,7 +127,7 @@ def _ask(work, name, sample, model, transforms):
         if work.noted: work.note(name).write_text(f'{model}\n{transform}')
         try:
             with limited(work.timeout) as check:
-                if unchanged is None: unchanged = work.models[model].segment([sample])[0]
+                if unchanged is None: unchanged = steady(work.models[model], sample).segment([sample])[0]
                 rows = _scored(work, name, sample, (model, transform), unchanged, check)
         except (Exception, TimeOut) as e:
             reason = _reason(e, work.timeout)

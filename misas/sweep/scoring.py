@@ -20,6 +20,7 @@ from ..metrics.metric import METRICS, as_metrics
 from ..metrics.scores import scores
 from ..models.adapt import as_model
 from ..models.base import Model, check_overlap
+from ..models.steady import steady
 from ..transforms.base import Transform
 
 # %% auto #0
@@ -208,6 +209,7 @@ class Probe:
         own = self.scoring.reference == 'prediction'
         if own: sample = sample.replace(labels=None)
         match_classes(self.model, sample)
+        steady(self.model, sample)
         first = self._ask_unchanged(sample, unchanged)
         if own: sample = sample.replace(labels=first, classes=self.model.classes)
         names = match_classes(self.model, sample)  # again: now more is known of the model

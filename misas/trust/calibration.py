@@ -19,6 +19,7 @@ from ..data.sample import Sample
 from ..metrics.masks import depth_mm
 from ..models.adapt import as_model
 from ..models.base import Model
+from ..models.steady import steady
 from ..statistics import as_clusters, check_level, draw_patients, ends
 from ..sweep.scoring import match_classes
 from ..view.draw import colour
@@ -164,7 +165,7 @@ def labelled(
         sample = as_sample(case)
         if sample.labels is None: raise ValueError(f'sample {sample.name!r} has no labels, which {what} needs')
         match_classes(model, sample)
-        chance = model.predict(sample)[0]
+        chance = steady(model, sample).predict(sample)[0]
         match_classes(model, sample)  # again: now more is known of the model
         if model.known.kind == 'labels': raise ValueError(
             f'{model.name} gives label maps and no probabilities: {what} needs a model that gives them')

@@ -21,6 +21,7 @@ from ..data.slices import best_slice, slice_array
 from ..models.adapt import as_model
 from ..models.anatomy import differentiable
 from ..models.hold import hookable, untouched
+from ..models.steady import steady
 from ..sweep.scoring import as_transform
 from ..sweep.sensitivity import Sensitivity
 from ..transforms.intensity import Brightness, Gamma, Noise
@@ -141,7 +142,7 @@ def change_passes(
     changes = [(as_transform(one), value) for one, value in (mild_changes() if changes is None else changes)]
     if not changes: raise ValueError('changes is empty: name at least one, e.g. (Rotation(), 5)')
     bare, found = sample.replace(labels=None), _Gathered(sample, 'changes of the image', True)
-    first = model.segment(bare)[0]
+    first = steady(model, bare).segment(bare)[0]
     found.add('unchanged', first, _votes(first, model.n_classes))
     for transform, value in changes:
         answer = model.segment(transform(bare, value))[0]
@@ -255,6 +256,7 @@ def dropout_passes(
     model, sample = as_model(model), as_sample(sample).replace(labels=None)
     chain, layers = model.rebuilt(differentiable), _dropouts(model)
     found = _Gathered(sample, 'dropout', False)
+    chain.innermost.habits = None  # here it shall draw other numbers each time
     with untouched(chain.network):
         torch.manual_seed(seed)
         for layer in layers: layer.forward = _always_on(layer)
@@ -273,7 +275,7 @@ def ensemble_passes(
     sample, found, first = as_sample(sample).replace(labels=None), _Gathered(as_sample(sample), 'networks', False), None
     for name, model in named.items():
         model = as_model(model)
-        chance = model.predict(sample)
+        chance = steady(model, sample).predict(sample)
         first = model if first is None else first
         if (model.foreground, model.overlapping) != (first.foreground, first.overlapping): raise ValueError(
             f'models must have the same classes: {first.name} knows {", ".join(first.foreground)}, '

@@ -18,6 +18,7 @@ from ..data.sample import Sample
 from ..data.slices import best_slice, cuts
 from ..metrics.metric import Metric
 from ..models.adapt import as_model
+from ..models.steady import steady
 from ..sweep.scoring import Scoring, match_classes, pack_labels, unpack_labels
 from ..view import draw
 from .look import Frame, as_frame
@@ -118,7 +119,7 @@ class CaseItems:
 
     def _item(self, i, name, sample):
         "The tile of a case that could be loaded."
-        prediction = self.model.segment(sample)[0]
+        prediction = steady(self.model, sample).segment(sample)[0]
         self._name_classes(sample)
         small = thumbnail(first_look(as_frame(sample, prediction)))
         frame = partial(self._frame, i, pack_labels(prediction))
