@@ -18,6 +18,7 @@ from ..transforms.scale import ValueScale, as_scale
 from .draw import as_prediction, classes_in, colour, flat, grey_window
 from .draw import COLOURS as COLOURS, overlay as overlay, rgb as rgb, save_gif as save_gif
 from .draw import same_place as same_place
+from .thin import draw_thin, line_width, part_colours, points, thin_parts, too_thin
 
 if TYPE_CHECKING:
     import pandas
@@ -25,17 +26,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['outline', 'show', 'gallery', 'curves', 'plain_text', 'with_unit', 'measure', 'score_ends', 'confusion_matrices']
+__all__ = ['outline', 'show', 'thin_classes', 'gallery', 'curves', 'plain_text', 'with_unit', 'measure', 'score_ends',
+           'confusion_matrices']
 
 # %% ../../nbs/api/view/plot.ipynb #61108e8a
 def outline(
     ax: 'Axes',  # with an image
     mask: np.ndarray,  # (H, W) bool
     color: str,
-    lw: float = 1.4,
+    lw: float = 1.4,  # points; thinner, where it would cover the mask
 ) -> None:
     "The outline of a mask, just inside its voxel borders."
     rows, cols = (np.arange(-1, n + 1) for n in mask.shape)
+    lw = line_width(ax, mask, lw)
     ax.contour(cols, rows, np.pad(mask, 1), [.75], colors=[color], linewidths=lw)
     ax.set(xlim=(-.5, mask.shape[1] - .5), ylim=(mask.shape[0] - .5, -.5))
 
@@ -51,6 +54,7 @@ def show(
     legend: bool = True,  # name the classes?
     lines: str | None = 'true',  # what the lines are, in the legend; None: none are drawn
     alpha: float = .45,  # of the filling
+    thin: Iterable[int] | None = None,  # numbers of classes to paint, as an outline would cover them; None: found out
 ) -> 'Figure':
     "A sample with its labels (lines) and a prediction (filled); what overlaps blends, what is not valid is hatched."
     import matplotlib.pyplot as plt
@@ -62,13 +66,33 @@ def show(
     _draw_grey(ax, picture, window or grey_window(picture.image), aspect)
     truth = picture.labels if lines else None
     filled, lined = classes_in(answer), classes_in(truth)
-    for k in filled: _fill(ax, mask_of(answer, k), k, alpha, aspect)
-    for k in lined: outline(ax, mask_of(truth, k), colour(k))
+    thin = thin_classes(points(ax, picture.shape), truth, answer) if thin is None else set(thin)
+    _draw_classes(ax, truth, answer, thin, alpha, aspect)
     if picture.valid is not None: _hatch(ax, ~picture.valid)
     ax.set(xticks=[], yticks=[], title=picture.name if title is None else title)
     names = _names(picture.classes, filled + lined, truth, answer)
-    if legend: _legend(ax, names, filled, lined, picture.valid is not None, lines)
+    if legend: _legend(ax, names, filled, lined, picture.valid is not None, lines, thin)
     return ax.figure
+
+
+def _draw_classes(ax, truth, answer, thin, alpha, aspect):
+    "Fillings below, lines above; of thin classes what is right and what is not."
+    filled, lined = set(classes_in(answer)), set(classes_in(truth))
+    for k in sorted(filled - thin): _fill(ax, mask_of(answer, k), k, alpha, aspect)
+    for k in sorted(lined - thin): outline(ax, mask_of(truth, k), colour(k))
+    for k in sorted(thin & (filled | lined)): draw_thin(ax, thin_parts(_mask(truth, k), _mask(answer, k)), k, aspect)
+
+
+def _mask(labels, k): return None if labels is None else mask_of(labels, k)
+
+
+def thin_classes(
+    pixel: float,  # points
+    *known: np.ndarray | None,  # 2D label maps, stacks of masks
+) -> set:  # of numbers
+    "Classes whose outlines would cover them everywhere; see `misas.view.thin`."
+    seen = [(k, mask_of(labels, k)) for labels in known for k in classes_in(labels)]
+    return {k for k, _ in seen} - {k for k, mask in seen if not too_thin(mask, pixel)}
 
 # %% ../../nbs/api/view/plot.ipynb #c02d5d60
 def _draw_grey(ax, picture, window, aspect):
@@ -96,22 +120,32 @@ def _names(classes, numbers, *known):
     return foreground(classes, top if stack else top + 1, stack)
 
 
-def _legend(ax, names, filled, lined, hatched=False, lines='true'):
+def _legend(ax, names, filled, lined, hatched=False, lines='true', thin=()):
     "Which colour is which class, what is filled and what is a line."
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
-    handles = [Patch(color=colour(k), alpha=.6, label=f'{names[k - 1]}, predicted') for k in filled]
-    handles += [Line2D([], [], color=colour(k), label=f'{names[k - 1]}, {lines}') for k in lined]
+    handles = [Patch(color=colour(k), alpha=.6, label=f'{names[k - 1]}, predicted') for k in filled if k not in thin]
+    handles += [Line2D([], [], color=colour(k), label=f'{names[k - 1]}, {lines}') for k in lined if k not in thin]
+    for k in sorted({*filled, *lined} & {*thin}):
+        told = _thin_words(names[k - 1], lines, k in filled, k in lined)
+        handles += [Patch(color=color, label=text) for color, text in zip(part_colours(k), told)]
     if hatched: handles.append(Patch(facecolor='none', edgecolor='#999999', hatch='////', label='not valid'))
     place = dict(loc='upper left', bbox_to_anchor=(1.01, 1), borderaxespad=0)
     if handles: ax.legend(handles=handles, fontsize=7, frameon=False, **place)
+
+
+def _thin_words(name, lines, filled, lined):
+    "What the colours of a thin class mean."
+    if filled and lined: return [f'{name}, predicted and {lines}', f'{name}, only {lines}', f'{name}, only predicted']
+    return [f'{name}, {"predicted" if filled else lines}']
 
 # %% ../../nbs/api/view/plot.ipynb #b98244ce
 def gallery(
     samples: Iterable[Sample],
     predictions: Iterable[np.ndarray] | None = None,  # as many label maps or stacks of masks
     titles: Sequence[str] | None = None,  # as many
-    *, n_cols: int = 6, size: float = 1.7,  # columns; inches of one picture
+    *, n_cols: int | None = None,  # columns; None: 6, of thin structures 4
+    size: float | None = None,  # inches of one picture; None: 1.7, of thin structures 2.6
     index: int | None = None, axis: int = -1,  # of volumes: which slice across which axis
     window: tuple | None = None,  # (black, white); None: from the first sample
     lines: str | None = 'true',  # what the lines are, in the legend; None: none are drawn
@@ -123,22 +157,33 @@ def gallery(
     answers = [None if p is None else as_prediction(p, one.ndim) for one, p in zip(samples, predictions)]
     titles = titles or [sample.name for sample in samples]
     window = window or grey_window(samples[0].image)
-    fig, axs = _grid(flat(samples[0], None, index, axis)[0], len(samples), n_cols, size)
-    for ax, sample, answer, title in zip(axs.flat, samples, answers, titles):
-        show(sample, answer, ax=ax, index=index, axis=axis, title='', window=window, legend=False, lines=lines)
+    pictures = [flat(sample, answer, index, axis) for sample, answer in zip(samples, answers)]
+    n_cols, size, thin = _layout(pictures, n_cols, size, lines)
+    fig, axs = _grid(pictures[0][0], len(samples), n_cols, size)
+    for ax, (picture, answer), title in zip(axs.flat, pictures, titles):
+        show(picture, answer, ax=ax, title='', window=window, legend=False, lines=lines, thin=thin)
         ax.set_title(title, fontsize=7, pad=2)
-    _common_legend(axs[0, -1], samples, answers, lines)
+    _common_legend(axs[0, -1], samples, answers, lines, thin)
     fig.subplots_adjust(wspace=.04, hspace=.18)
     return fig
 
 
-def _common_legend(ax, samples, answers, lines):
+def _common_legend(ax, samples, answers, lines, thin):
     "One legend for what is seen anywhere."
     truths = [sample.labels for sample in samples] if lines else []
     filled = sorted({k for answer in answers for k in classes_in(answer)})
     lined = sorted({k for truth in truths for k in classes_in(truth)})
     names = _names(samples[0].classes, filled + lined, *truths, *answers)
-    _legend(ax, names, filled, lined, any(sample.valid is not None for sample in samples), lines)
+    _legend(ax, names, filled, lined, any(sample.valid is not None for sample in samples), lines, thin)
+
+
+def _layout(pictures, n_cols, size, lines):
+    "Columns and inches, and the classes that are thin in all pictures of that size: they get more room."
+    known = [labels for one, answer in pictures for labels in (one.labels if lines else None, answer)]
+    longest = max(max(one.shape) for one, _ in pictures)
+    if thin_classes(72*(size or 1.7)/longest, *known): n_cols, size = n_cols or 4, size or 2.6
+    size = size or 1.7
+    return n_cols or 6, size, thin_classes(72*size/longest, *known)
 
 
 def _grid(one, count, n_cols, size):
