@@ -23,15 +23,32 @@ def no_luck():
     nbrun.same_luck()
 
 
+@pytest.fixture(autouse=True, scope='module')
+def tidy():
+    "After a file of tests, its figures are closed, and what it held goes back to the system."
+    yield
+    import gc
+
+    import nbrun
+    if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
+    gc.collect()
+    nbrun.give_back()
+
+
 # ---- in which order ----
 
+LARGE = 'test_views.py', 'test_instances.py'  # take some 900 MB for a moment
+
+
 def pytest_collection_modifyitems(config, items):
-    "Each worker begins with its share of the notebooks, while it has not imported much itself. (xdist hands out equal parts.)"
+    """Each worker begins with its share of the notebooks, then of the large tests, while it holds not much itself.
+    (xdist hands out equal parts.)"""
     workers = getattr(config, 'workerinput', {}).get('workercount', 1)
     notebooks = [o for o in items if o.path.name == 'test_notebooks.py']
-    others = [o for o in items if o not in set(notebooks)]
+    large = [o for o in items if o.path.name in LARGE]
+    others = [o for o in items if o not in {*notebooks, *large}]
     size = -(-len(others)//workers)
-    shares = [notebooks[k::workers] + others[k*size:(k + 1)*size] for k in range(workers)]
+    shares = [notebooks[k::workers] + large[k::workers] + others[k*size:(k + 1)*size] for k in range(workers)]
     items[:] = [o for share in shares for o in share]
 
 
