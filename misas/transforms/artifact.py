@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from ..data.sample import Sample
 from .base import Transform
+from .chance import case_seed
 from .intensity import channel_range, check_seed
 from .kspace import (
     check_axis, check_centre, filter_lines, from_zero, k_lines, line_order, outside, phase_axis, spike_pattern)
-from .resample import resample, voxel_map
+from .resample import in_patient, resample, right_angles, voxel_map
 
 # %% auto #0
 __all__ = ['check_whole', 'bias_log', 'BiasField', 'Spike', 'SpikePosition', 'Ghosting', 'Gibbs', 'Undersampling', 'mix_lines',
@@ -53,14 +55,15 @@ class BiasField(Transform):
     def __init__(
         self, values: Iterable[float] | None = None,  # doublings
         *, order: int = 3,  # of the polynomial: 1 is an even slope, more are bumpier
-        seed: int = 0,  # of its coefficients
-        channels: int | Sequence[int] | None = None,  # only these channels
+        seed: int = 0,  # of its coefficients, which each case has its own of
+        **kw: Any,  # channels, keep_zeros: see `Transform`
     ):
         self.order, self.seed = check_whole(order, 'order', 1, 8), check_seed(seed)
-        super().__init__(values, channels=channels)
+        super().__init__(values, **kw)
 
     def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
-        log, (x, zero) = bias_log(sample.shape, self.order, self.seed), from_zero(sample.image)
+        log = bias_log(sample.shape, self.order, case_seed(self.seed, sample))
+        x, zero = from_zero(sample.image)
         return [sample.replace(image=x*np.exp2(v*log) + zero) for v in values]
 
 # %% ../../nbs/api/transforms/artifact.ipynb #a73eef1e
@@ -100,10 +103,10 @@ class Spike(Transform):
     def __init__(
         self, values: Iterable[float] | None = None,  # fractions of the robust range
         *, position: Sequence[float] | None = None,  # of the point, -0.5 to 0.5 an axis; 0: centre; None: .1, .15, .05
-        channels: int | Sequence[int] | None = None,  # only these channels
+        **kw: Any,  # channels, keep_zeros: see `Transform`
     ):
         self.position = _place(self, 'position', position, .5)
-        super().__init__(values, channels=channels)
+        super().__init__(values, **kw)
 
     def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         return _spiked(sample, values, _for_sample(self, 'position', self.position, sample, (.1, .15, .05)))
@@ -117,12 +120,12 @@ class SpikePosition(Transform):
         self, values: Iterable[float] | None = None,  # 0 to 1
         *, amplitude: float = .2,  # of the stripes, as a fraction of the robust range
         direction: Sequence[float] | None = None,  # from the centre, a number an axis, of any length; None: (1, 1, 1)
-        channels: int | Sequence[int] | None = None,  # only these channels
+        **kw: Any,  # channels, keep_zeros: see `Transform`
     ):
         if isinstance(amplitude, bool) or not isinstance(amplitude, (int, float)) or not 0 < amplitude <= 100:
             raise ValueError(f'amplitude must be a number above 0 and at most 100, got {amplitude!r}')
         self.amplitude, self.direction = amplitude, _place(self, 'direction', direction)
-        super().__init__(values, channels=channels)
+        super().__init__(values, **kw)
 
     def apply(self, sample: Sample, value: float) -> Sample:
         direction = np.array(_for_sample(self, 'direction', self.direction, sample, (1., 1., 1.)))
@@ -138,11 +141,11 @@ class Ghosting(Transform):
         *, n_ghosts: int = 4,  # how many times the image is seen, itself included
         axis: int = 0,  # voxel axis of phase encoding
         centre: float = 0.,  # fraction of the lines, in the middle of k-space, that are left as they are
-        channels: int | Sequence[int] | None = None,  # only these channels
+        **kw: Any,  # channels, keep_zeros: see `Transform`
     ):
         self.n_ghosts = check_whole(n_ghosts, 'n_ghosts', 2, 1000)
         self.axis, self.centre = check_axis(axis), check_centre(centre)
-        super().__init__(values, channels=channels)
+        super().__init__(values, **kw)
 
     def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         axis, (x, zero) = phase_axis(self, sample), from_zero(sample.image)
@@ -159,12 +162,12 @@ class Gibbs(Transform):
     def __init__(
         self, values: Iterable[float] | None = None,  # 0 to 1
         *, axes: Sequence[int] | None = None,  # those measured in k-space: (0, 1) for a stack of slices; None: all
-        channels: int | Sequence[int] | None = None,  # only these channels
+        **kw: Any,  # channels, keep_zeros: see `Transform`
     ):
         if axes is not None and (np.ndim(axes) != 1 or not len(axes)):
             raise ValueError(f'axes must be a list of voxel axes, got {axes!r}')
         self.axes = None if axes is None else tuple(check_axis(a) for a in axes)
-        super().__init__(values, channels=channels)
+        super().__init__(values, **kw)
 
     def apply(self, sample: Sample, value: float) -> Sample:
         wrong = [a for a in self.axes or () if not -sample.ndim <= a < sample.ndim]
@@ -187,18 +190,18 @@ class Undersampling(Transform):
         *, pattern: str = 'random',  # or 'regular'
         axis: int = 0,  # voxel axis of phase encoding
         centre: float = .08,  # fraction of the lines, in the middle of k-space, that are always measured
-        seed: int = 0,  # of the choice of lines
-        channels: int | Sequence[int] | None = None,  # only these channels
+        seed: int = 0,  # of the choice of lines, which each case has its own of
+        **kw: Any,  # channels, keep_zeros: see `Transform`
     ):
         if pattern not in ('random', 'regular'):
             raise ValueError(f"pattern must be 'random' or 'regular', got {pattern!r}")
         self.pattern, self.axis = pattern, check_axis(axis)
         self.centre, self.seed = check_centre(centre), check_seed(seed)
-        super().__init__(values, channels=channels)
+        super().__init__(values, **kw)
 
     def apply(self, sample: Sample, value: float) -> Sample:
         axis, (x, zero) = phase_axis(self, sample), from_zero(sample.image)
-        order = line_order(sample.shape[axis], self.centre, self.pattern, self.seed)
+        order = line_order(sample.shape[axis], self.centre, self.pattern, case_seed(self.seed, sample))
         weights = np.ones(sample.shape[axis])
         weights[order] = np.clip(np.arange(len(order)) + 1 - value*len(order), 0, 1)  # one is left out in part
         return sample.replace(image=np.abs(filter_lines(x, weights, axis)) + zero)
@@ -243,31 +246,35 @@ class Motion(Transform):
         *, degrees_per_mm: float = .5,  # largest turn for each mm of the largest shift
         n_moves: int = 4,  # how often the patient moves
         axis: int = 0,  # voxel axis of phase encoding
-        seed: int = 0,  # of the times and movements
+        seed: int = 0,  # of the times and movements, which each case has its own of
         order: int = 3,  # interpolation of the moved images: 1 linear, 2 to 5 spline
-        channels: int | Sequence[int] | None = None,  # only these channels
+        **kw: Any,  # channels, keep_zeros: see `Transform`
     ):
         number = isinstance(degrees_per_mm, (int, float)) and not isinstance(degrees_per_mm, bool)
         if not number or not 0 <= degrees_per_mm <= 360:
             raise ValueError(f'degrees_per_mm must be a number from 0 to 360, got {degrees_per_mm!r}')
         self.n_moves, self.order = check_whole(n_moves, 'n_moves', 1, 1000), check_whole(order, 'order', 1, 5)
         self.degrees_per_mm, self.axis, self.seed = degrees_per_mm, check_axis(axis), check_seed(seed)
-        super().__init__(values, channels=channels)
+        super().__init__(values, **kw)
 
     def poses(self, sample: Sample, value: float) -> list[tuple]:
-        "Matrix and shift (new mm -> old mm about the centre of the field of view) of each moved pose."
+        "Matrix and shift (new mm -> old mm about the centre of the field of view, along voxel axes) of each moved pose."
         from scipy.spatial.transform import Rotation
-        _, shifts, turns = movements(self.n_moves, self.seed)
+        _, shifts, turns = movements(self.n_moves, case_seed(self.seed, sample))
         if sample.ndim == 2: shifts, turns = shifts[:, :2], turns*[0, 0, 1]  # a picture turns in its plane
         turned = Rotation.from_rotvec(_largest_1(turns)*np.deg2rad(value*self.degrees_per_mm)).as_matrix()
-        return list(zip(turned[:, :sample.ndim, :sample.ndim], value*_largest_1(shifts)))
+        true, matrices = right_angles(sample), turned[:, :sample.ndim, :sample.ndim]
+        shifts = value*_largest_1(shifts)
+        if true is not None: shifts = np.linalg.solve(true, shifts.T).T
+        return [(in_patient(sample, matrix), shift) for matrix, shift in zip(matrices, shifts)]
 
     def apply(self, sample: Sample, value: float) -> Sample:
         axis, (x, zero), grid = phase_axis(self, sample), from_zero(sample.image), (sample.shape, sample.spacing)
         still = Sample(sample.image, spacing=sample.spacing)
         maps = [[voxel_map(*pose, grid, grid)] for pose in self.poses(sample, value)]
         moved = (resample(still, one, order=self.order)[0][0] - zero for one in maps)  # one at a time
-        which = line_poses(sample.shape[axis], movements(self.n_moves, self.seed)[0])
+        times, *_ = movements(self.n_moves, case_seed(self.seed, sample))
+        which = line_poses(sample.shape[axis], times)
         return sample.replace(image=np.abs(mix_lines(x, moved, which, axis)) + zero)
 
 

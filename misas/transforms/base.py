@@ -12,9 +12,11 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.sample import Sample
+from .chance import still_the_case
 from .function import OfFunction
-from .scale import ValueScale, WordScale, as_scale, as_values, sweep_values
-from .settings import as_json, read_json, read_settings, register, settings_of, special
+from .namesakes import check_call, check_methods, own_values, whose
+from .scale import ValueScale, WordScale, as_scale, sweep_values
+from .settings import as_json, read_json, read_settings, register, settings_of, signature, special
 from .stack import OfParts
 
 # %% auto #0
@@ -30,14 +32,24 @@ class Transform:
     domain = (-np.inf, np.inf)  # allowed values, ends included
     dims = (2, 3)  # how many spatial axes it can handle
     moves_labels = False  # does it move labels too?
+    resamples = False  # does it lose detail as a picture does that is put on other pixels? See `misas.sweep.ceiling`
     words = None  # what the values mean in words, for transforms whose values are only numbers of cases
     n_values = 1  # how many numbers it takes; more for stacks
     channels = None  # the channels it changes; None: all
+    keep_zeros = False  # does it leave what is exactly 0 as it is?
+    swap = None  # classes that change names where left becomes right: name -> name
     zero = 'unchanged'  # what the sample is at the identity
-    in_name = ('values', 'channels')  # arguments that the name need not tell, or tells already
+    in_name = ('values', 'channels', 'keep_zeros', 'swap')  # arguments that the name need not tell, or tells already
     _scale = None  # as it was said; None: guessed
 
-    def __init_subclass__(cls): register(cls)
+    def __new__(cls, *args, **kw):
+        check_call(cls, args, kw)
+        return super().__new__(cls)
+
+    def __init_subclass__(cls):
+        check_methods(cls)
+        register(cls)
+        cls.__signature__ = signature(cls)
 
     @staticmethod
     def from_json(
@@ -55,9 +67,11 @@ class Transform:
     def __init__(
         self, values: Iterable[float] | None = None,  # of a sweep, instead of the default ones
         *, channels: int | Sequence[int] | None = None,  # change only these; labels then stay where they are
+        keep_zeros: bool = False,  # leave what is exactly 0 as it is: the background of images without the skull
     ):
-        if values is not None: self.values = as_values(values, self)
-        told = special(self, but=self.in_name)
+        if values is not None: self.values = own_values(self, values)
+        self.keep_zeros = _check_keep(self, keep_zeros)
+        told = special(self, but=self.in_name) + ['zeros kept']*self.keep_zeros + ['sides exchanged']*bool(self.swap)
         if told: self.name = ', '.join([self.name, *told])  # so that two transforms of a kind can be told apart
         if channels is None: return
         self.channels, self.moves_labels = _as_channels(channels), False
@@ -73,6 +87,9 @@ class Transform:
         self._scale = as_scale(scale)
         if isinstance(self._scale, WordScale): self.words = self._scale.words
 
+
+Transform.__signature__ = signature(Transform)
+
 # %% ../../nbs/api/transforms/base.ipynb #ffdc81f9
 @patch
 def text(self: Transform, value: float) -> str:
@@ -80,6 +97,12 @@ def text(self: Transform, value: float) -> str:
     return self.scale.text(value, self.unit)
 
 
+@patch
+def __repr__(self: Transform):
+    if not self.values: return self.name
+    return f'{self.name} ({len(self.values)} values, {self.text(min(self.values))} to {self.text(max(self.values))})'
+
+# %% ../../nbs/api/transforms/base.ipynb #579602b3
 @patch
 def texts(
     self: Transform, values: Iterable[float],  # of a sweep
@@ -89,11 +112,13 @@ def texts(
     texts = [self.text(v).replace('\n', ' ') for v in values]
     return texts if len(set(texts)) == len(set(values)) else self.scale.texts(values, self.unit)
 
-
-@patch
-def __repr__(self: Transform):
-    if not self.values: return self.name
-    return f'{self.name} ({len(self.values)} values, {self.text(min(self.values))} to {self.text(max(self.values))})'
+# %% ../../nbs/api/transforms/base.ipynb #a3dcd42b
+def _check_keep(transform, keep):
+    "`keep_zeros`, if it can be asked for."
+    if not isinstance(keep, bool): raise ValueError(f'keep_zeros must be True or False, got {keep!r}')
+    if keep and transform.moves_labels: raise ValueError(
+        f'keep_zeros is for transforms of grey values: {transform.name} moves the image, and its zeros with it')
+    return keep
 
 # %% ../../nbs/api/transforms/base.ipynb #3dfdb3d1
 @patch
@@ -130,11 +155,25 @@ def many(
         raise ValueError(f'{self.name} works in {able}, sample {sample.name!r} is {sample.ndim}D')
     todo = [v for v in values if v != self.identity]
     new = iter(self.apply_many(sample, todo) if self.channels is None else _some_channels(self, sample, todo))
-    return [sample if v == self.identity else next(new) for v in values]
+    return [sample if v == self.identity else still_the_case(_zeros_kept(self, next(new), sample), sample)
+            for v in values]
+
+
+def _zeros_kept(transform, new, sample):
+    "What became of a sample; its zeros are still zero where that was asked for."
+    if not transform.keep_zeros: return new
+    return new.replace(image=np.where(sample.image == 0, np.float32(0), new.image))
 
 
 @patch
-def __call__(self: Transform, sample: Sample, value: float) -> Sample: return self.many(sample, [value])[0]
+def __call__(
+    self: Transform, sample: Sample,
+    value: float = ...,  # must be given
+    **others: object,  # that other libraries would pass
+) -> Sample:
+    if value is ... or others: raise TypeError(
+        f'{type(self).__name__} was called with other than a sample and a value: {whose(type(self))}')
+    return self.many(sample, [value])[0]
 
 
 @patch
@@ -159,6 +198,29 @@ def back(
     "Bring labels back to where the unchanged sample has them."
     return np.asarray(labels), None
 
+
+@patch
+def swaps_sides(self: Transform, sample: Sample, value: float) -> bool:
+    "Does it bring what is on the left to the right? Then names of classes that have a side are wrong."
+    return False
+
+
+@patch
+def steps(self: Transform, value: float) -> list[tuple]:  # of (transform, value)
+    "What is done one after the other: a transform is one step, a stack has several."
+    return [(self, value)]
+
+
+@patch
+def move_shares(
+    self: Transform,
+    sample: Sample,  # its image holds, for some classes, a channel each: 1 where the class is
+    value: float,
+    n_channels: int = 1,  # of the real image
+) -> Sample:
+    "The sample moved as an image is, for transforms that resample; see `misas.sweep.ceiling`."
+    return self(sample, value)
+
 # %% ../../nbs/api/transforms/base.ipynb #9fd6a738
 def _as_channels(channels):
     "Channel numbers as a tuple."
@@ -176,6 +238,7 @@ def _some_channels(transform, sample, values):
         f'channels of {transform.name}: there is no channel {top}, '
         f'sample {sample.name!r} has {sample.n_channels} (0 to {sample.n_channels - 1})')
     part = sample.replace(image=sample.image[chosen], labels=None, valid=None)
+    still_the_case(part, sample, chosen)
     for new in transform.apply_many(part, values):
         if new.shape != sample.shape: raise ValueError(
             f'{transform.name} changes the grid, from {sample.shape} to {new.shape}, '
@@ -200,13 +263,14 @@ def from_function(
     domain: tuple | None = None,  # (lowest, highest) allowed value; None where there is no end
     channels: int | Sequence[int] | None = None,  # change only these channels; labels then stay where they are
     scale: ValueScale | str | dict | None = None,  # of the values: 'linear', 'factor', or value -> text; None: guessed
+    keep_zeros: bool = False,  # leave what is exactly 0 as it is
 ) -> Transform:
     "A transform from a function."
     if not callable(f):
         raise ValueError(f'f must be a function f(image, value) -> image, got {type(f).__name__}')
     if not isinstance(identity, Real):
         raise ValueError(f'identity must be the value at which nothing changes, got {identity!r}')
-    return FunctionTransform(f, name, values, identity, unit, spatial, inverse, domain, channels, scale)
+    return FunctionTransform(f, name, values, identity, unit, spatial, inverse, domain, channels, scale, keep_zeros)
 
 
 Transform.from_function = staticmethod(from_function)

@@ -86,16 +86,18 @@ class OfFunction:
     "What a transform made of a function does. `FunctionTransform` is this, and a `Transform`."
     def __init__(
         self, f, name, values, identity, unit='', spatial=False, inverse=None, domain=None, channels=None, scale=None,
+        keep_zeros=False,
     ):
         self.f, self.inverse, self.name, self.unit, self.spatial = f, inverse, str(name), unit, bool(spatial)
         self._name = self.name  # without the channels
         self.in_name = tuple(arguments(type(self)))  # it brings a name of its own
         if scale is not None: self.scale = scale
         if domain is not None: self.domain = tuple(inf if d is None else d for d, inf in zip(domain, (-np.inf, np.inf)))
-        self.moves_labels, self._checked, self.identity = self.spatial, False, self.check(identity)
+        self.moves_labels = self.resamples = self.spatial
+        self._checked, self.identity = False, self.check(identity)
         if self._scale == FACTOR and identity <= 0:
             raise ValueError(f'identity of {self.name} must be above 0, as its values are factors, got {identity!r}')
-        super().__init__(sweep_values(self, as_values(values, self)), channels=channels)
+        super().__init__(sweep_values(self, as_values(values, self)), channels=channels, keep_zeros=keep_zeros)
 
     def apply(self, sample: Sample, value: float) -> Sample:
         run, before = partial(self._run, self.f, sample.image), sample.image
@@ -113,6 +115,13 @@ class OfFunction:
         if self.inverse is None: raise ValueError(
             f'{self.name} has no way back: pass inverse= to from_function, or score in the transformed space')
         return self._follow(self.inverse, value, labels, None, (1, *labels.shape[-sample.ndim:]))
+
+    def move_shares(self, sample: Sample, value: float, n_channels: int = 1) -> Sample:
+        shape = n_channels, *sample.shape
+        def move(image): return self._run(self.f, image, value)
+        labels, valid = self._follow(self.f, value, sample.labels, sample.valid, shape)
+        return sample.replace(image=np.stack([_moved(move, share, shape) for share in sample.image]), labels=labels,
+                              valid=valid, spacing=None, affine=None)
 
     def settings(self) -> dict:
         used = {'f': self.f} if self.inverse is None else {'f': self.f, 'inverse': self.inverse}

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
 from ..data.sample import Sample
 from .base import Transform
+from .chance import case_generator
+from .resample import right_angles
 from .scale import FACTOR
 
 # %% auto #0
@@ -107,14 +110,14 @@ class Noise(Transform):
 
     def __init__(
         self, values: Iterable[float] | None = None,  # SDs as fractions of the robust range
-        *, seed: int = 0,  # of the noise pattern
-        channels: int | Sequence[int] | None = None,  # only these channels
+        *, seed: int = 0,  # of the noise patterns; each case has its own, see `misas.transforms.chance`
+        **kw: Any,  # channels, keep_zeros: see `Transform`
     ):
         self.seed = check_seed(seed)
-        super().__init__(values, channels=channels)
+        super().__init__(values, **kw)
 
     def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
-        pattern = np.random.default_rng(self.seed).standard_normal(sample.image.shape, np.float32)
+        pattern = case_generator(self.seed, sample).standard_normal(sample.image.shape, np.float32)
         lo, hi = channel_range(sample.image)
         return [sample.replace(image=sample.image + np.float32(v)*(hi - lo)*pattern) for v in values]
 
@@ -126,7 +129,7 @@ class Rician(Noise):
     name = 'Rician noise'
 
     def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
-        real, imaginary = np.random.default_rng(self.seed).standard_normal((2, *sample.image.shape), np.float32)
+        real, imaginary = case_generator(self.seed, sample).standard_normal((2, *sample.image.shape), np.float32)
         lo, hi = channel_range(sample.image)
         zero = np.minimum(sample.image.reshape(sample.n_channels, -1).min(1), 0).reshape(-1, *[1]*sample.ndim)
         sds = [np.float32(v)*(hi - lo) for v in values]
@@ -139,8 +142,23 @@ class Blur(Transform):
 
     def apply(self, sample: Sample, value: float) -> Sample:
         from scipy.ndimage import gaussian_filter
+        if right_angles(sample) is not None: return sample.replace(image=_round_blur(sample, value))
         sigma = (0, *(value/mm for mm in sample.spacing))
         return sample.replace(image=gaussian_filter(sample.image.astype(np.float64), sigma, mode='nearest'))
+
+
+def _round_blur(sample, sd):
+    "A blur that is as wide in all directions of the patient, on a grid whose axes are not at right angles."
+    voxels = np.linalg.inv(sample.affine[:-1, :-1])  # mm -> voxels
+    spread = sd**2*voxels @ voxels.T  # the covariance, in voxels
+    border = [int(np.ceil(4*np.sqrt(one))) for one in np.diag(spread)]
+    wide = np.pad(sample.image.astype(np.float64), [(0, 0), *((one, one) for one in border)], mode='edge')
+    shape = wide.shape[1:]
+    waves = np.stack(np.meshgrid(*[np.fft.fftfreq(n) for n in shape[:-1]], np.fft.rfftfreq(shape[-1]), indexing='ij'))
+    weights = np.exp(-2*np.pi**2*np.einsum('i...,ij,j...', waves, spread, waves))
+    axes = tuple(range(1, wide.ndim))
+    new = np.fft.irfftn(np.fft.rfftn(wide, axes=axes)*weights, shape, axes=axes)
+    return new[(slice(None), *(slice(one, one + n) for one, n in zip(border, sample.shape)))]
 
 # %% ../../nbs/api/transforms/intensity.ipynb #431ebdb1
 class ChannelScale(Brightness):
@@ -150,4 +168,5 @@ class ChannelScale(Brightness):
     def __init__(
         self, values: Iterable[float] | None = None,  # factors
         *, channels: int | Sequence[int] = 0,  # which, a number or several
-    ): super().__init__(values, channels=channels)
+        keep_zeros: bool = False,  # see `Transform`
+    ): super().__init__(values, channels=channels, keep_zeros=keep_zeros)

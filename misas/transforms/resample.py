@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ..data.sample import Sample
 
 # %% auto #0
-__all__ = ['voxel_map', 'resample', 'grid_affine']
+__all__ = ['voxel_map', 'resample', 'grid_affine', 'right_angles', 'in_patient']
 
 # %% ../../nbs/api/transforms/resample.ipynb #d094fe43
 def voxel_map(
@@ -57,11 +57,14 @@ def _spline(image, at, order):
     return torch.from_numpy(np.stack([[one(channel, where) for channel in image] for where in places]))
 
 # %% ../../nbs/api/transforms/resample.ipynb #5aaa6bc8
-def _reader(image, order, maps=()):
+def _centres_meet(pair):
+    "Does a map bring voxel centres onto voxel centres? Then there is nothing to interpolate."
+    return all(np.abs(part - np.round(part)).max() < 1e-9 for part in map(np.asarray, pair))
+
+
+def _reader(image, order):
     "A function from coordinates to values of `image` (C, *S): nearest, linear or by a spline."
-    numbers = [np.asarray(part) for pair in maps for part in pair]
-    centres_meet = bool(maps) and all(np.abs(a - np.round(a)).max() < 1e-9 for a in numbers)  # nothing to interpolate
-    if order == 0 or centres_meet:
+    if order == 0:
         as_is = torch.tensor(image)
         return lambda at: _nearest(as_is, at)
     double = image.astype(np.float64)
@@ -105,8 +108,19 @@ def resample(
     fill: float | str = 'minimum',  # image value outside the old field of view: a number, or each channel's minimum
 ) -> list[tuple]:  # (image, labels, valid) for each result; labels are a label map or masks, as those of the sample
     "The core: pull image, labels and valid voxels of a sample through any number of maps at once."
-    shape, count = tuple(shape or sample.shape), len(maps)
-    read, outside = _reader(sample.image, order, maps), _outside(sample.image, fill)
+    shape = tuple(shape or sample.shape)
+    exact = [i for i, pair in enumerate(maps) if _centres_meet(pair)]
+    rest = [i for i in range(len(maps)) if i not in exact]
+    out = [None]*len(maps)
+    for part, how in ((exact, 0), (rest, order)):
+        if not part: continue
+        for i, one in zip(part, _resampled(sample, [maps[i] for i in part], shape, how, fill)): out[i] = one
+    return out
+
+
+def _resampled(sample, maps, shape, order, fill):
+    "The same for maps that are read in one way."
+    count, read, outside = len(maps), _reader(sample.image, order), _outside(sample.image, fill)
     image, known = torch.empty(count, sample.n_channels, *shape), torch.empty(count, *shape, dtype=torch.bool)
     old = {k: torch.tensor(getattr(sample, k)) for k in ('labels', 'valid') if getattr(sample, k) is not None}
     new = {k: torch.empty(count, *a.shape[:-len(shape)], *shape, dtype=a.dtype) for k, a in old.items()}
@@ -147,3 +161,28 @@ def grid_affine(
     new[:-1, :-1] = old*(np.array(spacing)/np.sqrt((old**2).sum(0)))
     new[:-1, -1] = centre - new[:-1, :-1] @ ((np.array(shape) - 1)/2)
     return new
+
+# %% ../../nbs/api/transforms/resample.ipynb #bf8d05c1
+def right_angles(
+    sample: Sample,
+    first: Sequence[int] = (),  # voxel axes that are to stay where they are, as far as can be; the others follow
+) -> np.ndarray | None:  # mm along voxel axes -> mm along axes at right angles; None where they are so already
+    "How the voxel axes of a sheared grid lie."
+    if sample.affine is None: return None
+    axes = sample.affine[:-1, :-1]/np.sqrt((sample.affine[:-1, :-1]**2).sum(0))
+    if np.abs(axes.T @ axes - np.eye(len(axes))).max() < 1e-4: return None
+    order = [*first, *(i for i in range(len(axes)) if i not in first)]
+    triangle = np.linalg.qr(axes[:, order])[1]
+    out = np.zeros_like(axes)
+    out[np.ix_(order, order)] = triangle*np.sign(np.diag(triangle))[:, None]
+    return out
+
+
+def in_patient(
+    sample: Sample,
+    matrix: np.ndarray,  # (n, n) new mm -> old mm, along axes at right angles
+    first: Sequence[int] = (),  # see `right_angles`
+) -> np.ndarray:  # the same along voxel axes, as `voxel_map` takes it
+    "A move of the patient as a move along the voxel axes."
+    true = right_angles(sample, first)
+    return matrix if true is None else np.linalg.solve(true, matrix @ true)

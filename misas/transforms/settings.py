@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from numbers import Real
 
 # %% auto #0
-__all__ = ['KINDS', 'arguments', 'special', 'settings_of', 'as_json', 'kind_name', 'register', 'read_settings', 'read_json',
-           'find_functions']
+__all__ = ['KINDS', 'arguments', 'signature', 'special', 'settings_of', 'as_json', 'kind_name', 'register', 'read_settings',
+           'read_json', 'find_functions']
 
 # %% ../../nbs/api/transforms/settings.ipynb #bfa0e858
 def arguments(
@@ -27,6 +27,12 @@ def arguments(
             if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD): out.setdefault(one.name, one.default)
         if not any(one.kind == one.VAR_KEYWORD for one in parameters): break
     return out
+
+
+def signature(cls: type) -> inspect.Signature:
+    "Of the constructor of a class, for help."
+    whole = inspect.signature(cls.__init__)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])
 
 
 def special(

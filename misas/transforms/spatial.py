@@ -13,19 +13,20 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.sample import Sample
-from ..data.slices import slice_axes
+from ..data.slices import axis_letters, slice_axes
 from .base import Transform
-from .resample import grid_affine, resample, voxel_map
+from .resample import grid_affine, in_patient, resample, right_angles, voxel_map
 from .scale import FACTOR
+from .sides import check_swap, exchanged
 
 # %% auto #0
-__all__ = ['DIRECTIONS', 'Spatial', 'check_fill', 'picture_axes', 'Rotation', 'Zoom', 'check_direction', 'direction_axis',
-           'Translation', 'Scale', 'Shear']
+__all__ = ['DIRECTIONS', 'Spatial', 'check_fill', 'renamed', 'picture_axes', 'left_right_axis', 'Rotation', 'Zoom',
+           'check_direction', 'direction_axis', 'Translation', 'Scale', 'Shear']
 
 # %% ../../nbs/api/transforms/spatial.ipynb #3bdf9628
 class Spatial(Transform):
     "A transform given by `matrix`."
-    moves_labels = True
+    moves_labels = resamples = True
 
     def __init__(
         self, values: Iterable[float] | None = None,  # of a sweep, instead of the default ones
@@ -38,8 +39,18 @@ class Spatial(Transform):
         super().__init__(values, channels=channels)
 
     def matrix(self, sample: Sample, value: float) -> np.ndarray | tuple:
-        "(n, n) new mm -> old mm about the centre of the field of view; may return (matrix, shift in mm)."
+        """(n, n) new mm -> old mm about the centre of the field of view; may return (matrix, shift in mm).
+
+        The matrix is along axes at right angles, see `right_angles`, the shift along voxel axes."""
         raise NotImplementedError
+
+    def first_axes(self, sample: Sample) -> tuple:
+        "The voxel axes whose directions the matrix speaks of, where the grid is sheared."
+        return ()
+
+    def swaps_sides(self, sample: Sample, value: float) -> bool:
+        axis = left_right_axis(sample)
+        return bool(self.moves_labels and self._move(sample, value)[0][axis, axis] < -1e-9)
 
     def grid(self, sample: Sample, value: float) -> tuple:
         "(shape, spacing) of the result."
@@ -69,15 +80,17 @@ def apply_many(self: Spatial, sample: Sample, values: Sequence[float]) -> list[S
         moved = resample(source, maps, shape=shape, order=self.order, fill=self.fill)
         where = dict(spacing=spacing, affine=grid_affine(sample, *grid), spacing_known=sample.spacing_known)
         for i, (image, labels, valid) in zip(todo, moved):
-            out[i] = sample.replace(image=image, labels=labels, valid=valid, **where)
+            named = renamed(self, labels, sample, values[i])
+            out[i] = sample.replace(image=image, labels=named, valid=valid, **where)
     return out
 
 
 @patch
 def _move(self: Spatial, sample, value):
-    "Matrix and shift."
+    "Matrix and shift, both along voxel axes."
     move = self.matrix(sample, value)
-    return move if isinstance(move, tuple) else (move, np.zeros(sample.ndim))
+    matrix, shift = move if isinstance(move, tuple) else (move, np.zeros(sample.ndim))
+    return in_patient(sample, matrix, self.first_axes(sample)), shift
 
 
 @patch
@@ -90,7 +103,19 @@ def back(self: Spatial, labels: np.ndarray, sample: Sample, value: float) -> tup
     there = Sample(np.zeros((1, *shape), np.float32), labels, spacing=spacing)
     maps = [voxel_map(inverse, -inverse @ shift, (shape, spacing), (sample.shape, sample.spacing))]
     [(_, labels, known)] = resample(there, maps, shape=sample.shape, order=0)
-    return labels, known
+    return renamed(self, labels, sample, value), known
+
+
+def renamed(
+    transform: Transform,
+    labels: np.ndarray | None,  # moved, or brought back
+    sample: Sample,  # unchanged
+    value: float,
+) -> np.ndarray | None:
+    "Labels with the names that `swap` gives them where the transform brings left to right."
+    if not transform.swap or labels is None or not transform.moves_labels: return labels
+    if not transform.swaps_sides(sample, value): return labels
+    return exchanged(labels, transform.swap, sample.classes, f'sample {sample.name!r}')
 
 # %% ../../nbs/api/transforms/spatial.ipynb #d2592c97
 def picture_axes(
@@ -101,6 +126,12 @@ def picture_axes(
     if sample.ndim == 2: return 0, 1, 1
     row, flip_r, col, flip_c = slice_axes(sample.affine, axis)
     return row, col, -1 if flip_r != flip_c else 1
+
+
+def left_right_axis(sample: Sample) -> int:
+    "The voxel axis from the patient's left to the right; without an affine, the horizontal one of the picture."
+    if sample.ndim == 2 or sample.affine is None: return picture_axes(sample)[1]
+    return next(i for i, letter in enumerate(axis_letters(sample.affine)) if letter in 'RL')
 
 
 def _cross_product(vector):
@@ -125,14 +156,19 @@ class Rotation(Spatial):
     def __init__(
         self, values: Iterable[float] | None = None,  # degrees
         *, axis: int | Sequence[float] = -1,  # volumes only: the voxel axis to turn about, or a direction in voxel axes
+        swap: dict | None = None,  # classes that change names where left has come to lie on the right, see `Flip`
         **kw: Any,  # order, fill, channels: see `Spatial`
     ):
-        self.axis = _as_axis(axis)
+        self.axis, self.swap = _as_axis(axis), check_swap(swap)
         super().__init__(values, **kw)
 
     def matrix(self, sample: Sample, value: float) -> np.ndarray:
         about = self._about_direction if isinstance(self.axis, tuple) else self._about_axis
-        return about(sample, np.deg2rad(value)).round(15)  # a quarter turn has whole numbers
+        return about(sample, np.deg2rad(value % 360)).round(15)  # a quarter turn has whole numbers
+
+    def first_axes(self, sample: Sample) -> tuple:
+        if sample.ndim == 2 or isinstance(self.axis, tuple): return ()
+        return tuple(i for i in range(3) if i != self.axis % 3)  # slices stay slices
 
     def _about_axis(self, sample, angle):
         row, col, sign = picture_axes(sample, self.axis)
@@ -144,8 +180,36 @@ class Rotation(Spatial):
         "Rodrigues' formula; new -> old turns the other way."
         if sample.ndim == 2:
             raise ValueError(f'axis {self.axis} is a direction in a volume, sample {sample.name!r} is 2D')
-        k = _cross_product(self.axis)
+        true = right_angles(sample)
+        k = _cross_product(self.axis if true is None else true @ self.axis)
         return np.eye(3) - np.sin(angle)*k + (1 - np.cos(angle))*k @ k
+
+# %% ../../nbs/api/transforms/spatial.ipynb #858767cf
+@patch
+def _move(self: Rotation, sample, value):
+    "Matrix and shift. Where the turn only reorders the axes, the shift brings voxel centres onto voxel centres."
+    matrix, shift = Spatial._move(self, sample, value)
+    whole, mm = matrix.round(), np.array(sample.spacing)
+    even = np.abs((whole != 0)*(mm[None]/mm[:, None] - 1)).max()*max(sample.shape) < .02  # but for rounding in a header
+    if not (even and (matrix == whole).all()): return matrix, shift
+    centre = (np.array(sample.shape) - 1)/2
+    return whole*mm[:, None]/mm[None], mm*_half_a_voxel(whole, centre, _down(sample, self.axis))
+
+
+def _down(sample, axis):
+    "The directions in which a centre is moved first: down, to the right, and across the slices."
+    if sample.ndim == 2 or sample.affine is None or isinstance(axis, tuple): return np.ones(sample.ndim)
+    row, flip_row, col, flip_col = slice_axes(sample.affine, axis)
+    return np.array([-1. if (i == row and flip_row) or (i == col and flip_col) else 1. for i in range(sample.ndim)])
+
+
+def _half_a_voxel(turn, centre, down):
+    "The shift that a turn about the nearest suitable centre adds to one about the true one."
+    moves = sorted(np.ndindex(*[2]*len(centre)), key=lambda move: (sum(move), move[::-1]))
+    for move in moves:
+        shift = (np.eye(len(centre)) - turn) @ (down*move/2)
+        offset = centre - turn @ centre + shift
+        if np.allclose(offset, offset.round()): return shift
 
 # %% ../../nbs/api/transforms/spatial.ipynb #3bb8f33c
 class Zoom(Spatial):
@@ -177,7 +241,7 @@ def direction_axis(
 
 class _Directed(Spatial):
     "A spatial transform that acts in one direction of the pictures misas shows, slices across the last axis."
-    in_name = ('values', 'channels', 'direction')
+    in_name = (*Spatial.in_name, 'direction')
 
     def __init__(
         self, values: Iterable[float] | None = None,
@@ -210,6 +274,8 @@ class Scale(_Directed):
         axis, _ = direction_axis(sample, self.direction)
         return np.diag([1/value if i == axis else 1. for i in range(sample.ndim)])
 
+    def first_axes(self, sample: Sample) -> tuple: return (direction_axis(sample, self.direction)[0],)
+
 
 class Shear(_Directed):
     "Moved in one direction in proportion to the place along another, by the tangent of an angle."
@@ -227,10 +293,15 @@ class Shear(_Directed):
         super().__init__(values, direction=direction, **kw)
         if across == 'through-plane': self.dims = (3,)
 
-    def matrix(self, sample: Sample, value: float) -> np.ndarray:
+    def _directions(self, sample):
+        "Axis and sign of the direction in which things move, and of that along which they move more and more."
         other = {'horizontal': 'vertical', 'vertical': 'horizontal', 'through-plane': 'vertical'}[self.direction]
-        i, sign = direction_axis(sample, self.direction)
-        j, sign_across = direction_axis(sample, self.across or other)
+        return direction_axis(sample, self.direction), direction_axis(sample, self.across or other)
+
+    def first_axes(self, sample: Sample) -> tuple: return tuple(axis for axis, _ in self._directions(sample))
+
+    def matrix(self, sample: Sample, value: float) -> np.ndarray:
+        (i, sign), (j, sign_across) = self._directions(sample)
         out = np.eye(sample.ndim)
         out[i, j] = -sign*sign_across*np.tan(np.deg2rad(value))
         return out

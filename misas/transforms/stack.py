@@ -129,6 +129,10 @@ class OfParts:
     def back(self, labels: np.ndarray, sample: Sample, value: float | tuple) -> tuple[np.ndarray, np.ndarray | None]:
         return self._chain.back(labels, sample, self._row(value))
 
+    def steps(self, value: float | tuple) -> list: return list(zip(self._chain.transforms, self._row(value)))
+    def swaps_sides(self, sample: Sample, value: float | tuple) -> bool:
+        return sum(t.swaps_sides(sample, v) for t, v in self.steps(value)) % 2 == 1
+
     def text(self, value: float | tuple) -> str:
         return self.free[0].text(value) if self.n_values == 1 else self.texts([value])[0]
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from ..data.sample import Sample
 from .base import Transform
 from .resample import grid_affine
 from .scale import FACTOR
-from .spatial import Spatial, check_direction, check_fill, direction_axis, picture_axes
+from .sides import check_swap
+from .spatial import (
+    Spatial, check_direction, check_fill, direction_axis, left_right_axis, picture_axes, renamed)
 
 # %% auto #0
 __all__ = ['Resize', 'coarsen', 'Resolution', 'Flip', 'Dihedral', 'Crop']
@@ -21,7 +24,7 @@ __all__ = ['Resize', 'coarsen', 'Resolution', 'Flip', 'Dihedral', 'Crop']
 # %% ../../nbs/api/transforms/voxels.ipynb #4745d7f0
 class Resize(Spatial):
     "The whole image with another number of pixels: 0.5 is half as many along each axis."
-    name, identity, scale, domain = 'resize', 1., FACTOR, (1e-3, 1e3)
+    name, identity, scale, domain = 'resize', 1., FACTOR, (1e-3, 16)  # a Resize(224) is meant for another library
     values = (.25, .35, .5, .7, .85, 1., 1.2, 1.4, 2.)
 
     def matrix(self, sample: Sample, value: float) -> np.ndarray: return np.eye(sample.ndim)
@@ -56,17 +59,17 @@ class Resolution(Transform):
     "Voxels some times as large, on the old grid."
     name, identity, scale, domain = 'resolution', 1., FACTOR, (1, 1e3)
     values = (1., 1.5, 2., 3., 4., 6., 8.)
-    in_name = ('values', 'channels', 'direction')
+    in_name, resamples = (*Transform.in_name, 'direction'), True
 
     def __init__(
         self, values: Iterable[float] | None = None,  # size of the coarse voxels in old ones
         *, direction: str = 'in-plane',  # or (volumes only) 'through-plane', or 'all'
-        channels: int | Sequence[int] | None = None,  # only these channels
+        **kw: Any,  # channels, keep_zeros: see `Transform`
     ):
         self.direction = check_direction(direction, allowed=('in-plane', 'through-plane', 'all'))
         self.name = f'{direction} resolution' if direction != 'all' else self.name
         if direction == 'through-plane': self.dims = (3,)
-        super().__init__(values, channels=channels)
+        super().__init__(values, **kw)
 
     def apply(self, sample: Sample, value: float) -> Sample:
         through = direction_axis(sample, 'through-plane')[0] if sample.ndim == 3 else None
@@ -80,7 +83,15 @@ class Resolution(Transform):
 # %% ../../nbs/api/transforms/voxels.ipynb #2fab38b7
 class _Exact(Transform):
     "A transform that only reorders voxels."
-    moves_labels = True
+    moves_labels = resamples = True
+
+    def __init__(
+        self, values: Iterable[float] | None = None,  # see `words`
+        *, swap: dict | None = None,  # classes that change names where left becomes right: name -> name
+        channels: int | Sequence[int] | None = None,  # only these channels; labels then stay where they are
+    ):
+        self.swap = check_swap(swap)
+        super().__init__(values, channels=channels)
 
     def order(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
         "`a` (*S) in its new order; `axes` from `picture_axes`."
@@ -97,6 +108,7 @@ class _Exact(Transform):
     def apply(self, sample: Sample, value: float) -> Sample:
         axes = picture_axes(sample)
         new = {k: _each(self.order, getattr(sample, k), sample.ndim, value, axes) for k in ('image', 'labels', 'valid')}
+        new['labels'] = renamed(self, new['labels'], sample, value)
         spacing = self.spacing(sample, value, axes)
         affine = grid_affine(sample, new['image'].shape[1:], spacing)
         return sample.replace(**new, spacing=spacing, affine=affine, spacing_known=sample.spacing_known)
@@ -104,7 +116,13 @@ class _Exact(Transform):
     def back(self, labels: np.ndarray, sample: Sample, value: float) -> tuple[np.ndarray, np.ndarray | None]:
         labels = np.asarray(labels)
         if not self.moves_labels: return labels, None
-        return np.ascontiguousarray(_each(self.undo, labels, sample.ndim, value, picture_axes(sample))), None
+        new = np.ascontiguousarray(_each(self.undo, labels, sample.ndim, value, picture_axes(sample)))
+        return renamed(self, new, sample, value), None
+
+    def swaps_sides(self, sample: Sample, value: float) -> bool:
+        axis = left_right_axis(sample)
+        right = np.indices([2]*sample.ndim)[axis]  # is it on the right?
+        return bool(self.order(right, value, picture_axes(sample)).take(0, axis).all())
 
 
 def _each(order, a, n_axes, value, axes):
@@ -155,7 +173,7 @@ class Dihedral(_Exact):
 # %% ../../nbs/api/transforms/voxels.ipynb #69c05f57
 class Crop(Transform):
     "Blacken a border: the value is the fraction of the field of view lost on each side."
-    name, domain = 'crop', (0, .49)
+    name, domain, resamples = 'crop', (0, .49), True
     values = tuple(round(.05*k, 2) for k in range(10))
 
     def __init__(
