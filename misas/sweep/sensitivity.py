@@ -17,7 +17,7 @@ from ..metrics.limits import LIMITS, check_drop, judged, usual_drop
 from ..metrics.masks import confusion as confusion_matrix
 from ..metrics.metric import Metric
 from .scoring import Probe, Scoring, Series, as_transform, pair, unpack_labels
-from .sentences import Curve, curve_sentence, first_to_break
+from .sentences import Curve, curve_sentence, first_to_break, remarks
 from .stored import Stored, read_sweep, write_sweep
 from ..transforms.base import Transform, sweep_values
 from ..view import page, plot as pictures
@@ -274,7 +274,7 @@ def summary(
     found = _limits(self, usual_drop(drop, metric), metric)
     curves = _curves(self, found, metric, usual_drop(drop, metric))
     told = [curve_sentence(name, one) for name, one in curves.items()]
-    lines = [_headline(self, metric), *told, first_to_break(curves)]
+    lines = [_headline(self, metric), *told, first_to_break(curves), *remarks(self, curves)]
     return Summary('\n'.join(filter(None, lines)), _limits_frame(found, metric))
 
 

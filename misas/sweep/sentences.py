@@ -11,11 +11,13 @@ import numpy as np
 
 from ..metrics.limits import SLACK, Limits, directed, excess, fails, room
 from ..metrics.metric import Metric
+from ..data.sample import Sample
 from ..transforms.base import Transform
+from ..transforms.sides import side_pairs, sided
 from ..view.words import amount_text, gone_text, score_text
 
 # %% auto #0
-__all__ = ['Curve', 'curve_sentence', 'where_text', 'first_to_break']
+__all__ = ['LEAST', 'Curve', 'curve_sentence', 'where_text', 'first_to_break', 'sides_text', 'zeros_text', 'remarks']
 
 # %% ../../nbs/api/sweep/sentences.ipynb #f0db2ef1
 class Curve(NamedTuple):
@@ -67,18 +69,19 @@ def where_text(
     some: np.ndarray,  # (values,) bool: at which of them
 ) -> str:
     "At which values, in words: 'from 1.2 on' where there is no gap."
-    chosen, text = [v for v, one in zip(values, some) if one], transform.text
+    tried, chosen, text = list(values), list(np.asarray(values)[np.asarray(some, bool)]), transform.text
     if not transform.scale.ordered: return f'under {", ".join(map(text, chosen))}'
-    below, above = ([v for v in chosen if (v < transform.identity) == low] for low in (True, False))
-    told = [_side(text, below[::-1], [v for v in values[::-1] if below and v <= below[-1]]),
-            _side(text, above, [v for v in values if above and v >= above[0]])]
-    return ' and '.join(filter(None, told))
+    same = tried.index(transform.identity)
+    sides = _side(text, tried[:same][::-1], chosen), _side(text, tried[same:], chosen)
+    return ' and '.join(filter(None, sides))
 
 
-def _side(text, seen, beyond):
-    "Values on one side of the identity, outwards; `beyond`: all that were tried from the first of them on."
+def _side(text, outwards, chosen):
+    "Those of the values on one side of the identity that were chosen."
+    seen = [v for v in outwards if v in chosen]
     if not seen: return ''
-    return f'from {text(seen[0])} on' if seen == beyond else f'at {", ".join(map(text, seen))}'
+    gap = seen != outwards[-len(seen):]
+    return f'at {", ".join(map(text, seen))}' if gap else f'from {text(seen[0])} on'
 
 # %% ../../nbs/api/sweep/sentences.ipynb #a9ea1f53
 def _range(curve):
@@ -200,3 +203,56 @@ def _nearest(ends, transform):
     for (value, name), distance in zip(ends, far):
         if distance <= min(far) + SLACK: first.setdefault(transform.text(value), []).append(name)
     return first
+
+# %% ../../nbs/api/sweep/sentences.ipynb #ad489dda
+def sides_text(
+    transform: Transform,
+    sample: Sample,  # unchanged
+    values: list,  # that were tried
+    names: list,  # of the classes
+) -> str:
+    "That classes named after a side cannot be judged where left and right change places; else nothing."
+    named = [name for name in sided(names) if name in names]
+    if not named or not transform.moves_labels: return ''
+    turned = [v for v in values if transform.swaps_sides(sample, v) and not any(t.swap for t, _ in transform.steps(v))]
+    if not turned: return ''
+    return f'{_under(transform, turned)} left and right change places: {_judged(named)}'
+
+
+def _under(transform, values):
+    return f'{transform.scale.preposition} {", ".join(map(transform.text, values))}'.capitalize()
+
+
+def _judged(named):
+    "That classes cannot be judged, and the cure."
+    pairs = side_pairs(named)
+    cure = f' swap={pairs!r} exchanges the names.' if pairs else ''
+    what = 'are' if len(named) > 1 else 'is'
+    return f'{", ".join(named)} {what} named after a side, and cannot be judged there.{cure}'
+
+# %% ../../nbs/api/sweep/sentences.ipynb #c695c32a
+LEAST = .05  # share of an image that must be exactly 0 to be called a background
+
+
+def zeros_text(
+    transform: Transform,
+    before: Sample, after: Sample,  # unchanged, and at a value at which something breaks
+) -> str:
+    "That a background of exact zeros was lifted; nothing where there is none, or where it stays."
+    zero = (before.image == 0).all(0)
+    if transform.keep_zeros or transform.moves_labels or zero.mean() < LEAST or after.shape != before.shape: return ''
+    lifted = (after.image != 0).any(0)[zero].mean()
+    if lifted < .5: return ''
+    return (f'{zero.mean():.0%} of the image is exactly 0, and {transform.name} lifts that: a network that knows the '
+            'background by its zeros may fail for this alone. See whether it still does with keep_zeros=True.')
+
+# %% ../../nbs/api/sweep/sentences.ipynb #e3c3fd47
+def remarks(
+    sweep,  # a Sensitivity
+    curves: dict,  # class -> its `Curve`
+) -> list:  # of sentences
+    "What else must be known to read the scores."
+    ends = [at for one in curves.values() for at in one.found[3:5] if not np.isnan(at)]  # where they break
+    told = [sides_text(sweep.transform, sweep.sample, sweep.values, list(curves))]
+    if ends: told.append(zeros_text(sweep.transform, sweep.sample, sweep.samples[sweep.values.index(ends[-1])]))
+    return list(filter(None, told))
