@@ -5,17 +5,20 @@
 # %% ../../nbs/api/data/dicom.ipynb #64fc1c81
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from .formats import FLIP, naming
+from .formats import FLIP, in_mm, naming, page_number
 
 # %% auto #0
-__all__ = ['DICOM', 'is_dicom', 'read_dicom', 'from_dicom', 'read_folder']
+__all__ = ['DICOM', 'SEGMENTATIONS', 'is_dicom', 'read_dicom', 'from_dicom', 'count_frames', 'plane_of', 'tag', 'read_folder',
+           'volume_of_frames']
 
 # %% ../../nbs/api/data/dicom.ipynb #13960e19
 DICOM = '.dcm', '.ima'
+SEGMENTATIONS = '1.2.840.10008.5.1.4.1.1.66.4', '1.2.840.10008.5.1.4.1.1.66.7'  # masks, label map
 
 
 def is_dicom(path: Path) -> bool:
@@ -24,54 +27,111 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_dicom(path: Path, frame=None) -> dict:
-    "A DICOM file as a dict; see `from_dicom`."
+    "A DICOM file as a dict: of several frames that lie side by side a volume, else see `from_dicom`."
     import pydicom
-    return from_dicom(pydicom.dcmread(path), frame)
+    ds = pydicom.dcmread(path)
+    if _kind(ds) in SEGMENTATIONS:
+        raise ValueError('it is a segmentation (DICOM SEG), not an image; pass it as the labels of one')
+    if frame is None and count_frames(ds) > 1: return volume_of_frames(ds)
+    return from_dicom(ds, frame, path.name)
 
 
 def from_dicom(
     ds,  # a pydicom dataset
     frame=None,  # which of several frames, from 0
-) -> dict:  # image (C, H, W), spacing, window (centre, width), negative
+    what='image',  # how to name it in a warning
+) -> dict:  # image (C, H, W), spacing, window (centre, width), negative, valid, plane
     "A frame in measured values. ValueError where there are several and none is chosen, and where there is no picture."
-    number = _frame_number(ds, frame)
-    values = _stored(ds, number)
-    slope, intercept = _tag(ds, 'RescaleSlope', number), _tag(ds, 'RescaleIntercept', number)
-    values = values*float(slope or 1) + float(intercept or 0)
+    number = page_number(frame, count_frames(ds), 'frame')
+    values, slope, intercept = _stored(ds, number), *_scale(ds, number)
+    values = values*slope + intercept
     return dict(
         image=values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0),
-        spacing=_tag(ds, 'PixelSpacing', number), window=_window(ds, number),
-        negative=ds.PhotometricInterpretation == 'MONOCHROME1')
+        spacing=_spacing(ds, number, what), window=_window(ds, number), negative=_negative(ds, slope, intercept),
+        valid=_measured(ds, number), plane=plane_of(ds, number), world=ds.get('FrameOfReferenceUID'))
 
 # %% ../../nbs/api/data/dicom.ipynb #3f77c2aa
-def _frame_number(ds, frame):
-    count = int(ds.get('NumberOfFrames') or 1)
-    if count == 1 and frame is None: return 0
-    if frame is None or not 0 <= frame < count:
-        frames = 'frame' if count == 1 else 'frames'
-        raise ValueError(f'it holds {count} {frames}; pass frame= from 0 to {count - 1}')
-    return frame
+def count_frames(ds) -> int: return int(ds.get('NumberOfFrames') or 1)
+
+
+def _kind(ds): return str(ds.get('SOPClassUID') or getattr(ds, 'file_meta', {}).get('MediaStorageSOPClassUID', ''))
+
+
+def _numbers(ds, number):
+    "The numbers of a frame as they are stored."
+    if 'Rows' not in ds:
+        import pydicom
+        raise ValueError(f'it is a DICOM file without a picture ({pydicom.uid.UID(_kind(ds)).name or "no known kind"})')
+    return ds.pixel_array[number] if count_frames(ds) > 1 else ds.pixel_array
 
 
 def _stored(ds, number):
     "The numbers of a frame; colours where they come from a palette."
     from pydicom.pixels import apply_color_lut, apply_modality_lut
-    if 'Rows' not in ds: raise ValueError('it is a DICOM file without a picture')
-    values = ds.pixel_array
-    if int(ds.get('NumberOfFrames') or 1) > 1: values = values[number]
+    values = _numbers(ds, number)
     if ds.PhotometricInterpretation == 'PALETTE COLOR': return apply_color_lut(values, ds)
     if 'ModalityLUTSequence' in ds: return apply_modality_lut(values, ds)
     return values
 
 
+def _scale(ds, number):
+    "Slope and intercept; of doses the factor that makes Gy of them."
+    slope = tag(ds, 'RescaleSlope', number) or ds.get('DoseGridScaling') or 1
+    return float(slope), float(tag(ds, 'RescaleIntercept', number) or 0)
+
+
+def _negative(ds, slope, intercept):
+    "What an image in negative has to be taken from: the lowest value that its bits can hold plus the highest."
+    if ds.PhotometricInterpretation != 'MONOCHROME1': return None
+    half = 2**(int(ds.BitsStored) - 1)
+    ends = np.array([-half, half - 1] if ds.PixelRepresentation else [0, 2*half - 1])
+    if 'ModalityLUTSequence' in ds:
+        from pydicom.pixels import apply_modality_lut
+        ends = apply_modality_lut(ends, ds)
+    return float((ends*slope + intercept).sum())
+
+
+def _measured(ds, number):
+    "Where a frame holds measured values (H, W); None: everywhere."
+    ends = [ds.get(k) for k in ('PixelPaddingValue', 'PixelPaddingRangeLimit') if ds.get(k) is not None]
+    if ds.get('PixelPaddingValue') is None or ds.get('SamplesPerPixel', 1) != 1: return None
+    whole, signed = 2**int(ds.BitsAllocated), bool(ds.PixelRepresentation)
+    ends = [(int(o) + whole//2) % whole - whole//2 if signed else int(o) % whole for o in ends]
+    values = _numbers(ds, number)
+    valid = (values < min(ends)) | (values > max(ends))
+    return None if valid.all() else valid
+
+
+def _spacing(ds, number, what):
+    "Size of a pixel in the patient. Warns where it is known at the detector only."
+    found = tag(ds, 'PixelSpacing', number)
+    for key in ('ImagerPixelSpacing', 'NominalScannedPixelSpacing'):
+        if found is None and ds.get(key): warnings.warn(
+            f'{what}: its header knows the size of a pixel at the detector only ({key}, {in_mm(ds.get(key))}), so its '
+            'spacing is not known; pass spacing= if you know it in the patient')
+    return found
+
+
+def plane_of(ds, number):
+    "Index (column, row, 0) -> mm in RAS; None where the place of the picture is not known."
+    keys = 'ImagePositionPatient', 'ImageOrientationPatient', 'PixelSpacing'
+    position, orientation, spacing = (tag(ds, key, number) for key in keys)
+    if None in (position, orientation, spacing): return None
+    rows, columns = np.reshape(orientation, (2, 3)).astype(float)
+    row_mm, column_mm = np.array(spacing, float)
+    lps = np.eye(4)
+    lps[:3] = np.c_[rows*column_mm, columns*row_mm, np.cross(rows, columns), np.array(position, float)]
+    return FLIP @ lps
+
+
 def _window(ds, number):
     "The first window of a header as (centre, width), or None."
-    window = _tag(ds, 'WindowCenter', number), _tag(ds, 'WindowWidth', number)
+    window = tag(ds, 'WindowCenter', number), tag(ds, 'WindowWidth', number)
     if None in window: return None
     return tuple(float(np.ravel(o)[0]) for o in window)
 
 
-def _tag(ds, key, frame=0):
+def tag(ds, key, frame=0):
     "A value of a header; of an enhanced file also from the frame's own or the shared groups. None: not there."
     if key in ds: return ds.get(key)
     for groups, i in (('PerFrameFunctionalGroupsSequence', frame), ('SharedFunctionalGroupsSequence', 0)):
@@ -92,6 +152,7 @@ def _check_series(slices):
 
 
 _GRID = 'ImageOrientationPatient', 'PixelSpacing', 'Rows', 'Columns', 'SamplesPerPixel'  # is that of all slices
+_DISPLAY = 'PhotometricInterpretation'  # in negative or not, as well
 
 
 def _check_grid(slices):
@@ -104,9 +165,11 @@ def _check_grid(slices):
             was, now = (np.array(o['ds'].get(key), float).tolist() for o in (first, one))
             if not np.allclose(was, now, atol=1e-3):
                 raise ValueError(f"{one['file']} differs from {first['file']} in {key}, {now} and {was}")
+        if one['ds'].get(_DISPLAY) != first['ds'].get(_DISPLAY): raise ValueError(
+            f"{one['file']} differs from {first['file']} in {_DISPLAY}: one of them is stored in negative")
 
 # %% ../../nbs/api/data/dicom.ipynb #132fa91a
-def _sort_slices(slices):
+def _sort_slices(slices, what='files'):
     "The slices in the order of their position along the normal, and the mean step from one to the next in mm (LPS)."
     at = np.array([one['ds'].ImagePositionPatient for one in slices], float)
     rows, columns = np.reshape(slices[0]['ds'].ImageOrientationPatient, (2, 3)).astype(float)
@@ -115,8 +178,8 @@ def _sort_slices(slices):
     if places < len(slices):
         positions = 'position' if places == 1 else 'positions'
         raise ValueError(
-            f'its {len(slices)} files lie at {places} {positions}, as the phases of a cine do; '
-            f'keep one file for each position')
+            f'its {len(slices)} {what} lie at {places} {positions}, as the phases of a cine do; '
+            f'keep one for each position')
     steps = np.diff(at[order], axis=0)
     _check_steps(steps)
     return [slices[i] for i in order], steps.mean(0)
@@ -136,27 +199,53 @@ def _check_steps(steps):
 def read_folder(folder: Path) -> dict:
     "A folder of slices as a volume (C, X, Y, Z): X along the rows of a slice, Y along its columns, Z along the normal."
     slices = [one for path in sorted(folder.iterdir()) if (one := _read_slice(path))]
-    if not slices: raise ValueError('it holds no DICOM images')
+    if not slices: raise ValueError(_nothing_in(folder))
+    several = [one for one in slices if count_frames(one['ds']) > 1]
+    if len(slices) == 1 and several: return volume_of_frames(slices[0]['ds'])
     if len(slices) == 1: raise ValueError(f"it holds a single DICOM image; load {slices[0]['file']} itself")
+    if several: raise ValueError(
+        f"it holds {len(slices)} DICOM images, of which {several[0]['file']} has several frames; load it itself")
     _check_series(slices)
+    return _volume(slices)
+
+
+def _nothing_in(folder):
+    "Why a folder is no image."
+    inner = next((path.relative_to(folder) for path in sorted(folder.glob('*/*')) if path.is_file()), None)
+    deeper = f' itself; its files lie one folder deeper, e.g. {inner}: load that folder' if inner else ''
+    return f'it holds no DICOM images{deeper}'
+
+
+def _volume(slices, what='files'):
+    "Slices as one volume."
     _check_grid(slices)
-    slices, step = _sort_slices(slices)
+    slices, step = _sort_slices(slices, what)
     same_window = len({one['window'] for one in slices}) == 1
+    negative = [one['negative'] for one in slices]
     return dict(
         image=np.stack([one['image'] for one in slices], -1).swapaxes(1, 2), affine=_affine(slices[0]['ds'], step),
-        window=slices[0]['window'] if same_window else None, negative=slices[0]['negative'])
+        window=slices[0]['window'] if same_window else None, negative=None if None in negative else np.array(negative),
+        valid=_valid_of(slices), world=slices[0]['world'])
+
+
+def _valid_of(slices):
+    "Where a volume holds measured values; None: everywhere."
+    known, shape = [one['valid'] for one in slices], slices[0]['image'].shape[1:]
+    if all(valid is None for valid in known): return None
+    return np.stack([np.ones(shape, bool) if valid is None else valid for valid in known], -1).swapaxes(0, 1)
 
 
 def _read_slice(path):
-    "A DICOM image with its header; None for reports, indices and files of other kinds."
+    "A DICOM image with its header; None for reports, indices, segmentations and files of other kinds."
     import pydicom
     if path.name[0] == '.' or not path.is_file(): return None
     if not (path.suffix.lower() in DICOM or is_dicom(path)): return None
     with naming(path):
         ds = pydicom.dcmread(path)
         kind = pydicom.uid.UID(ds.file_meta.get('MediaStorageSOPClassUID', '')).name
-        if 'Rows' not in ds and 'Image Storage' not in kind: return None
-        return dict(from_dicom(ds), file=path.name, ds=ds)
+        if _kind(ds) in SEGMENTATIONS or 'Rows' not in ds and 'Image Storage' not in kind: return None
+        if count_frames(ds) > 1: return dict(file=path.name, ds=ds)
+        return dict(from_dicom(ds, what=path.name), file=path.name, ds=ds)
 
 
 def _affine(ds, step):
@@ -166,3 +255,25 @@ def _affine(ds, step):
     lps = np.eye(4)
     lps[:3] = np.c_[rows*column_mm, columns*row_mm, step, np.array(ds.ImagePositionPatient, float)]
     return FLIP @ lps
+
+# %% ../../nbs/api/data/dicom.ipynb #7dd89ae4
+def volume_of_frames(ds) -> dict:
+    "The frames of one file as a volume, by their places. ValueError where these are not known, or not those of one."
+    frames = [_frame(ds, number) for number in range(count_frames(ds))]
+    try: return _volume(frames, 'frames')
+    except ValueError as e:
+        raise ValueError(f'{e}; pass frame= from 0 to {len(frames) - 1} to take one of them') from None
+
+
+def _frame(ds, number):
+    "A frame with a header of its own."
+    import pydicom
+    head = pydicom.Dataset()
+    for key in ('ImagePositionPatient', *_GRID, _DISPLAY):
+        value = tag(ds, key, number)
+        if value is not None: setattr(head, key, value)
+    offsets = ds.get('GridFrameOffsetVector')
+    if offsets is not None:  # of a dose: how far each frame is from the first
+        normal = np.cross(*np.reshape(head.ImageOrientationPatient, (2, 3)).astype(float))
+        head.ImagePositionPatient = (head.ImagePositionPatient + (offsets[number] - offsets[0])*normal).tolist()
+    return dict(from_dicom(ds, number), file=f'frame {number}', ds=head)

@@ -14,8 +14,10 @@ import numpy as np
 from .dicom import DICOM, is_dicom, read_dicom, read_folder
 from .files import as_file_name
 from . import formats
-from .formats import ITK, NIFTI, PICTURES, ending, naming, read_itk, read_nifti, read_picture, write_itk
+from .formats import ITK, NIFTI, PICTURES, ending, in_mm, naming, read_itk, read_nifti, read_picture
+from .formats import write_itk
 from .formats import write_nifti
+from .label_files import check_clean, is_segmentation, segmentation_on, without_rounding
 from .labels import as_labels, as_stack, foreground, is_stack, to_numpy, unions
 from .sample import Sample
 
@@ -26,24 +28,25 @@ __all__ = ['READABLE', 'load', 'as_sample', 'save']
 READABLE = PICTURES + NIFTI + ITK + DICOM
 
 
-def _read(path, frame=None, labels=False):
+def _read(path, frame=None, labels=False, page=None):
     "One file or folder as a dict: image (C, *S), what is known of its geometry, and its names."
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f'{path.name}: there is no such file or folder')
+    if not path.exists(): raise FileNotFoundError(f'{path}: there is no such file or folder')
     suffix = ending(path) if ending(path) in READABLE and path.is_file() else ''
     with naming(path):
-        part, has_frames = _read_kind(path, suffix, frame, labels)
-        if frame is not None and not has_frames: raise ValueError('frame= is only for DICOM files with several frames')
-    return dict(part, file=path.name, name=path.name[:len(path.name) - len(suffix)])
+        part, has = _read_kind(path, suffix, frame, labels, page)
+        if frame is not None and has != 'frames': raise ValueError('frame= is only for DICOM files with several frames')
+        if page is not None and has != 'pages': raise ValueError('page= is only for pictures with several pages')
+    return dict(part, file=path.name, path=str(path), name=path.name[:len(path.name) - len(suffix)])
 
 
-def _read_kind(path, suffix, frame, labels):
-    "What a reader makes of a file or folder, and whether it is of a kind that has frames."
-    if path.is_dir(): return read_folder(path), False
-    if suffix in PICTURES: return read_picture(path, labels), False
-    if suffix in NIFTI: return read_nifti(path), False
-    if suffix in ITK: return read_itk(path), False
-    if suffix or is_dicom(path): return read_dicom(path, frame), True
+def _read_kind(path, suffix, frame, labels, page):
+    "What a reader makes of a file or folder, and what a file of this kind may have several of."
+    if path.is_dir(): return read_folder(path), ''
+    if suffix in PICTURES: return read_picture(path, labels, page), 'pages'
+    if suffix in NIFTI: return read_nifti(path), ''
+    if suffix in ITK: return read_itk(path), ''
+    if suffix or is_dicom(path): return read_dicom(path, frame), 'frames'
     raise ValueError(f'its kind is not known; misas reads {" ".join(READABLE)} and folders of DICOM')
 
 # %% ../../nbs/api/data/io.ipynb #15d9381f
@@ -57,7 +60,7 @@ def _windowed(part, window=None):
             raise ValueError(f"window must be 'file' or (centre, width), got {window!r}")
         centre, width = window
         image = np.clip(image, centre - width/2, centre + width/2)
-    return float(image.max()) + float(image.min()) - image if part.get('negative') else image
+    return image if part.get('negative') is None else part['negative'] - image
 
 
 def _own_window(part, who):
@@ -73,16 +76,37 @@ def _parts(x, labels=False):
     "Whatever `x` is, as a list of dicts with an image (C, *S) and its geometry; several become channels."
     if _is_path(x): return [_read(x, labels=labels)]
     kind = {base.__module__.partition('.')[0] for base in type(x).__mro__}  # the libraries it comes from
-    if 'PIL' in kind: return [dict(image=formats.from_pil(x, labels))]
+    if 'PIL' in kind: return [_from_pil(x, labels, 'fastai' in kind)]
     if 'nibabel' in kind: return [formats.from_nibabel(x)]
     if 'SimpleITK' in kind: return [formats.from_sitk(x)]
     if 'torchio' in kind: return _from_torchio(x, labels)
     if 'fastai' in kind and x.ndim > 3:
         raise ValueError('a fastai tensor with four axes is a batch; pass one image of it, e.g. x[0]')
+    if 'monai' in kind and hasattr(x, 'affine'): return [_from_monai(x)]
     if kind & {'numpy', 'torch'}: return [dict(image=to_numpy(x), bare=True)]  # which axes are space, Sample decides
     raise TypeError(
         f'{type(x).__name__} is no image or labels; '
         f'pass a path, array, tensor, PIL, nibabel or SimpleITK image, or torchio Subject')
+
+
+def _from_pil(x, labels, as_it_is):
+    "A picture; as fastai shows it, or upright."
+    image = formats.from_pil(x, labels) if as_it_is else formats.upright(x, labels)
+    return dict(image=image, lossy=x.format in ('JPEG', 'MPO'))
+
+
+def _from_monai(x):
+    "A MetaTensor with the affine that MONAI has kept for it."
+    affine, before = to_numpy(x.affine), to_numpy(x.meta.get('original_affine', np.eye(4)))
+    if affine.ndim != 2: raise ValueError('a MetaTensor with several affines is a batch; pass one of it, e.g. x[0]')
+    if x.meta.get('space') == 'LPS': affine, before = formats.FLIP @ affine, formats.FLIP @ before
+    axes = len(x.meta.get('spatial_shape', (0, 0, 0) if x.ndim > 3 else (0, 0)))
+    known, values = 'original_affine' in x.meta or not np.array_equal(affine, np.eye(4)), to_numpy(x)
+    if values.ndim == axes: values = values[None]
+    if axes == 3: return dict(image=values, affine=affine if known else None)
+    mm = np.linalg.norm(affine[:3, :2], axis=0)[::-1] if known else None
+    if 'spatial_shape' in x.meta: values = values.swapaxes(-1, -2)  # MONAI reads pictures column by column
+    return dict(image=values, spacing=mm, moved=None if np.allclose(affine, before) else affine)
 
 
 def _from_torchio(x, labels=False):
@@ -96,14 +120,39 @@ def _from_torchio(x, labels=False):
             for name in chosen or images]
 
 # %% ../../nbs/api/data/io.ipynb #7eebb117
+def _why_not(shape, other):
+    "What may be wrong where a mask has another shape than its image."
+    if other == shape[::-1]: return '; one of them is turned: exchange its rows and columns, e.g. labels=mask.T'
+    off = [abs(a - b) for a, b in zip(shape, other)]
+    if len(shape) == len(other) and max(off) <= 1: return (
+        ', by one at its border, so one of them was resampled: resample it to the size of the other, or cut both, e.g. '
+        f'sample.crop({", ".join(f"(0, {min(a, b)})" for a, b in zip(shape, other))})')
+    return ''
+
+
+def _same_size(image, other, this, that):
+    "Raise ValueError when two images have pixels of different size."
+    def size(part):
+        affine = part.get('affine')
+        return part.get('spacing') if affine is None else np.linalg.norm(np.array(affine)[:3, :3], axis=0)
+    sizes = size(image), size(other)
+    if any(mm is None for mm in sizes) or np.allclose(*np.array(sizes, float), rtol=2e-3): return
+    raise ValueError(
+        f'{that} has voxels of {in_mm(sizes[1])}, {this} of {in_mm(sizes[0])}; '
+        'resample it, or pass spacing= if a header is wrong')
+
+
 def _same_grid(image, other):
     "Raise ValueError when two images differ in spatial shape or place."
     if image.get('bare') or other.get('bare'): return  # Sample will compare the shapes
     this, that = image.get('file') or 'image', other.get('file') or 'labels'
     shape, shape_of_other = image['image'].shape[1:], other['image'].shape[1:]
     if shape != shape_of_other:
-        raise ValueError(f'{that} of shape {shape_of_other} does not fit {this} of shape {shape}')
-    if image.get('affine') is None or other.get('affine') is None: return
+        raise ValueError(
+            f'{that} of shape {shape_of_other} does not fit {this} of shape {shape}{_why_not(shape, shape_of_other)}')
+    if np.any(image.get('moved') != other.get('moved')): raise ValueError(
+        f'{this} was moved by a transform of MONAI and {that} was not, or not as much; move both alike')
+    if image.get('affine') is None or other.get('affine') is None: return _same_size(image, other, this, that)
     affine = np.asarray(image['affine'])
     corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)])*(*(np.array(shape) - 1), 1)
     off = np.linalg.norm(corners @ (np.asarray(other['affine']) - affine).T, axis=1).max()
@@ -113,20 +162,53 @@ def _same_grid(image, other):
             f'resample it, or pass affine= if a header is wrong')
 
 # %% ../../nbs/api/data/io.ipynb #bf1ed696
-def _label_array(given, image, label_map=None):
+def _label_array(given, image, label_map=None, ignore=None):
     "A label map, or a stack of masks, from whatever it is in; checked against the grid of the image."
+    return _labels_and_hidden(given, image, label_map, ignore)[0]
+
+
+def _labels_and_hidden(given, image, label_map=None, ignore=None):
+    "The same, and where it has a value to ignore (None: nowhere)."
     if type(given) is dict: given = list(given.values())
-    if isinstance(given, (list, tuple)): return _masks_of(given, image, label_map)
+    if isinstance(given, (list, tuple)): return _masks_of(given, image, label_map, ignore), None
     part = _parts(given, labels=True)[0]
-    values, what, from_file = part['image'], part.get('file') or 'labels', not part.get('bare')
     _same_grid(image, part)
-    may_be_stack = from_file and values.ndim == 4 and len(values) > 1
-    if from_file and not may_be_stack: values = _one_channel(values, what)
+    values, hidden = _without(_cleaned(part), ignore)
+    what = part.get('file') or 'labels'
     if label_map: values = _renamed(as_labels(values, what), label_map, what)
-    if may_be_stack and np.isin(values, (0, 1)).all(): return _masks(values, what)
-    return as_labels(_one_channel(values, what) if may_be_stack else values, what)
+    return _map_or_masks(values, part), hidden
 
 
+def _may_be_stack(part): return not part.get('bare') and part['image'].ndim == 4 and len(part['image']) > 1
+
+
+def _cleaned(part):
+    "The numbers of a label map or of masks, without what programs do to them; a single channel is taken out."
+    values, what, path = part['image'], part.get('file') or 'labels', part.get('path', '')
+    values = without_rounding(values, part.get('slope', (1, 0)), what, path)
+    if _may_be_stack(part): return values
+    if not part.get('bare'): values = _one_channel(values, what)
+    check_clean(values, part.get('lossy', False), what, path)
+    return values
+
+
+def _map_or_masks(values, part):
+    "A label map; of a file with several channels of 0 and 1 a stack."
+    what = part.get('file') or 'labels'
+    if not _may_be_stack(part): return as_labels(values, what)
+    if np.isin(values, (0, 1)).all(): return _masks(values, what)
+    return as_labels(_one_channel(values, what), what)
+
+
+def _without(values, ignore):
+    "Labels with 0 for the values to ignore, and where these are."
+    if ignore is None: return values, None
+    if not all(isinstance(o, (int, float, np.number)) for o in np.ravel(ignore)):
+        raise ValueError(f'ignore must be a value of the labels or several, e.g. ignore=255, got {ignore!r}')
+    hidden = np.isin(values, ignore)
+    return np.where(hidden, 0, values), hidden if hidden.any() else None
+
+# %% ../../nbs/api/data/io.ipynb #5727f10c
 def _masks(values, what):
     "A stack from the channels of a file. ValueError where they are a label map in another form."
     if (values.sum(0) == 1).all():
@@ -149,9 +231,10 @@ def _renamed(labels, label_map, what):
     return np.select([labels == old for old in label_map], list(label_map.values()), 0)
 
 
-def _masks_of(given, image, label_map):
+def _masks_of(given, image, label_map, ignore=None):
     "A stack (K, *S) from a mask for each class."
     if not given: raise ValueError('labels is an empty list; pass a mask for each class')
+    if ignore is not None: raise ValueError('ignore is a value of a label map; of a mask for each class pass valid=')
     masks = [_label_array(one, image, label_map) for one in given]
     for one, mask in zip(given, masks):
         what = Path(one).name if _is_path(one) else 'a mask in labels'
@@ -163,29 +246,35 @@ def _masks_of(given, image, label_map):
             raise ValueError(f'{what} has the shape {mask.shape}, the first mask {masks[0].shape}')
     return np.stack(masks).astype(bool)
 
-# %% ../../nbs/api/data/io.ipynb #17cd94a4
-def _make(parts, labels=None, label_map=None, regions=None, window=None, **kw):
-    "A Sample of one image, or of several as channels. What is given goes before what the file says."
-    first = parts[0]
-    images = [_windowed(part, window) for part in parts]
-    for part in parts[1:]: _same_grid(first, part)
-    grid = dict(first, affine=None) if 'affine' in kw else first
-    labels = first.get('labels') if labels is None else labels
-    if type(labels) is dict: kw.setdefault('classes', tuple(labels))
-    labels = _labels_of(labels, grid, label_map)
-    if regions is not None: labels, kw['classes'] = _in_regions(labels, regions, kw.get('classes'))
-    if _is_path(kw.get('valid')): kw['valid'] = _label_array(kw['valid'], grid)
-    affine = _affine(first.get('affine'), kw.get('spacing'))
-    kw = {'name': first.get('name', ''), 'spacing': first.get('spacing'), 'affine': affine, **kw}
-    try: return Sample(images[0] if len(images) == 1 else np.concatenate(images), labels, **kw)
-    except ValueError as e: raise ValueError(f'{first["file"]}: {e}' if first.get('file') else str(e)) from e
+# %% ../../nbs/api/data/io.ipynb #03768804
+def _channels_of(image, channels):
+    "The channels that were asked for."
+    if channels is None: return image
+    if isinstance(channels, str) and channels == 'grey':
+        if (image != image[:1]).any(): raise ValueError("channels='grey' is for equal channels, but these differ")
+        return image[:1]
+    try: return image[np.ravel(np.array(channels, int))]
+    except (IndexError, ValueError, TypeError):
+        raise ValueError(
+            f"channels must be numbers from 0 to {len(image) - 1}, or 'grey' where all are equal, "
+            f'got {channels!r}') from None
 
 
-def _labels_of(labels, grid, label_map):
-    if labels is not None: return _label_array(labels, grid, label_map)
-    if label_map is not None:
-        raise ValueError('label_map renames the values of labels, but there are no labels')
-    return None
+def _without_nan(image, nan):
+    "The image with a number for NaN, and where there was NaN in any channel."
+    if nan is None or not np.isnan(image).any(): return image, None
+    if not isinstance(nan, (int, float)): raise ValueError(f'nan must be a number to put in place of NaN, got {nan!r}')
+    missing = np.isnan(image)
+    return np.where(missing, nan, image), missing.any(0)
+
+
+def _valid_of(known, parts, grid):
+    "The voxels that count: what was given, or what the files know, without those to ignore."
+    given, *hidden = known
+    if _is_path(given): given = _label_array(given, grid)
+    known = [part.get('valid') for part in parts] if given is None else [as_labels(given, 'valid').astype(bool)]
+    valid = [one for one in known if one is not None] + [~one for one in hidden if one is not None]
+    return np.logical_and.reduce(valid) if valid else None
 
 
 def _in_regions(labels, regions, classes):
@@ -202,6 +291,47 @@ def _affine(affine, spacing):
     affine[:3, :3] *= np.asarray(spacing, float)/np.linalg.norm(affine[:3, :3], axis=0)
     return affine
 
+# %% ../../nbs/api/data/io.ipynb #17cd94a4
+def _make(parts, labels=None, label_map=None, regions=None, window=None, ignore=None, nan=None, channels=None, **kw):
+    "A Sample of one image, or of several as channels. What is given goes before what the file says."
+    first = parts[0]
+    images = [_windowed(part, window) for part in parts]
+    for part in parts[1:]: _same_grid(first, part)
+    grid = _grid_of(first, kw)
+    labels = first.get('labels') if labels is None else labels
+    if is_segmentation(labels):
+        labels, names = segmentation_on(labels, dict(grid, plane=first.get('plane')))
+        if label_map is None: kw.setdefault('classes', names)
+    if type(labels) is dict: kw.setdefault('classes', tuple(labels))
+    labels, hidden = _labels_of(labels, grid, label_map, ignore)
+    if regions is not None: labels, kw['classes'] = _in_regions(labels, regions, kw.get('classes'))
+    image, missing = _without_nan(_channels_of(np.concatenate(images) if parts[1:] else images[0], channels), nan)
+    kw['valid'] = _valid_of([kw.get('valid'), hidden, missing], parts, grid)
+    affine = _affine(first.get('affine'), kw.get('spacing'))
+    spacing = None if 'affine' in kw else first.get('spacing')
+    kw = {'name': first.get('name', ''), 'spacing': spacing, 'affine': affine, **kw}
+    try: return Sample(image, labels, **kw)
+    except ValueError as e: raise ValueError(_told(e, first.get('file'))) from e
+
+
+def _told(error, file):
+    "The text of an error with the name of the file, and what `load` can do about it."
+    cure = '; nan=0 replaces NaN, and these voxels do not count' if 'holds NaN' in str(error) else ''
+    return f'{file}: {error}{cure}' if file else f'{error}{cure}'
+
+
+def _grid_of(first, kw):
+    "What labels have to fit, without what the user knows better than the header."
+    return dict(first, **{k: None for k in ('affine', 'spacing') if k in kw})
+
+
+def _labels_of(labels, grid, label_map, ignore=None):
+    "Labels, and where they have a value to ignore."
+    if labels is not None: return _labels_and_hidden(labels, grid, label_map, ignore)
+    if label_map is not None:
+        raise ValueError('label_map renames the values of labels, but there are no labels')
+    return None, None
+
 # %% ../../nbs/api/data/io.ipynb #0ba773cc
 def load(
     path: str | os.PathLike | list,  # a file, a folder of DICOM slices, or a list of files that become channels
@@ -211,19 +341,24 @@ def load(
     regions: dict | None = None,  # {name: labels}: masks of unions of labels, which may overlap, become the labels
     window: tuple | str | None = None,  # clip the values to (centre, width), or to the window of a DICOM with 'file'
     frame: int | None = None,  # which frame of a DICOM file that has several, counted from 0
+    page: int | None = None,  # which page of a TIFF or GIF that has several, counted from 0
+    channels: int | list | str | None = None,  # which channels, from 0; 'grey': one, where all are equal
+    ignore: int | tuple | None = None,  # a label value or several that mean 'not known': these voxels do not count
+    nan: float | None = None,  # what to put in place of NaN: these voxels do not count
     **kw: object,  # fields of Sample (spacing, classes, name, affine, valid), in place of what the file says
 ) -> Sample:
     "An image from its file. Raises FileNotFoundError or ValueError with a sentence that names the file."
     paths = list(path) if isinstance(path, (list, tuple)) else [path]
     if not paths or not all(map(_is_path, paths)):
         raise TypeError('path must be a file, a folder or a list of files; see also as_sample')
-    return _make([_read(one, frame) for one in paths], labels, label_map, regions, window, **kw)
+    how = dict(label_map=label_map, regions=regions, window=window, channels=channels, ignore=ignore, nan=nan)
+    return _make([_read(one, frame, page=page) for one in paths], labels, **how, **kw)
 
 # %% ../../nbs/api/data/io.ipynb #bf254fde
 def as_sample(
     x: object,  # path(s), array, tensor, image of PIL, fastai, nibabel or SimpleITK, torchio Subject, Sample
     labels: object = None,  # label map, as any of these; or a list or dict of masks
-    **kw: object,  # fields of Sample, label_map=, regions= and window=; for files also frame=
+    **kw: object,  # fields of Sample, and what `load` takes, for files only frame= and page=
 ) -> Sample:
     "Whatever `x` is as a `Sample`; of a `Sample` a copy with the given fields replaced."
     if isinstance(x, Sample): return _changed(x, labels, **kw)
@@ -231,11 +366,14 @@ def as_sample(
     return _make(_parts(x), labels, **kw)
 
 
-def _changed(sample, labels=None, label_map=None, regions=None, **kw):
+def _changed(sample, labels=None, label_map=None, regions=None, ignore=None, **kw):
     "The sample with other fields."
     if type(labels) is dict: kw.setdefault('classes', tuple(labels))
-    array = _labels_of(labels, vars(sample), label_map)
+    grid = dict(image=sample.image, affine=sample.affine, spacing=sample.spacing if sample.spacing_known else None)
+    if is_segmentation(labels): labels, kw['classes'] = segmentation_on(labels, grid)
+    array, hidden = _labels_of(labels, grid, label_map, ignore)
     if array is not None: kw['labels'] = array
+    if hidden is not None: kw['valid'] = ~hidden if sample.valid is None else sample.valid & ~hidden
     if kw: sample = sample.replace(**kw)
     return sample if regions is None else sample.regions(**regions)
 
@@ -252,6 +390,7 @@ def save(
     with naming(path, 'saved'), tempfile.TemporaryDirectory(prefix='.misas_', dir=folder) as tmp:
         for name, array in arrays.items():
             write(Path(tmp)/name, array.swapaxes(1, 2) if sample.ndim == 2 else array, affine)
+            with open(Path(tmp)/name, 'rb+') as file: os.fsync(file.fileno())
         for name in arrays: os.replace(Path(tmp)/name, folder/name)
     return [folder/name for name in arrays]
 
