@@ -128,11 +128,14 @@ class Habits:
     "What spoils a comparison of a network's answers, as far as it was found out."
     chance: bool = False  # it draws random numbers
     memory: bool = False  # its answers depend on what it was asked before
-    company: bool = False  # the images of a batch change each other's answers, or it takes only one
+    company: bool = False  # the images of a batch change each other's answers
     writes: bool = False  # it changes its buffers, whatever that does to its answers
+    single: bool = False  # it takes one image at a time
 
     @property
-    def alone(self) -> bool: "Is each image asked alone?"; return self.chance or self.memory or self.company
+    def bad(self) -> bool: "Would answers differ by more than the image?"; return self.chance or self.memory or self.company
+    @property
+    def alone(self) -> bool: "Is each image asked alone?"; return self.bad or self.single
 
 
 @contextmanager
@@ -140,9 +143,10 @@ def same_again(
     model: object,  # an innermost Model, with its `habits`
 ) -> Iterator:
     "Inside, a network with habits is asked with the same luck, and without memory."
+    habits = model.habits or Habits()
     with ExitStack() as stack:
-        if model.habits is not None and model.habits.memory: stack.enter_context(on_copies(model))
-        if model.habits is not None and model.habits.chance: stack.enter_context(seeded())
+        if habits.memory or habits.writes: stack.enter_context(on_copies(model, habits.memory))
+        if habits.chance: stack.enter_context(seeded())
         yield
 
 
@@ -154,11 +158,8 @@ def as_ever(
     "The answer that does not depend on chance, on what was asked before, or on what else is in the batch."
     habits = model.habits
     if habits is None: return _guarded(model, x, ask)
-    if not habits.alone and not habits.writes: return ask(x)
-    if not habits.alone:
-        with on_copies(model, False): return ask(x)
     found = []
-    for one in x.split(1):
+    for one in x.split(1 if habits.alone else len(x)):
         with same_again(model): found.append(ask(one))
     return _joined(found)
 

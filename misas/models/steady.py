@@ -18,8 +18,8 @@ from .hold import untouched
 from .several import choose_output
 
 # %% auto #0
-__all__ = ['EXACT', 'LOOSE', 'SMALL', 'CURES', 'alike', 'best_part', 'parts', 'strangers', 'first_image', 'Unsteady', 'examine',
-           'state_of', 'steady']
+__all__ = ['EXACT', 'LOOSE', 'SMALL', 'LARGE', 'CURES', 'alike', 'best_part', 'parts', 'strangers', 'first_image', 'Unsteady',
+           'examine', 'state_of', 'steady']
 
 # %% ../../nbs/api/models/steady.ipynb #3cc5dac4
 EXACT, LOOSE = 3e-5, 2e-3  # of an output's range: the same pass again; a pass with other images, which rounds otherwise
@@ -130,11 +130,18 @@ def _asked(model, x, seed, habits=None):
     return model.plain(choose_output(out, model.output, tuple(x.shape[2:])))
 
 
+LARGE = 2**18  # voxels, from which on a batch is asked about only once
+
+
 def _beside(model, x):
-    "The answer for `x` at the end of a batch; None if it takes no batch. (Strangers may be more than it bears.)"
-    for others in (strangers(x), [x.flip(-1)]):
-        try: return _asked(model, torch.cat([*others, x]), 2)[-1:]
+    "Answers for `x` at the end of a batch, and at its begin; none if it takes no batch."
+    bright, dark = strangers(x)
+    for one, other in ((bright, dark), (x.flip(-1), x.flip(-2))):  # strangers may be more than it bears
+        try:
+            if x[0].numel() > LARGE: return [_asked(model, torch.cat([one, x]), 2)[-1:]]
+            return [_asked(model, torch.cat([one, other, x]), 2)[-1:], _asked(model, torch.cat([x, one]), 2)[:1]]
         except Exception: continue
+    return []
 
 
 CURES = Habits(chance=True), Habits(memory=True), Habits(chance=True, memory=True)
@@ -157,7 +164,7 @@ def _habits_of(model, x):
     first = _asked(model, x, 1).clone()
     among, again = _beside(model, x), _asked(model, x, 3)
     if alike(first, again, ndim):
-        return Habits(company=among is None or not alike(first, among, ndim, LOOSE))
+        return Habits(company=not all(alike(first, one, ndim, LOOSE) for one in among), single=not among)
     other = strangers(x)[0]
     def ask(another, seed, habits): return _asked(model, other if another else x, seed, habits)
     return _cure(ask, ndim)
@@ -177,7 +184,7 @@ def _habits_of_preprocess(model, image):
 def examine(
     model: object,  # a Model
     sample: Sample,
-) -> tuple | None:  # Habits, or None if answers cannot be made steady; was the network alone the reason for company?
+) -> tuple | None:  # (Habits,), or (None,) if answers cannot be made steady
     "What spoils a comparison of a model's answers. None where it does not answer at all."
     image = first_image(model, sample)
     if image is None: return None
@@ -203,7 +210,7 @@ def _together(one, other, writes):
     "What one of two does, both do. (None,): nothing helps."
     if one is None or other is None: return (None,)
     either = [getattr(one, name) or getattr(other, name) for name in ('chance', 'memory', 'company')]
-    return (Habits(*either, writes),)
+    return (Habits(*either, writes, other.single),)
 
 # %% ../../nbs/api/models/steady.ipynb #4d54b171
 def state_of(
@@ -245,8 +252,7 @@ def steady(
         if found is None: return model
         before, inner.habits = inner.habits, found[0]
         inner.examined = state, found[0] is None
-        told = inner.habits is not None and inner.habits.alone and inner.habits != before
-        if told and not getattr(inner, 'one_by_one', False):
+        if inner.habits is not None and inner.habits.bad and inner.habits != before:
             warnings.warn(f'{model.name} {_words(inner.habits)}', stacklevel=3)
     if inner.examined[1]: raise Unsteady(f'{model.name} {_NEVER}')
     return model
