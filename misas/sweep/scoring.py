@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +22,11 @@ from ..metrics.scores import scores
 from ..models.adapt import as_model
 from ..models.base import Model, check_overlap
 from ..models.steady import steady
-from ..transforms.base import Transform
+from ..transforms.base import FunctionTransform, Transform
 
 # %% auto #0
-__all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'check_count', 'as_transform', 'Series', 'pack_labels',
-           'unpack_labels', 'Probe']
+__all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'check_count', 'as_transform', 'in_pixels', 'told_in', 'Series',
+           'pack_labels', 'unpack_labels', 'Probe']
 
 # %% ../../nbs/api/sweep/scoring.ipynb #87c55f5c
 def _one_of(what, choice, allowed):
@@ -167,6 +168,29 @@ def as_transform(transform) -> Transform:
     if not transform.n_values: cure = 'leave one of its parts without .at(value)'
     raise ValueError(f'transform {transform.name} has {transform.n_values} values to vary, not one: {cure}')
 
+# %% ../../nbs/api/sweep/scoring.ipynb #e4604102
+def in_pixels(
+    transform: Transform,
+    sample: Sample,
+) -> Transform:  # the same, or a copy with another unit
+    "A transform whose mm are told as pixels where the spacing of a sample is not known. A function's unit is its own."
+    known = sample.spacing_known or isinstance(transform, FunctionTransform)
+    return transform if known else told_in(transform, 'mm', 'pixels' if sample.ndim == 2 else 'voxels')
+
+
+def told_in(
+    transform: Transform,
+    old: str, new: str,  # units
+) -> Transform:
+    "A transform with another unit for its values; its own if it has another one than `old`."
+    parts = [told_in(part, old, new) for part in getattr(transform, 'free', ())]
+    changed = any(one is not part for one, part in zip(parts, getattr(transform, 'free', ())))
+    if transform.unit != old and not changed: return transform
+    told = copy(transform)
+    if transform.unit == old: told.unit = new
+    if parts: told.free = parts
+    return told
+
 # %% ../../nbs/api/sweep/scoring.ipynb #62a6ee35
 class Series:
     "A sequence whose elements are made when they are asked for."
@@ -203,7 +227,8 @@ class Probe:
         scoring: Scoring | None = None,  # None: Dice against the labels
         unchanged: np.ndarray | None = None,  # what the model gave for the sample itself, where it is known already
     ):
-        self.model, sample, self.transform = as_model(model), as_sample(sample), transform
+        self.model, sample = as_model(model), as_sample(sample)
+        self.transform = in_pixels(transform, sample)
         self.scoring = scoring or Scoring()
         self.scoring.check(sample)
         own = self.scoring.reference == 'prediction'

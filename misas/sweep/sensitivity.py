@@ -16,7 +16,7 @@ from ..data.labels import mask_of
 from ..metrics.limits import LIMITS, check_drop, judged, usual_drop
 from ..metrics.masks import confusion as confusion_matrix
 from ..metrics.metric import Metric
-from .scoring import Probe, Scoring, Series, as_transform, pair, unpack_labels
+from .scoring import Probe, Scoring, Series, as_transform, in_pixels, pair, unpack_labels
 from .sentences import Curve, curve_sentence, first_to_break, remarks
 from .stored import Stored, read_sweep, write_sweep
 from ..transforms.base import Transform, sweep_values
@@ -36,6 +36,7 @@ class Sensitivity:
     def __init__(self, probe: Probe | Stored, found: dict):
         "`found`: value -> (packed prediction, scores), the identity among them"
         for k in ('sample', 'transform', 'classes', 'foreground', 'scoring'): setattr(self, k, getattr(probe, k))
+        self.transform = in_pixels(self.transform, self.sample)
         self.reference, self.space = self.scoring.reference, self.scoring.space
         self._metrics, self.metrics = self.scoring.metrics, list(self.scoring.metrics)
         asks = isinstance(probe, Probe)
