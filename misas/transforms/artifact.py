@@ -91,7 +91,7 @@ def _for_sample(transform, what, numbers, sample, default):
 def _spiked(sample, amplitudes, position):
     "The sample with waves of some amplitudes, fractions of the robust range."
     x, zero = from_zero(sample.image)
-    lo, hi = channel_range(sample.image)
+    lo, hi = channel_range(sample.image, sample.valid)
     wave = spike_pattern(sample.shape, position)*(hi - lo)
     return [sample.replace(image=np.abs(x + a*wave) + zero) for a in amplitudes]
 

@@ -24,11 +24,15 @@ __all__ = ['FACTORS', 'channel_range', 'Brightness', 'Contrast', 'Gamma', 'Windo
 # %% ../../nbs/api/transforms/intensity.ipynb #1dd7cb43
 def channel_range(
     image: np.ndarray,  # (C, *S)
+    valid: np.ndarray | None = None,  # (*S) bool: the voxels that count; None: all
 ) -> tuple[np.ndarray, np.ndarray]:  # lowest and highest value of each channel, each (C, 1, ...)
     """1st and 99th percentile of each channel; minimum and maximum where these coincide.
 
-    The highest is above the lowest unless the channel is constant."""
+    The highest is above the lowest unless the channel is constant. Voxels that do not count cannot widen it."""
     flat, shape = np.asarray(image).reshape(len(image), -1), (-1, *[1]*(np.ndim(image) - 1))
+    if valid is not None and valid.any():
+        known = flat[:, valid.ravel()]
+        flat = np.clip(flat, known.min(1, keepdims=True), known.max(1, keepdims=True))
     low, high = np.percentile(flat, (1, 99), axis=1)
     ends = np.where(high > low, low, flat.min(1)), np.where(high > low, high, flat.max(1))
     return tuple(end.astype(np.float32).reshape(shape) for end in ends)
@@ -50,7 +54,7 @@ class Contrast(Transform):
     name, identity, scale, domain, values = 'contrast', 1., FACTOR, (0, 1e6), FACTORS
 
     def apply(self, sample: Sample, value: float) -> Sample:
-        middle = sum(channel_range(sample.image))/2
+        middle = sum(channel_range(sample.image, sample.valid))/2
         return sample.replace(image=middle + np.float32(value)*(sample.image - middle))
 
 # %% ../../nbs/api/transforms/intensity.ipynb #06bf2934
@@ -62,7 +66,7 @@ class Gamma(Transform):
     values = tuple(round(2**(k/4), 4) for k in range(-4, 5))
 
     def apply(self, sample: Sample, value: float) -> Sample:
-        lo, hi = channel_range(sample.image)
+        lo, hi = channel_range(sample.image, sample.valid)
         share = (sample.image - lo)/np.where(hi > lo, hi - lo, 1)
         return sample.replace(image=lo + (hi - lo)*np.where(share > 0, np.abs(share)**np.float32(value), share))
 
@@ -81,7 +85,7 @@ class WindowWidth(Transform):
     name, identity, scale, domain, values = 'window width', 1., FACTOR, (1e-3, 1e3), FACTORS
 
     def apply(self, sample: Sample, value: float) -> Sample:
-        middle = sum(channel_range(sample.image))/2
+        middle = sum(channel_range(sample.image, sample.valid))/2
         return _clipped(sample, middle + (sample.image - middle)/np.float32(value))
 
 
@@ -92,7 +96,7 @@ class WindowLevel(Transform):
     name, domain, values = 'window level', (-1e3, 1e3), tuple(round(.1*k, 1) for k in range(-5, 6))
 
     def apply(self, sample: Sample, value: float) -> Sample:
-        lo, hi = channel_range(sample.image)
+        lo, hi = channel_range(sample.image, sample.valid)
         return _clipped(sample, sample.image - np.float32(value)*(hi - lo))
 
 # %% ../../nbs/api/transforms/intensity.ipynb #7a32c4ee
@@ -118,7 +122,7 @@ class Noise(Transform):
 
     def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         pattern = case_generator(self.seed, sample).standard_normal(sample.image.shape, np.float32)
-        lo, hi = channel_range(sample.image)
+        lo, hi = channel_range(sample.image, sample.valid)
         return [sample.replace(image=sample.image + np.float32(v)*(hi - lo)*pattern) for v in values]
 
 # %% ../../nbs/api/transforms/intensity.ipynb #d0151f42
@@ -130,8 +134,10 @@ class Rician(Noise):
 
     def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         real, imaginary = case_generator(self.seed, sample).standard_normal((2, *sample.image.shape), np.float32)
-        lo, hi = channel_range(sample.image)
-        zero = np.minimum(sample.image.reshape(sample.n_channels, -1).min(1), 0).reshape(-1, *[1]*sample.ndim)
+        lo, hi = channel_range(sample.image, sample.valid)
+        flat = sample.image.reshape(sample.n_channels, -1)
+        if sample.valid is not None and sample.valid.any(): flat = flat[:, sample.valid.ravel()]
+        zero = np.minimum(flat.min(1), 0).reshape(-1, *[1]*sample.ndim)
         sds = [np.float32(v)*(hi - lo) for v in values]
         return [sample.replace(image=zero + np.hypot(sample.image - zero + sd*real, sd*imaginary)) for sd in sds]
 
