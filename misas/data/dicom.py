@@ -262,7 +262,8 @@ def volume_of_frames(ds) -> dict:
     frames = [_frame(ds, number) for number in range(count_frames(ds))]
     try: return _volume(frames, 'frames')
     except ValueError as e:
-        raise ValueError(f'{e}; pass frame= from 0 to {len(frames) - 1} to take one of them') from None
+        raise ValueError(
+            f'it holds {len(frames)} frames that make no volume, as {e}; pass frame= from 0 to {len(frames) - 1}') from None
 
 
 def _frame(ds, number):
