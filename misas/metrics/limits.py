@@ -137,4 +137,4 @@ def room(
     "How much worse a score can get at most."
     if np.isinf(metric.bad(score)) and metric.bad(score) > 0: return 0.
     ratio = metric.better == 'higher' and not metric.unit and METRICS.get(metric.name) == metric
-    return max(float(score), 0.) if ratio else np.inf
+    return max(float(score), 0.) if ratio and not np.isnan(score) else np.inf

@@ -13,9 +13,10 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.labels import mask_of
-from ..metrics.limits import LIMITS, check_drop, judged, usual_drop
+from ..metrics.limits import LIMITS, check_drop, directed, judged, limits, usual_drop
 from ..metrics.masks import confusion as confusion_matrix
 from ..metrics.metric import Metric
+from .ceiling import ceiling_sentence, ceilings, forgiven
 from .scoring import Probe, Scoring, Series, as_transform, in_pixels, pair, unpack_labels
 from .sentences import Curve, curve_sentence, first_to_break, remarks
 from .stored import Stored, read_sweep, write_sweep
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['Sensitivity', 'sensitivity']
+__all__ = ['ENDS', 'Sensitivity', 'sensitivity', 'curves_of']
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #55de8fe3
 class Sensitivity:
     "The result of a sweep; see `sensitivity`."
-    def __init__(self, probe: Probe | Stored, found: dict):
-        "`found`: value -> (packed prediction, scores), the identity among them"
+    _ceiling = None  # not asked for yet
+
+    def __init__(self, probe: Probe | Stored, found: dict, ceiling: np.ndarray | None = None):
+        "`found`: value -> (packed prediction, scores), the identity among them; `ceiling`: where it is known already"
         for k in ('sample', 'transform', 'classes', 'foreground', 'scoring'): setattr(self, k, getattr(probe, k))
         self.transform = in_pixels(self.transform, self.sample)
         self.reference, self.space = self.scoring.reference, self.scoring.space
@@ -44,6 +47,7 @@ class Sensitivity:
         self.values = sorted(found)
         self._packed = [found[value][0] for value in self.values]
         self._table = np.stack([found[value][1] for value in self.values])  # (values, classes with scores, metrics)
+        if ceiling is not None: self._ceiling = (ceiling,)
 
     def __getstate__(self) -> dict: return {**self.__dict__, '_probe': None}
 
@@ -87,12 +91,24 @@ def sensitivity(
 # %% ../../nbs/api/sweep/sensitivity.ipynb #06a7ef4c
 @patch(as_prop=True)
 def frame(self: Sensitivity) -> 'pandas.DataFrame':
-    "Tidy table: transform, value, unit, class, metric, score."
+    "Tidy table: transform, value, unit, class, metric, score; where the transform resamples, the ceiling as well."
     import pandas as pd
     name, unit = self.transform.name, self.transform.unit
     rows = [(name, value, unit, c, m, table[i, j]) for value, table in zip(self.values, self._table)
             for i, c in enumerate(self.foreground) for j, m in enumerate(self.metrics)]
-    return pd.DataFrame(rows, columns=['transform', 'value', 'unit', 'class', 'metric', 'score'])
+    frame = pd.DataFrame(rows, columns=['transform', 'value', 'unit', 'class', 'metric', 'score'])
+    return frame if self.ceiling is None else frame.assign(ceiling=self.ceiling.ravel())
+
+
+@patch(as_prop=True)
+def ceiling(self: Sensitivity) -> np.ndarray | None:  # (values, classes, metrics); None: nothing is resampled
+    "What a perfect model would score; made from the labels when it is first asked for, see `misas.sweep.ceiling`."
+    if self._ceiling is None:
+        n_classes = len(self.foreground) + (not self.sample.overlapping)
+        known = all(metric.f is not None for metric in self._metrics.values())  # else it was read from a file
+        question = self.transform, self.sample, self.values, self.scoring, n_classes
+        self._ceiling = (ceilings(*question) if known else None,)
+    return self._ceiling[0]
 
 
 @patch
@@ -233,11 +249,20 @@ def gif(
     return pictures.save_gif(frames, path, captions=captions, ms=ms)
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #95ab2528
+ENDS = 'lower', 'upper', 'breaks_below', 'breaks_above'  # of `Limits`
+
+
 def _limits(result, drop, metric):
-    "The `Limits` of each class."
-    table = result._table[:, :, result.metrics.index(metric.name)]
-    return {name: judged(result.values, scores, metric, result._same, drop)
-            for name, scores in zip(result.foreground, table.T)}
+    "The `Limits` of each class; its range ends where a score is worse than the ceiling, too."
+    j, values, same = result.metrics.index(metric.name), result.values, result._same
+    curves = list(zip(result.foreground, result._table[:, :, j].T))
+    found = {name: judged(values, scores, metric, same, drop) for name, scores in curves}
+    if result.ceiling is None or not directed(metric): return found
+    for (name, scores), ceiling in zip(curves, result.ceiling[:, :, j].T):
+        bad = forgiven(metric, scores, ceiling, same)
+        ends = limits(values, scores, bad, same, drop, absence=metric.tells_absence())._asdict()
+        found[name] = found[name]._replace(**{k: ends[k] for k in ENDS})
+    return found
 
 
 @patch
@@ -248,6 +273,7 @@ def tolerance(
 ) -> 'pandas.DataFrame':  # a row a class
     """The range of values around the identity in which each class stays within `drop` of its score there.
 
+    Or of the ceiling, where that is lower: what a perfect model would lose to resampling is not held against it.
     `lower` and `upper` are the last values that hold; `breaks below` and `breaks above` the first that do not (NaN:
     none in the sweep). Undefined scores neither hold nor break; they are counted, and infinite ones are, too.
     Without a score at the identity there is no range, but for a class that is neither there nor predicted: its
@@ -272,20 +298,31 @@ def summary(
 ) -> Summary:  # prints as text; `.frame` holds the numbers
     "What the model tolerates, which class breaks first, and where."
     metric = self._metric(metric)
-    found = _limits(self, usual_drop(drop, metric), metric)
-    curves = _curves(self, found, metric, usual_drop(drop, metric))
+    curves = curves_of(self, metric, usual_drop(drop, metric))
     told = [curve_sentence(name, one) for name, one in curves.items()]
-    lines = [_headline(self, metric), *told, first_to_break(curves), *remarks(self, curves)]
-    return Summary('\n'.join(filter(None, lines)), _limits_frame(found, metric))
+    lines = [_headline(self, metric), *told, first_to_break(curves), _resampling(self, metric), *remarks(self, curves)]
+    return Summary('\n'.join(filter(None, lines)), _limits_frame({k: one.found for k, one in curves.items()}, metric))
 
 
-def _curves(result, found, metric, drop):
-    "Class -> what is known of its scores."
+def curves_of(
+    result: Sensitivity,
+    metric: Metric,  # one that was computed
+    drop: float,  # how much worse than unchanged still holds
+) -> dict:  # class -> Curve
+    "What is known of the scores of each class, for sentences."
+    found = _limits(result, drop, metric)
     table, own = result._table[:, :, result.metrics.index(metric.name)], result.reference == 'prediction'
     how = metric, drop, metric.unit_in(result.sample.ndim)
     classes = zip(found.items(), table.T, _there(result))
     return {name: Curve(one, result.transform, result.values, scores, *how, there, own)
             for (name, one), scores, there in classes}
+
+
+def _resampling(result, metric):
+    "What is lost to resampling alone."
+    if result.ceiling is None: return ''
+    table, unit = result.ceiling[:, :, result.metrics.index(metric.name)], metric.unit_in(result.sample.ndim)
+    return ceiling_sentence(metric, table, result.foreground, result.values, result.transform, unit)
 
 
 def _there(result):
@@ -326,7 +363,7 @@ def save(
 ) -> str:  # the path
     "Write the result completely or not at all. ValueError for a transform that cannot be written down."
     names = self.classes, self.foreground
-    answers = self.values, self._packed, self._table
+    answers = self.values, self._packed, self._table, self.ceiling
     return write_sweep(Stored(self.sample, self.transform, self.scoring, self.model, *names, *answers), path)
 
 
@@ -338,4 +375,4 @@ def load(
 ) -> Sensitivity:
     "A saved result, without its model. ValueError for a file that holds none."
     known = read_sweep(path, functions)
-    return cls(known, dict(zip(known.values, zip(known.packed, known.table))))
+    return cls(known, dict(zip(known.values, zip(known.packed, known.table))), known.ceiling)

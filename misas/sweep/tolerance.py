@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
-from ..metrics.limits import check_drop, holds, reach
+from ..metrics.limits import check_drop, excess, holds, reach
 from .scoring import Probe, Scoring, as_transform
-from .sensitivity import Sensitivity
+from .sensitivity import Sensitivity, curves_of
+from .sentences import curve_sentence, remarks
 from ..transforms.base import Transform, sweep_values
 from ..view import page, plot as pictures
 from ..view.words import Summary, amount_text
@@ -91,8 +92,8 @@ class Tolerance:
 
 def _holds_again(sweep, row, k, drop):
     "Values beyond a break at which class number `k`, from 0, holds again."
-    bad = sweep._metric().bad(sweep._table[:, k, 0])
-    fine = holds(bad, bad[sweep._same] + drop)
+    metric = sweep._metric()
+    fine = holds(excess(metric.bad(sweep._table[:, k, 0]), sweep._same, metric.tells_absence()), drop)
     return [v for v, ok in zip(sweep.values, fine) if ok and (v < row['breaks below'] or v > row['breaks above'])]
 
 # %% ../../nbs/api/sweep/tolerance.ipynb #6738b3db
@@ -105,14 +106,16 @@ def summary(self: Tolerance) -> Summary:  # prints as text; `.frame` holds the n
     within = amount_text(self.drop, metric.unit_in(sweep.sample.ndim))
     head = (f'{sweep.model} on {sweep._name}: {metric.name} within {within} of {of} '
             f'({self.evaluations} predictions, {len(self.values)} in a dense sweep)')
-    return Summary('\n'.join([head, *map(self._line, self.frame.to_dict('records'), self._again)]), self.frame)
+    curves = curves_of(sweep, metric, self.drop)
+    lines = map(self._line, self.frame.to_dict('records'), self._again, curves.values())
+    return Summary('\n'.join([head, *lines, *remarks(sweep, curves)]), self.frame)
 
 
 @patch
-def _line(self: Tolerance, row, again):
+def _line(self: Tolerance, row, again, curve):
     "One class in words."
     transform, name = self.sweep.transform, row['class']
-    if np.isnan(row['lower']): return f'- {name}: has no score {transform.zero}'
+    if np.isnan(row['unchanged']) or not curve.can_break: return curve_sentence(name, curve)
     sides = ('lower', 'breaks below', self.values[0]), ('upper', 'breaks above', self.values[-1])
     ends = [_end(transform, row[at], row[beyond], last) for at, beyond, last in sides
             if len({row[at], transform.identity, last}) > 1]  # else there is no such side
@@ -168,6 +171,7 @@ class _Search:
     "What is known of the steps, and the asking of more."
     def __init__(self, probe, values):
         self.probe, self.values, self.found = probe, values, {}  # found: index of a step -> (packed prediction, scores)
+        self.same = values.index(probe.transform.identity)
         self.metric = next(iter(probe.scoring.metrics.values()))
 
     def ask(self, indices):
@@ -175,13 +179,15 @@ class _Search:
         asked = self.probe.at([self.values[i] for i in todo])
         for i, (_, packed, table) in zip(todo, asked): self.found[i] = packed, table
 
-    def bad(self, k):
-        "How bad class number `k`, from 0, is at each step that is known: the lower the better."
-        return {i: float(self.metric.bad(table[k, 0])) for i, (_, table) in self.found.items()}
+    def worse(self, k):
+        "How much worse class number `k`, from 0, is at each step that is known than unchanged."
+        steps = sorted(self.found)
+        bad = self.metric.bad([self.found[i][1][k, 0] for i in steps])
+        return dict(zip(steps, excess(bad, steps.index(self.same), self.metric.tells_absence())))
 
     def go(self, side, k, limit):
         "Ask along `side`, indices from the identity outwards, until it is known between which neighbours `k` breaks."
-        while gap := self._gap(side, self.bad(k), limit): self.ask([gap[(len(gap) - 1)//2]])
+        while gap := self._gap(side, self.worse(k), limit): self.ask([gap[(len(gap) - 1)//2]])
 
     def _gap(self, side, bad, limit):
         "The steps among which the break is."
@@ -211,13 +217,14 @@ def tolerance(
     if len(scoring.metrics) > 1: raise ValueError(f'metric must be one metric, got {", ".join(scoring.metrics)}')
     values = tolerance_values(transform, resolution)
     probe = Probe(model, sample, transform, scoring)
-    search, at = _Search(probe, values), values.index(transform.identity)
+    search = _Search(probe, values)
+    at = search.same
     search.metric.bad([])  # refuses a metric in which nothing is better or worse
     drop = check_drop(drop, search.metric)
     search.ask([at])
     for side in (list(range(at, -1, -1)), list(range(at, len(values)))):
         far = len(side) - 1
         search.ask([side[round(far*j/PROBES)] for j in range(1, PROBES + 1) if far])
-        for k in range(len(probe.foreground)): search.go(side, k, search.bad(k)[at] + drop)
+        for k in range(len(probe.foreground)): search.go(side, k, drop)
     sweep = Sensitivity(probe, {values[i]: known for i, known in search.found.items()})
     return Tolerance(sweep, drop, values, probe.predictions)
