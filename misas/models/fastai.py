@@ -5,7 +5,10 @@
 # %% ../../nbs/api/models/fastai.ipynb #ff6b43be
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import partial
+from pathlib import PurePath
 
 import numpy as np
 import torch
@@ -13,47 +16,12 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .hold import same_luck
+from .output import NoGradient
+from .resizing import in_torch, line_of, way_back
 from .torch import TorchModel
 
 # %% auto #0
-__all__ = ['line_of', 'way_back', 'FastaiModel', 'pipeline']
-
-# %% ../../nbs/api/models/fastai.ipynb #f09c911e
-def line_of(
-    ramp: np.ndarray,  # old coordinates (0 to n - 1) along one axis of the new image
-    n: int,
-) -> tuple:  # intercept, slope
-    "Where along one axis each pixel came from. ValueError where that is no straight line."
-    i = np.arange(len(ramp))
-    rise = np.gradient(ramp) if len(ramp) > 1 else np.zeros(1)
-    inside = (ramp > .01*n) & (ramp < .99*n - 1) & (rise > .7*rise.max())  # the rest is padded, mirrored or smoothed
-    slope, start = np.polyfit(i[inside], ramp[inside], 1) if inside.sum() > 2 else (np.nan, np.nan)
-    if not slope > 0 or np.abs(start + slope*i - ramp)[inside].max() > .5: raise ValueError(
-        "the Learner's item transforms cannot be undone: only resizing, cropping and padding at prediction time can")
-    return float(start), float(slope)
-
-
-def _whole(lines):
-    "Lines of a crop or padding by whole pixels, made exact; others as they are."
-    plain = all(abs(slope - 1) < 1e-4 and abs(start - round(start)) < 1e-2 for start, slope in lines)
-    return [(round(start), 1.) for start, _ in lines] if plain else lines
-
-
-def way_back(
-    lines: list,  # (intercept, slope) of both axes
-    shape: tuple,  # of the image
-):  # -> undo(y, empty)
-    "How to bring (K, *S') back to `shape`."
-    lines = _whole(lines)
-    def undo(y, empty):
-        size = y.shape[1:]
-        at = [(torch.arange(n, device=y.device) - start)/slope for n, (start, slope) in zip(shape, lines)]
-        seen = [(o >= -.501) & (o <= m - .499) for o, m in zip(at, size)]
-        scaled = [2*o/max(m - 1, 1) - 1 for o, m in zip(at, size)]  # -1 to 1, as grid_sample counts
-        grid = torch.stack(torch.meshgrid(*scaled, indexing='ij')[::-1], -1)[None].to(y.dtype)
-        out = F.grid_sample(y[None], grid, padding_mode='border', align_corners=True)[0]
-        return torch.where(seen[0][:, None] & seen[1][None], out, empty.view(-1, 1, 1).to(out))
-    return undo
+__all__ = ['FastaiModel', 'warn_of_opener', 'pipeline']
 
 # %% ../../nbs/api/models/fastai.ipynb #6c4d85df
 def _vocabulary(learn):
@@ -80,7 +48,8 @@ class FastaiModel(TorchModel):
         super().__init__(learn.model, **{**kw, 'name': kw.get('name', 'Learner')})
         self.learn, self.first, self.preprocess = learn, preprocess, self._pipeline
         self.item = _image_type(learn)
-        self._dl, self._geometry = None, {}
+        self._dl, self._geometry, self._batch_geometry, self._in_torch = None, {}, {}, {}
+        if preprocess is None: warn_of_opener(learn, self.name)
 
     def _pipeline(self, image):
         with same_luck(): return pipeline(self, image)
@@ -89,11 +58,52 @@ class FastaiModel(TorchModel):
         "For another process: the network and the transforms, without data, optimizer and history."
         from types import SimpleNamespace
         light = SimpleNamespace(model=self.learn.model, dls=self.learn.dls.new_empty())
-        return {**self.__dict__, '_dl': None, 'learn': light}
+        return {**self.__dict__, '_dl': None, '_in_torch': {}, 'learn': light}
 
     def __fingerprint__(self):
         valid = self.learn.dls.valid
         return self.first, *self._options(), self.module, str(valid.after_item), str(valid.after_batch)
+
+# %% ../../nbs/api/models/fastai.ipynb #b31b6bcf
+def _is_file(kind): return any(isinstance(k, type) and issubclass(k, (str, PurePath)) for k in np.ravel(kind))
+
+
+def _opening(learn):
+    "The steps of a Learner's image pipeline before and from its opener on; None where there is none, or fastai's own."
+    lists = getattr(learn.dls.valid_ds, 'tls', None)
+    steps, types = (list(lists[0].tfms.fs), lists[0].types or ()) if lists else ([], ())
+    files = [k for k, kind in enumerate(types[:len(steps)]) if _is_file(kind)]
+    if not files or getattr(steps[files[-1]], 'name', '') == 'PILBase.create': return None
+    return steps[:files[-1]], steps[files[-1]:]
+
+
+def _opens_as_load(learn, before, opener):
+    "Does the opener make of the first file what `load` makes of it? None: there is none to try."
+    from misas.data.io import load
+    try:
+        path = learn.dls.valid_ds.tls[0].items[0]
+        for step in before: path = step(path)
+        found, ours = path, load(path).image
+        for step in opener: found = step(found)
+        found = np.asarray(found)
+    except Exception: return None  # no files in an export, or files of another kind
+    if found.ndim == 3 and found.shape[:2] == ours.shape[1:]: found = np.moveaxis(found, -1, 0)
+    return found.shape[-2:] == ours.shape[1:] and np.allclose(found, ours)
+
+
+def warn_of_opener(
+    learn,
+    name: str,  # of the model
+) -> None:
+    "Warn of a Learner whose opener does something that is missing for images which are open."
+    steps = _opening(learn)
+    same = True if steps is None else _opens_as_load(learn, *steps)
+    if same: return
+    what = 'makes something else of them than load()'
+    if same is None: what = 'may do more than load() (there is no file to try)'
+    warnings.warn(
+        f'{name} opens its files by {steps[1][0].name}(), which {what} and does not run on images that are open: '
+        'pass preprocess=f(image) that does the same, or preprocess=lambda x: x if nothing is missing', stacklevel=5)
 
 # %% ../../nbs/api/models/fastai.ipynb #4a19b48c
 def _tensor_image():
@@ -139,21 +149,28 @@ def _after_item(model, image):
     return _tensor_image()(torch.cat([p.float() for p in parts]) if len(parts) > 1 else parts[0])
 
 # %% ../../nbs/api/models/fastai.ipynb #14c82739
+def _measured(apply, shape):
+    "Size that `apply` gives an image of `shape`, and the lines of old coordinates along its axes."
+    axes = [torch.arange(float(n)) + .25 for n in shape]  # a quarter, so as not to look like 8 bits
+    rows, cols = [apply(ramp[None])[0].float().cpu().numpy() - .25 for ramp in torch.meshgrid(*axes, indexing='ij')]
+    return rows.shape, [line_of(rows.max(1), shape[0]), line_of(cols.max(0), shape[1])]
+
+
 def _lines(model, shape):
-    "Size of the network's image, and intercept and slope of old coordinates along its axes, for images of `shape`."
-    if shape not in model._geometry:
-        axes = [torch.arange(float(n)) + .25 for n in shape]  # a quarter, so as not to look like 8 bits
-        ramps = torch.meshgrid(*axes, indexing='ij')
-        rows, cols = [_after_item(model, r[None])[0].float().numpy() - .25 for r in ramps]
-        model._geometry[shape] = rows.shape, [line_of(rows.max(1), shape[0]), line_of(cols.max(0), shape[1])]
+    "The same of the item transforms, measured once for each shape."
+    if shape not in model._geometry: model._geometry[shape] = _measured(partial(_after_item, model), shape)
     return model._geometry[shape]
 
 
-def _differentiable(model, image, size, lines):
-    "Item transforms in torch: resize, crop and pad by linear interpolation."
-    to_net = [(-start/slope, 1/slope) for start, slope in lines]
-    image = image.expand(_n_wanted(model, image), *image.shape[1:])
-    return _tensor_image()(way_back(to_net, size)(image, torch.zeros(len(image), device=image.device)))
+def _differentiable(model, image, lines):
+    "Item transforms in torch. NoGradient if they do something else than to resize, crop and pad."
+    shape = tuple(image.shape[1:])
+    if shape not in model._in_torch: model._in_torch[shape] = in_torch(lines, shape, partial(_after_item, model))
+    way = model._in_torch[shape]
+    if way is None: raise NoGradient(
+        f'{model.name}: its item transforms do more than resize, crop and pad, so no gradient goes through them',
+        'preprocess')
+    return _tensor_image()(way(image.expand(_n_wanted(model, image), *shape)))
 
 
 def _item_of(model, image):
@@ -161,9 +178,35 @@ def _item_of(model, image):
     shape = tuple(image.shape[1:])
     if _takes_tensors(model): return _after_item(model, image), None
     size, lines = _lines(model, shape)
-    x = _differentiable(model, image, size, lines) if image.requires_grad else _after_item(model, image.cpu())
+    x = _differentiable(model, image, lines) if image.requires_grad else _after_item(model, image.cpu())
     same = size == shape and all(abs(start) < 1e-2 and abs(slope - 1) < 1e-4 for start, slope in lines)
     return x, None if same else way_back(lines, shape)
+
+# %% ../../nbs/api/models/fastai.ipynb #af645ad3
+def _after_batch(model, x):
+    "(C, *S) after the Learner's batch transforms."
+    return model._dl.after_batch((x[None].to(model._dl.device or x.device),))[0].as_subclass(torch.Tensor)[0]
+
+
+def _batch_lines(model, x):
+    "Where each pixel of the batch came from in `x` (C, *S). ValueError where that cannot be told."
+    size, kind = x.shape[1:], type(x)
+    def apply(values): return _after_batch(model, kind(values.expand(x.shape).clone().to(x.device))).cpu()
+    dark, bright = (apply(torch.full((1, *size), v)) for v in (.25, 100.25))
+    def coordinates(ramp): return .25 + 100*(apply(ramp)[:1] - dark[:1])/(bright[:1] - dark[:1])
+    with warnings.catch_warnings(), np.errstate(all='ignore'):
+        warnings.simplefilter('ignore')
+        return _measured(coordinates, tuple(size))[1]
+
+
+def _batch_back(model, x):
+    "The way back through the batch transforms."
+    before = tuple(x.shape[1:])
+    if before not in model._batch_geometry: model._batch_geometry[before] = _batch_lines(model, x.detach())
+    lines = model._batch_geometry[before]
+    whole = all(abs(start - (.5*slope - .5)) < .02*max(1, slope) for start, slope in lines)
+    if not whole: return way_back(lines, before)
+    return lambda y, empty: F.interpolate(y[None], before, mode='bilinear', align_corners=False)[0]
 
 # %% ../../nbs/api/models/fastai.ipynb #a1eb6305
 def pipeline(
@@ -176,13 +219,12 @@ def pipeline(
         "preprocess of a Learner must return a tensor (C, *S) of the same size; the Learner's own transforms follow")
     device, shape = image.device, tuple(image.shape[1:])
     x, back = _item_of(model, image)
-    moved = x[None].to(model._dl.device or device)
-    batch = model._dl.after_batch((moved,))[0].as_subclass(torch.Tensor)[0].to(device)
+    batch = _after_batch(model, x).to(device)
     before, after = tuple(x.shape[1:]), tuple(batch.shape[1:])
     if _takes_tensors(model) and before != shape:
         raise ValueError("the Learner's item transforms change the size of tensors in a way that cannot be undone")
+    undo_batch = None if before == after else _batch_back(model, x)
     def undo(y, empty):
-        same = before == after
-        out = y if same else F.interpolate(y[None], before, mode='bilinear', align_corners=False)[0]
+        out = y if undo_batch is None else undo_batch(y, empty)
         return out if back is None else back(out, empty)
     return batch, undo
