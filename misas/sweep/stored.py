@@ -35,6 +35,7 @@ class Stored:
     values: list  # sorted
     packed: list  # a prediction a value
     table: np.ndarray  # (values, classes that have scores, metrics)
+    ceiling: np.ndarray | None = None  # what a perfect model would score, as many; None: there is none, or not known
 
 
 FORMAT = 1
@@ -54,6 +55,7 @@ def write_sweep(
              'classes': stored.classes, 'foreground': stored.foreground, 'values': stored.values,
              'packed': [[shape, dtype, len(data)] for shape, dtype, data in stored.packed]}
     arrays = {k: getattr(sample, k) for k in ARRAYS if getattr(sample, k) is not None}
+    if stored.ceiling is not None: arrays['ceiling'] = stored.ceiling
     with whole(path) as part, open(part, 'wb') as file:
         np.savez_compressed(file, about=json.dumps(about), table=stored.table, packed=np.concatenate(parts), **arrays)
     return str(path)
@@ -77,7 +79,8 @@ def read_sweep(
     classes, names = tuple(about['classes']), tuple(about['foreground'])
     transform = Transform.from_json(about['transform'], functions)
     scoring = _scoring(about['scoring'])
-    return Stored(sample, transform, scoring, about['model'], classes, names, about['values'], packed, found['table'])
+    answers = about['values'], packed, found['table'], found.get('ceiling')
+    return Stored(sample, transform, scoring, about['model'], classes, names, *answers)
 
 
 def _scoring(settings):

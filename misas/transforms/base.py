@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from numbers import Real
 
 import numpy as np
@@ -219,7 +220,9 @@ def move_shares(
     n_channels: int = 1,  # of the real image
 ) -> Sample:
     "The sample moved as an image is, for transforms that resample; see `misas.sweep.ceiling`."
-    return self(sample, value)
+    plain = copy(self)
+    if hasattr(plain, 'fill'): plain.fill = 0.  # outside there is no class
+    return plain(sample, value)
 
 # %% ../../nbs/api/transforms/base.ipynb #9fd6a738
 def _as_channels(channels):

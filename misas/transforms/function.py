@@ -107,7 +107,7 @@ class OfFunction:
             'a transform that moves pixels needs spatial=True')
         if not self._checked: try_out(run, before, value, image, self.identity, self.name, self.text)
         self._checked = True
-        return self._moved(sample, image, value) if self.spatial else sample.replace(image=image)
+        return self._moved(sample, image, value, before.shape) if self.spatial else sample.replace(image=image)
 
     def back(self, labels: np.ndarray, sample: Sample, value: float) -> tuple[np.ndarray, np.ndarray | None]:
         labels = np.asarray(labels)
@@ -119,9 +119,7 @@ class OfFunction:
     def move_shares(self, sample: Sample, value: float, n_channels: int = 1) -> Sample:
         shape = n_channels, *sample.shape
         def move(image): return self._run(self.f, image, value)
-        labels, valid = self._follow(self.f, value, sample.labels, sample.valid, shape)
-        return sample.replace(image=np.stack([_moved(move, share, shape) for share in sample.image]), labels=labels,
-                              valid=valid, spacing=None, affine=None)
+        return self._moved(sample, np.stack([_moved(move, share, shape) for share in sample.image]), value, shape)
 
     def settings(self) -> dict:
         used = {'f': self.f} if self.inverse is None else {'f': self.f, 'inverse': self.inverse}
@@ -144,9 +142,9 @@ def _run(self: OfFunction, f, image, value): return call(f, image, value, self.n
 
 
 @patch
-def _moved(self: OfFunction, sample, image, value):
-    "The sample with its new image, and labels that moved along."
-    labels, valid = self._follow(self.f, value, sample.labels, sample.valid, sample.image.shape)
+def _moved(self: OfFunction, sample, image, value, shape):
+    "The sample with its new image, and labels that moved along. `shape`: (C, *S) of images that the function takes."
+    labels, valid = self._follow(self.f, value, sample.labels, sample.valid, shape)
     spacing = tuple(s*n/m for s, n, m in zip(sample.spacing, sample.shape, image.shape[1:]))
     same = image.shape == sample.image.shape
     grid = {} if same else dict(spacing=spacing, affine=None, spacing_known=sample.spacing_known)

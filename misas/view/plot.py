@@ -219,6 +219,7 @@ def curves(
     transform, unit = frame['transform'].iloc[0], frame.unit.iloc[0]
     for ax, metric in zip(axs, metrics):
         part = frame[frame.metric == metric]
+        if 'ceiling' in part: _ceilings(ax, part, numbers, scale)
         for name, k in numbers.items(): _curve(ax, part, name, k, len(classes), scale)
         scale.draw_axis(ax, frame.value, transform, unit, identity=identity, zero=zero, log=log)
         ax.set_title('' if scale.ordered else transform)
@@ -281,6 +282,23 @@ def _score_axis(ax, part, label):
     ax.set(ylabel=label, ylim=(low - below, high + above))
     ax.grid(alpha=.3)
     ax.legend(fontsize=7)
+
+# %% ../../nbs/api/view/plot.ipynb #b39ae377
+def _ceilings(ax, part, numbers, scale):
+    "A grey line for each class whose ceiling is not the same everywhere: what a perfect model would score."
+    lines = {name: one.sort_values('value') for name, one in part.groupby('class', sort=False)}
+    bent = [name for name in numbers if _bends(lines[name])]
+    for name, style in zip(bent, ('-', '--', ':', '-.')*len(bent)):
+        at = scale.places(lines[name].value, part.value)
+        what = 'a perfect model' if len(numbers) == 1 else f'a perfect model: {plain_text(name)}'
+        look = dict(ls=style, marker='') if scale.ordered else dict(ls='', marker='_', ms=9)
+        ax.plot(at, lines[name].ceiling, color='.6', lw=2, label=what, zorder=1.5, **look)
+
+
+def _bends(one):
+    "Is the ceiling of a class other than the same everywhere?"
+    finite = one.ceiling[np.isfinite(one.ceiling)]
+    return len(finite) > 0 and np.ptp(finite) > .01*np.ptp(score_ends(finite))
 
 # %% ../../nbs/api/view/plot.ipynb #3255b5f8
 def confusion_matrices(
