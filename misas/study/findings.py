@@ -16,6 +16,7 @@ from ..statistics import bootstrap
 from .changes import gains
 from .parts import column
 from .summary import summarise
+from ..sweep.scoring import in_units_of
 
 # %% auto #0
 __all__ = ['Question', 'check_enough', 'Findings', 'short']
@@ -72,7 +73,7 @@ class Findings:
             why = wrong.reason.iloc[0] if len(wrong) else 'there are no scores'
             raise ValueError(f'nothing could be scored: {why}')
         self.failures = wrong if self.failures is None else pd.concat([self.failures, wrong], ignore_index=True)
-        return frame, {t.name: t for t in transforms if t.name in set(frame['transform'])}
+        return frame, in_units_of(frame, {t.name: t for t in transforms if t.name in set(frame['transform'])})
 
     @property
     def how(self): return dict(level=self.question.level, seed=self.question.seed)
@@ -111,8 +112,9 @@ def _read_unchanged(self: Findings, fit):
     rows = []
     for name in names:
         found = bootstrap(table[name], clusters=clusters, **self.how)
-        rows.append((name, found.estimate, found.low, found.high, found.cases, int(table[name].isna().sum())))
-    self.classes = pd.DataFrame(rows, columns=['class', 'score', 'low', 'high', 'cases', 'undefined'])
+        gone = int(table[name].isna().sum()), int(np.isinf(table[name]).sum())
+        rows.append((name, found.estimate, found.low, found.high, found.cases, *gone))
+    self.classes = pd.DataFrame(rows, columns=['class', 'score', 'low', 'high', 'cases', 'undefined', 'infinite'])
     self.overall = table.mean(axis=1)  # a score a case
     self.now = bootstrap(self.overall, clusters=clusters, **self.how)
 

@@ -20,6 +20,7 @@ from .archive import Archive
 from .parts import column, part
 from .settings import described_scoring, described_transform, read_settings
 from .told import in_words
+from ..sweep.scoring import in_units_of
 from ..transforms.base import Transform
 from ..view import cohort as cohort_plots, page
 from ..view.words import Summary
@@ -124,7 +125,7 @@ def _scores(self: Results, metric, model, transform, cls) -> dict:
         what = f', and {lost} things failed; see .failures' if lost else '; call run(samples)'
         raise ValueError(f'{self.folder}: nothing has been done yet{what}')
     frame = part(frame, model=model, transform=transform, cls=cls)
-    return dict(frame=frame, transforms=self.transforms, metric=self._metric(metric))
+    return dict(frame=frame, transforms=in_units_of(frame, self.transforms), metric=self._metric(metric))
 
 
 @patch

@@ -25,8 +25,8 @@ from ..models.steady import steady
 from ..transforms.base import FunctionTransform, Transform
 
 # %% auto #0
-__all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'check_count', 'as_transform', 'in_pixels', 'told_in', 'Series',
-           'pack_labels', 'unpack_labels', 'Probe']
+__all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'check_count', 'as_transform', 'in_pixels', 'told_in', 'in_units_of',
+           'Series', 'pack_labels', 'unpack_labels', 'Probe']
 
 # %% ../../nbs/api/sweep/scoring.ipynb #87c55f5c
 def _one_of(what, choice, allowed):
@@ -190,6 +190,17 @@ def told_in(
     if transform.unit == old: told.unit = new
     if parts: told.free = parts
     return told
+
+
+def in_units_of(
+    frame,  # tidy, of a study
+    transforms: dict,  # name -> transform
+) -> dict:
+    "The transforms told in pixels, where the frame has pixels; in both, where only some cases have a spacing."
+    units = {name: set(part) for name, part in frame.groupby('transform', observed=True).unit}
+    pixels = {name: sorted(found & {'pixels', 'voxels'}) for name, found in units.items()}
+    names = {name: ' or '.join(['mm']*('mm' in units[name]) + found) for name, found in pixels.items() if found}
+    return {name: told_in(t, 'mm', names[name]) if name in names else t for name, t in transforms.items()}
 
 # %% ../../nbs/api/sweep/scoring.ipynb #62a6ee35
 class Series:
