@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..metrics.limits import LIMITS, Limits, check_drop, directed, excess, fails, limits, room, usual_drop
+from ..metrics.limits import LIMITS, check_drop, directed, excess, fails, limits, room, usual_drop
 from ..metrics.tables import of_samples, one_metric, score_tables, worst_value
 from ..statistics import bootstrap
 
@@ -94,21 +94,21 @@ def summarise(
 ):  # -> DataFrame, a row a model, transform, class and group
     """Medians over the cases with intervals: score unchanged, limits of tolerance, worst score, harm.
 
-    `cases` have been tried, of `clusters` patients; `scored` of them have a score unchanged. Of these `break` cases get
-    worse by more than `drop` at some value, and `lost` cases are too bad unchanged for that. In `healthy` cases the class
-    is neither there nor predicted unchanged (of metrics that tell it), in `found` of them it is at some value, the
-    nearest ones being `found below` and `found above`. `undefined` and `infinite` count scores over cases and values.
-    Without `drop`, for a metric with a unit, there are no limits; where nothing is better, `worst` is farthest."""
+    `cases` have been tried, of `clusters` patients; `scored` of them have a score unchanged. Of these `break` cases
+    get worse by more than `drop` at some value, and `lost` cases are too bad unchanged for that. In `healthy` cases
+    the class is neither there nor predicted unchanged (of metrics that tell it), in `found` of them it is at some
+    value, the nearest ones being `found below` and `found above`. `undefined` and `infinite` count scores over cases
+    and values. Without `drop`, for a metric with a unit, there are no limits; where nothing is better, `worst` is farthest."""
     import pandas as pd
     metric = one_metric(frame, metric)[1]
     rows, how, drop = [], dict(level=level, n=n, seed=seed), usual_drop(drop, metric)
     for key, table in score_tables(frame, transforms, metric).items():
-        t = transforms[key[1]]
-        numbers = _of_cases(table, t, metric, drop) if directed(metric) else _undirected(table, t)
+        changed = transforms[key[1]]
+        numbers = _of_cases(table, changed, metric, drop) if directed(metric) else _undirected(table, changed)
         for group, members in _groups(by, table.index):
             clusters = of_samples(cluster, table.index[members])
             row = _of_cohort(table[members], numbers[members], clusters, metric, how)
-            row |= _counted(table[members], numbers[members], t, metric, drop)
+            row |= _counted(table[members], numbers[members], changed, metric, drop)
             rows.append(_head(key, transforms, metric) | dict(group=group) | row)
     return pd.DataFrame(rows)[_columns(by)]
 

@@ -9,7 +9,10 @@ import numpy as np
 
 from ..metrics.limits import directed, usual_drop
 from ..metrics.tables import one_metric, size_name
+from ..data.sample import Sample
 from .summary import summarise
+from ..sweep.sentences import not_judged
+from ..transforms.sides import sided
 from ..view.words import DASH, Summary, amount_text, between_text, score_text, tried_text
 
 # %% auto #0
@@ -102,6 +105,13 @@ def _lost(row, drop, zero):
     return f' {row["lost"]} of {row["scored"]} are {why}: missed, or found where there is none.'
 
 
+def _unchanged(row, zero, drop, unit, clusters):
+    "How good it is unchanged, and in how many cases."
+    score = score_text(row['unchanged'], unit, undefined=DASH)
+    interval = between_text(row['unchanged low'], row['unchanged high'])
+    return f'{score} {zero} ({interval}; {_who(row, clusters)}).{_lost(row, drop, zero)}'
+
+
 def _nothing(rows, metric):
     "Of a class without any score unchanged; what is said of its transforms, if anything is."
     if rows[0]['healthy'] == 0:
@@ -121,11 +131,8 @@ def of_class(
     rows = sorted(rows, key=lambda row: -row['harm'] if row['harm'] == row['harm'] else np.inf)
     most = max(rows, key=lambda row: row['cases'])  # transforms may have failed for some
     what = ', '.join(str(most[k]) for k in ('class', 'group') if k in most)
-    unchanged, zero = score_text(most['unchanged'], unit, undefined=DASH), transforms[most['transform']].zero
-    interval = between_text(most['unchanged low'], most['unchanged high'])
-    head = f'{unchanged} {zero} ({interval}; {_who(most, clusters)}).{_lost(most, drop, zero)}'
-    if not most['scored']: head = _nothing([most, *rows], most['metric'])
-    lines = [f'- {what}: {head}']
+    if not most['scored']: lines = [f'- {what}: {_nothing([most, *rows], most["metric"])}']
+    else: lines = [f'- {what}: {_unchanged(most, transforms[most["transform"]].zero, drop, unit, clusters)}']
     if not most['scored'] and not any(row['found'] for row in rows): return lines
     for i, row in enumerate(rows):
         name = row['transform']
@@ -135,6 +142,19 @@ def of_class(
     return lines
 
 # %% ../../nbs/api/study/told.ipynb #121bab17
+def _sides(classes, transforms, tried, ndim):
+    "That classes with a side cannot be judged where left and right may change places."
+    blank, named = Sample(np.zeros((1, *[4]*ndim))), [name for name in sided(classes) if name in classes]
+    turning = [name for name, t in transforms.items() if named and name in tried and _turns(t, blank, tried[name])]
+    return [f'Under {", ".join(turning)} left and right may change places: {not_judged(named)}'] if turning else []
+
+
+def _turns(t, blank, values):
+    "May it bring left to right? Of a transform that is only known by its name this is not known."
+    if not hasattr(t, 'swaps_sides') or not t.moves_labels: return False
+    return any(t.swaps_sides(blank, v) and not any(step.swap for step, _ in t.steps(v)) for v in values)
+
+
 def in_words(
     frame, transforms: dict,  # tidy, of a study; name -> transform
     *, metric=None, drop=None,  # see `misas.study.summary.per_case`
@@ -156,5 +176,7 @@ def in_words(
         lines.append(f'{model}: {size_name(metric)}, medians over the cases, with {100*level:g} % intervals.')
         for _, rows in here.groupby(['class'] + ['group']*(by is not None), sort=False):
             lines += of_class(rows.to_dict('records'), transforms, tried, limit, unit, noun)
-    if not limit and directed(metric): lines.append(f'For ranges say how many {unit} worse still holds: summary(drop=...).')
+    if not limit and directed(metric):
+        lines.append(f'For ranges say how many {unit} worse still holds: summary(drop=...).')
+    lines += _sides(list(dict.fromkeys(table['class'])), transforms, tried, ndim)
     return Summary('\n'.join(lines), table)

@@ -17,7 +17,8 @@ from ..transforms.sides import side_pairs, sided
 from ..view.words import amount_text, gone_text, score_text
 
 # %% auto #0
-__all__ = ['LEAST', 'Curve', 'curve_sentence', 'where_text', 'first_to_break', 'sides_text', 'zeros_text', 'remarks']
+__all__ = ['LEAST', 'Curve', 'curve_sentence', 'where_text', 'first_to_break', 'sides_text', 'not_judged', 'zeros_text',
+           'remarks']
 
 # %% ../../nbs/api/sweep/sentences.ipynb #f0db2ef1
 class Curve(NamedTuple):
@@ -216,15 +217,17 @@ def sides_text(
     if not named or not transform.moves_labels: return ''
     turned = [v for v in values if transform.swaps_sides(sample, v) and not any(t.swap for t, _ in transform.steps(v))]
     if not turned: return ''
-    return f'{_under(transform, turned)} left and right change places: {_judged(named)}'
+    return f'{_under(transform, turned)} left and right change places: {not_judged(named)}'
 
 
 def _under(transform, values):
     return f'{transform.scale.preposition} {", ".join(map(transform.text, values))}'.capitalize()
 
 
-def _judged(named):
-    "That classes cannot be judged, and the cure."
+def not_judged(
+    named: list,  # names of classes that are named after a side
+) -> str:
+    "That they cannot be judged, and the cure."
     pairs = side_pairs(named)
     cure = f' swap={pairs!r} exchanges the names.' if pairs else ''
     what = 'are' if len(named) > 1 else 'is'
