@@ -23,22 +23,32 @@ def head_lines(found: Findings) -> list:
     "The verdict, and the scores that it rests on."
     clusters, noun = found.now.clusters, getattr(found.cluster, 'name', None)
     patients = f' of {clusters} {noun}s' if clusters and noun else ''
-    lines = [f'{found.model} on {len(found.overall)} cases{patients}: {found.verdict}.']
+    lines = [f'{found.model} on {_scored(found)} cases{patients}: {found.verdict}.']
     if found.question.reference == 'prediction': return lines + [
         'WITHOUT TRUTH: all scores below compare the model with its own prediction on the unchanged image. '
         'They tell how steady it is, not whether it is right.']
     classes = []
     for row in found.classes.to_dict('records'):
         gone = f', undefined in {row["undefined"]}' if row['undefined'] else ''
-        classes.append(f'{row["class"]} {_score(found, row["score"])} ({_interval(found, row)}){gone}')
+        if row['cases']: classes.append(f'{row["class"]} {_score(found, row["score"])} ({_interval(found, row)}){gone}')
+        else: classes.append(f'{row["class"]} {DASH} (neither there nor found)')
     enough = amount_text(found.question.enough, found.unit)
     return lines + [f'As the images are, median {found.metric.name}: {"; ".join(classes)}. Enough would be {enough}.']
+
+
+def _scored(found):
+    "How many cases were scored; of how many, where some were lost."
+    count, lost = len(found.overall), len(found.names) - len(found.overall)
+    return f'{count} of {len(found.names)}' if lost else str(count)
 
 # %% ../../nbs/api/study/advice.ipynb #0c5f2d17
 def change_lines(found: Findings) -> list:
     "What to change."
     if found.question.reference == 'prediction': return [_dependence(found)]
-    return [_no_change(found) if found.best is None else _best_change(found)]
+    if found.now.cases == 0: return []  # nothing was there that a change could make better
+    if found.verdict.startswith('the labels'): return []  # nor is it told from wrong labels what makes it better
+    lines = [_no_change(found) if found.best is None else _best_change(found)]
+    return lines + ([f'In code: {found.code}'] if getattr(found, 'code', '') else [])
 
 
 def _best_change(found):
@@ -60,7 +70,10 @@ def _no_change(found):
     top = possible.loc[possible.gain.idxmax()] if possible.gain.notna().any() else possible.iloc[0]
     if not top.gain > found.least/4: return f'{text}.'
     text += f'; the largest gain seen was {_score(found, top.gain)} ({top["transform"]} {top.change})'
-    return text + (', and there are too few cases to tell it from chance.' if np.isnan(top.low) else '.')
+    if not np.isnan(top.low): return f'{text}.'
+    more = getattr(found, 'more', 0)  # cases
+    wanted = f': {more} more would do' if more else ''
+    return f'{text}, and there are too few cases to tell it from chance{wanted}.'
 
 
 def _dependence(found):
@@ -95,7 +108,7 @@ def strain_lines(found: Findings) -> list:
         who = f' ({first["class"]})' if table['class'].nunique() > 1 else ''
         worst = f'{_score(found, first["worst"])} {strain.scale.preposition} {strain.text(first["worst at"])}{who}'
         lines.append(f'- {short(name)}: {_holds(found, name, rows)}; worst {worst}')
-    lost = ', '.join(dict.fromkeys(lost))
+    lost = ', '.join(name for name in dict.fromkeys(lost) if name not in _absent(found))
     if lost: lines.append(f'- nothing can be said of {lost}: the median case has no finite score to begin with')
     return [_strain_head(found), *lines] if lines else []
 
@@ -104,7 +117,9 @@ def _strain_head(found):
     drop = amount_text(found.question.drop, found.unit)
     of = 'its score on the unchanged image'
     if found.change is not None: of = f'its score with {found.best["transform"]} {found.best.change} before it'
-    little = ' As it does not fit, this says little.' if 'not fit' in found.verdict else ''
+    fits = found.verdict.startswith(('fits', 'probably fits', 'not known', 'finds', 'expected'))
+    unfit = found.change is None and not fits
+    little = ' As it does not fit as it is, this says little.' if unfit else ''
     return f'What it bears, within {drop} of {of} in the median case, the most harmful first.{little}'
 
 # %% ../../nbs/api/study/advice.ipynb #0fc5c369
@@ -115,10 +130,14 @@ def watch_lines(found: Findings) -> list:
     if found.question.reference == 'labels' and poor and good(overall.median()):
         names = ', '.join(poor[:5]) + ' and others'*(len(poor) > 5)
         out.append(f'{len(poor)} of {len(overall)} cases do not reach {found.question.enough:g}: {names}')
-    for row in found.classes.to_dict('records'):
-        if row['undefined'] == len(overall): out.append(f'{row["class"]} was neither there nor found in any case')
-    out += _failed(found)
+    for name in _absent(found): out.append(f'{name} was neither there nor found in any unchanged image')
+    out += [*getattr(found, 'false_lines', ()), *getattr(found, 'zero_lines', ()), *_failed(found)]
     return [f'Watch: {"; ".join(out)}.'] if out else []
+
+
+def _absent(found):
+    "Classes without a score in any unchanged image."
+    return [row['class'] for row in found.classes.to_dict('records') if row['undefined'] == len(found.overall)]
 
 
 def _failed(found):

@@ -21,7 +21,8 @@ from ..metrics.metric import as_metrics
 from ..models.adapt import as_model
 from .advice import lines_of
 from .changes import LABELLED, changes, strains
-from .findings import Findings, Question, check_enough, short
+from .closer import CloserLook
+from .findings import Question, check_enough, short
 from .study import Study
 from .trusted import ask_trust, check_same, expected_verdict, trust_lines
 from ..sweep.scoring import as_transform
@@ -38,18 +39,22 @@ if TYPE_CHECKING:
 __all__ = ['Diagnosis', 'diagnose']
 
 # %% ../../nbs/api/study/diagnose.ipynb #c5cb9bb3
-class Diagnosis(Findings):
+class Diagnosis(CloserLook):
     """What `diagnose` found.
 
-    `.verdict`, `.text`, tables in `.frame`, `.classes` and `.tolerance`; `.summary()`, `.plot()`, `.to_html(path)`."""
+    `.verdict`, `.text`, tables in `.frame`, `.classes`, `.tolerance` and `.labels`; `.code` is the line that makes
+    the change that helps; `.relabelled(sample)`; `.summary()`, `.plot()`, `.to_html(path)`."""
     trust: 'pandas.DataFrame | None' = None  # what Trust says of each case; see `misas.study.trusted`
     trust_lines = ()  # the same in words
 
     @property
     def text(self) -> str:
         "The report."
-        lines = lines_of(self)
-        return '\n'.join([*lines[:2], *self.trust_lines, *lines[2:]])
+        lines, told = lines_of(self), [line for _, _, line in self.label_lines]
+        if any(who == 'labels' for who, _, _ in self.label_lines):
+            told.append('Put right, where d is this diagnosis: samples = [d.relabelled(s) for s in samples]')
+        more = [self.tried_line] if self.tried_line else []
+        return '\n'.join([*lines[:2], *self.trust_lines, *told, *more, *lines[2:]])
 
     def summary(self) -> Summary:  # prints as text; `.frame` holds what each change gains
         "The report, and the numbers behind it."
@@ -97,17 +102,22 @@ def diagnose(
     sample, cases = first.sample(), list(chain([first], found))  # names and places, no images
     if reference is None: question = question._replace(reference='prediction' if sample.labels is None else 'labels')
     if trust is not None: check_same(trust, [model], 'this diagnosis')
+    usual = tried is None
     tried, borne = _as_transforms(tried, changes(sample.ndim)), _as_transforms(borne, strains(sample.ndim))
     result = Diagnosis(model.name, question, [c.name for c in cases], sample.ndim)
-    how = dict(reference=question.reference)
+    how = dict(reference=question.reference, metrics=[question.metric, LABELLED])
     with TemporaryDirectory() as tmp:
         place = Path(folder or tmp)
-        fit = Study(place/'changes', model, tried, metrics=[question.metric, LABELLED], space='original', **how)
-        result.read_changes(fit.run(cases, **kw), tried)
+        fit = Study(place/'changes', model, tried, space='original', **how).run(cases, **kw)
+        result.read_changes(fit, tried)
+        if question.reference == 'labels': result.look_closer(model, cases, fit, usual, place, kw)
+        result.tell_code(sample, first.item)
         if trust is not None: result.read_trust(ask_trust(place/'trust', trust, cases, kw.get('progress', True)), trust)
-        borne = [result.after(t) for t in borne]
-        strained = Study(place/'strains', model, borne, metrics=question.metric, **how)
-        return result.read_strains(strained.run(cases, **kw), borne)
+        after = [result.after(t) for t in borne]
+        strained = Study(place/'strains', model, after, **how)
+        result.read_strains(strained.run(cases, **kw), after)
+        if question.reference == 'labels': result.look_at_zeros(model, cases, borne)
+        return result
 
 # %% ../../nbs/api/study/diagnose.ipynb #7178c4b7
 @patch
