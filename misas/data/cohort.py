@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from .cases import Cases
-from .fingerprint import fingerprint
-from .io import READABLE, as_sample, load
+from .folders import folder_cases, holds_dicom, stem
+from .io import as_sample, load
+from .manifests import OPTIONS, read_manifest, rows_of
 from .sample import Sample
 
 # %% auto #0
-__all__ = ['PLAIN', 'Case', 'stem', 'as_case', 'images_and_masks', 'no_mask', 'folder_pairs', 'read_manifest', 'cohort']
+__all__ = ['PLAIN', 'Case', 'as_case', 'cohort']
 
 # %% ../../nbs/api/data/cohort.ipynb #6df3835c
 @dataclass(frozen=True)
@@ -28,25 +29,13 @@ class Case:
     item: object  # a Sample, or what it is made of
     make: object = as_sample  # f(item) -> Sample, or something that `as_sample` takes
     info: dict = field(default_factory=dict)  # what else is known: patient, group ...
-    mark: object = None  # something small that changes when the data do; None: not known
 
     def sample(self) -> Sample:
         "The sample, under the name of the case."
         out = as_sample(self.make(self.item))
         return out if out.name == self.name else out.replace(name=self.name)
 
-
-def stem(path: str | os.PathLike) -> str:
-    "The name of a file without its ending, or of a folder."
-    name = Path(path).name
-    for ending in sorted(READABLE, key=len, reverse=True):  # .nii.gz before .gz
-        if name.lower().endswith(ending): return name[:-len(ending)]
-    return name
-
 # %% ../../nbs/api/data/cohort.ipynb #6f6c1fa4
-_OPTIONS = 'label_map', 'regions', 'window', 'frame', 'spacing', 'classes', 'affine', 'valid'  # of `load`
-
-
 def _is_path(x): return isinstance(x, (str, os.PathLike))
 
 
@@ -55,14 +44,6 @@ def _files(x):
     if isinstance(x, Mapping): x = list(x.values())
     items = x if isinstance(x, (list, tuple)) else [x]
     return [Path(item) for item in items if _is_path(item)]
-
-
-def _mark(*items):
-    "Something small that changes with the data: how long files are (folders have no length), of arrays a fingerprint."
-    files = [file for item in items for file in _files(item)]
-    if files: return [file.stat().st_size if file.is_file() else None for file in files]
-    if all(item is None or type(item) is np.ndarray for item in items): return {'arrays': fingerprint(items)}
-    return None
 
 
 def _load_row(row):  # {'image': ..., 'labels': ..., options of load}
@@ -86,8 +67,8 @@ def as_case(
     if isinstance(item, Sample): return _case_of_sample(item, name, make)
     if isinstance(item, Mapping): return _case_of_row(dict(item), name, make)
     if isinstance(item, tuple) and len(item) == 2:
-        return _case_of_files(item[0], name, item, make or _load_pair, _mark(*item))
-    if _files(item): return _case_of_files(item, name, item, make or load, _mark(item))
+        return _case_of_files(item[0], name, item, make or _load_pair)
+    if _files(item): return _case_of_files(item, name, item, make or load)
     if make is None: _check_image(item, number)
     return Case(name, item, make or as_sample)
 
@@ -100,16 +81,14 @@ def _check_image(item, number):
         f'they may be Samples, paths, pairs (image, labels), or dicts with an image')
 
 
-def _case_of_sample(sample, name, make):
-    content = fingerprint([sample.image, sample.labels, sample.valid])
-    return Case(sample.name or name, sample, make or as_sample, {}, content)
+def _case_of_sample(sample, name, make): return Case(sample.name or name, sample, make or as_sample)
 
 
-def _case_of_files(images, name, item, make, mark):
+def _case_of_files(images, name, item, make):
     "A case that is called like the first file of its image, where there is one."
     files = _files(images)
-    if not files: return Case(name, item, make, {}, mark)
-    return Case(stem(files[0]), item, make, {'file': str(files[0])}, mark)
+    if not files: return Case(name, item, make)
+    return Case(stem(files[0]), item, make, {'file': str(files[0])})
 
 # %% ../../nbs/api/data/cohort.ipynb #89d68ebc
 def _case_of_row(row, name, make=None):
@@ -120,98 +99,24 @@ def _case_of_row(row, name, make=None):
     if 'sample' in row:
         raise ValueError(
             'samples: a column cannot be called sample, which is what cases are called in tables; call it name')
-    data = {k: row[k] for k in ('image', 'labels', *_OPTIONS) if row.get(k) is not None}
-    info = {k: v for k, v in row.items() if k not in ('image', 'labels', 'name', *_OPTIONS)}
+    data = {k: row[k] for k in ('image', 'labels', *OPTIONS) if row.get(k) is not None}
+    info = {k: v for k, v in row.items() if k not in ('image', 'labels', 'name', *OPTIONS)}
     files = _files(row['image'])
     if files: name, info['file'] = stem(files[0]), str(files[0])
     name = str(row.get('name') or name)
-    return Case(name, data if make is None else row, make or _load_row, info, _mark(row['image'], row.get('labels')))
-
-# %% ../../nbs/api/data/cohort.ipynb #0bff8cc5
-def images_and_masks(
-    folder: str | os.PathLike,  # holds images/ and masks/ (or labels/), or images themselves
-) -> tuple:  # paths of the images; a dict name -> path of the masks, or None where there are none at all
-    "What is in a data folder. FileNotFoundError where there are no images."
-    folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f'{folder}: there is no such folder')
-    masks = next((folder/k for k in ('masks', 'labels') if (folder/k).is_dir()), None)
-    images = folder/'images' if (folder/'images').is_dir() else folder
-    found = [path for path in _visible(images) if path != masks and _may_be_image(path)]
-    if not found: raise FileNotFoundError(f'{images}: there are no images in it')
-    found = sorted(found, key=lambda path: (path.is_dir(), path.name))
-    if masks is None: return found, None
-    return found, {stem(path): path for path in sorted(_visible(masks), reverse=True)}
-
-
-def _visible(folder): return [path for path in folder.iterdir() if path.name[0] != '.']
-
-
-def _may_be_image(path): return path.is_dir() or path.name.lower().endswith(READABLE)
-
-
-def no_mask(path: str | os.PathLike, where: str = '') -> FileNotFoundError:
-    "The error for an image without a mask."
-    return FileNotFoundError(
-        f'there is no mask for {Path(path).name}{where}; give it the same name, or choose the images that you want')
-
-
-def folder_pairs(
-    folder: str | os.PathLike,  # as for `images_and_masks`
-) -> list:  # (image, mask) paths; the mask is None where the folder has no masks at all
-    "Images and their masks by name. FileNotFoundError where one is missing."
-    found, masks = images_and_masks(folder)
-    if masks is None: return [(path, None) for path in found]
-    lost = [path for path in found if stem(path) not in masks]
-    if lost: raise no_mask(lost[0], f', and for {len(lost) - 1} other images' if lost[1:] else '')
-    return [(path, masks[stem(path)]) for path in found]
-
-# %% ../../nbs/api/data/cohort.ipynb #417c9b0e
-def read_manifest(
-    path: str | os.PathLike,  # a .csv file
-) -> list:  # dicts, a row each; see `as_case`
-    "The cases that a table lists. ValueError or FileNotFoundError where a column or a file is missing."
-    path = Path(path)
-    rows = [_row_with_paths(row, path.parent) for row in _read_table(path).to_dict('records')]
-    listed = [file for row in rows for k in ('image', 'labels') for file in _files(row.get(k))]
-    lost = [file for file in listed if not file.exists()]
-    if lost:
-        files = 'file' if len(lost) == 1 else 'files'
-        raise FileNotFoundError(
-            f'{path.name}: {len(lost)} {files} that it lists cannot be found, the first is {lost[0]}')
-    return rows
-
-
-def _read_table(path):
-    "The table in a manifest. ValueError where it names no images."
-    import pandas as pd
-    if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
-    texts = dict.fromkeys(('image', 'labels', 'name', 'patient'), str)  # a patient 007 is not 7
-    try: table = pd.read_csv(path, dtype=texts)
-    except Exception as e:
-        raise ValueError(f'{path.name}: cannot be read as a table ({str(e).strip().splitlines()[0]})') from e
-    if 'image' not in table: raise ValueError(f'{path.name}: has no column image; it has {", ".join(table)}')
-    empty = np.flatnonzero(table.image.isna())
-    if len(empty): raise ValueError(f'{path.name}: line {empty[0] + 2} names no image')
-    return table
-
-
-def _row_with_paths(row, folder):
-    "A row of a manifest without its empty cells, and with paths for names of files."
-    row = {k: v for k, v in row.items() if not (isinstance(v, float) and np.isnan(v))}
-    for k in {'image', 'labels'} & set(row):
-        files = [folder/name.strip() for name in row[k].split(';')]
-        row[k] = files if len(files) > 1 else files[0]
-    return row
+    return Case(name, data if make is None else row, make or _load_row, info)
 
 # %% ../../nbs/api/data/cohort.ipynb #7e07484e
 def cohort(
-    samples: object,  # a list or generator of what `as_case` takes, `Cases`, a folder, or a .csv manifest
+    samples: object,  # a list or generator of what `as_case` takes, `Cases`, a folder, a .csv file or a DataFrame
     load: Callable | None = None,  # f(item) -> Sample, for what misas cannot load by itself
 ) -> Iterator[Case]:
     "The cases behind `samples`, one at a time. ValueError where two have one name."
     if load is not None and not callable(load):
         raise TypeError(f'load must be a function of an item, got {type(load).__name__}')
-    if isinstance(samples, (Sample, Mapping)): samples = [samples]
+    if isinstance(samples, Mapping): samples = _of_mapping(samples)
+    if isinstance(samples, Sample): samples = [samples]
+    if hasattr(samples, 'to_dict') and hasattr(samples, 'columns'): samples = rows_of(samples)  # a DataFrame
     if _is_path(samples): samples = _of_path(Path(samples))
     found = _named_once(_cases_of(samples, load))
     if not isinstance(samples, (list, tuple, Cases)): return found
@@ -222,16 +127,22 @@ def cohort(
 
 def _of_path(path):
     "What a manifest, a file or a folder holds: a list of what `as_case` takes."
-    if path.suffix.lower() == '.csv': return read_manifest(path)
-    if path.is_file(): return [path]
-    return [(image, mask) if mask else image for image, mask in folder_pairs(path)]
+    if path.suffix.lower() in ('.csv', '.tsv'): return read_manifest(path)
+    return [path] if path.is_file() else folder_cases(path)
+
+
+def _of_mapping(given):
+    "One case, or where its image is a folder of images all in it, with what else is said of them."
+    image, more = given.get('image'), {k: value for k, value in given.items() if k not in ('image', 'labels')}
+    if not _is_path(image) or not Path(image).is_dir() or holds_dicom(Path(image)): return [given]
+    return [{**row, **more} for row in folder_cases(image, given.get('labels'))]
 
 
 def _cases_of(samples, load):
     if isinstance(samples, Cases): return _of_table(samples)
     if isinstance(samples, Iterable): return (as_case(item, i, load) for i, item in enumerate(samples))
     raise TypeError(
-        f'samples must be a list of samples or paths, a folder, or a .csv file, got {type(samples).__name__}')
+        f'samples must be a list of samples or paths, a folder, a .csv file or a DataFrame, got {type(samples).__name__}')
 
 # %% ../../nbs/api/data/cohort.ipynb #2a912071
 PLAIN = str, int, float, bool

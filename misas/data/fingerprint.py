@@ -22,17 +22,17 @@ import numpy as np
 from .code import around, facts, home, is_library, outside, version_of
 
 # %% auto #0
-__all__ = ['CALLS', 'MEANINGLESS', 'fingerprint', 'Habits', 'habits', 'unknown']
+__all__ = ['CALLS', 'MEANINGLESS', 'fingerprint', 'Habits', 'habits', 'unknown', 'without_version']
 
-# %% ../../nbs/api/data/fingerprint.ipynb #c279a927
+# %% ../../nbs/api/data/fingerprint.ipynb #c8771da8
 def _is_network(obj): return 'torch' in sys.modules and isinstance(obj, sys.modules['torch'].nn.Module)
 def _is_tensor(obj): return 'torch' in sys.modules and isinstance(obj, sys.modules['torch'].Tensor)
 
 
 class _Graph:
     "What an object is made of: a label for each part, and the numbers of the parts that it has itself."
-    def __init__(self, obj, file=None, arrays=True):
-        self.file, self.arrays = file, arrays
+    def __init__(self, obj, file=None, arrays=True, versions=True):
+        self.file, self.arrays, self.versions = file, arrays, versions
         self.numbers, self.objects, self.labels, self.parts, self.sorts = {}, [], [], [], []
         self.habits = {}  # of classes
         self.evaluated = set()  # networks that are asked in evaluation mode, whatever mode they are in
@@ -76,9 +76,10 @@ _KINDS = []  # functions (object, graph) -> (label, parts), or None for what is 
 def fingerprint(
     obj: object,  # numbers, texts, arrays, tensors, functions, modules, and collections or objects made of these
     file: Callable | None = None,  # path -> text that tells what is in a file; None: a path is only a name
+    versions: bool = True,  # does it count which `version` somebody gave to what cannot be known?
 ) -> str:  # 12 hexadecimal digits
     "A text that stays the same from one session to the next as long as `obj` does the same."
-    return _Graph(obj, file).text()
+    return _Graph(obj, file, versions=versions).text()
 
 # %% ../../nbs/api/data/fingerprint.ipynb #33f42b90
 def _plain(obj, graph):
@@ -125,16 +126,24 @@ def _not_known(obj, graph):
 
 _KINDS += [_array, _tensor]
 
-# %% ../../nbs/api/data/fingerprint.ipynb #c23728a6
+# %% ../../nbs/api/data/fingerprint.ipynb #21f3afe7
 def _name(obj): return f'{obj.__module__}.{getattr(obj, "__qualname__", obj)}'
 
 
 def _own(obj, graph):
-    "What an object says it consists of, in a method `__fingerprint__`."
+    "What an object says it consists of, in a method `__fingerprint__`; with what a class of one's own adds to that."
     if isinstance(obj, type) or not hasattr(type(obj), '__fingerprint__'): return None
     parts = [*obj.__fingerprint__(), *_declared(obj, graph)]
     graph.evaluate(parts)
-    return _name(type(obj)), [type(obj), *parts]
+    if is_library(home(type(obj).__fingerprint__)) and not is_library(type(obj).__module__): parts += _added(obj, graph)
+    return _name(type(obj)), parts
+
+
+def _added(obj, graph):
+    "A class of one's own, and the attributes that its methods set."
+    own = [f for cls in type(obj).__mro__ if not is_library(cls.__module__) for _, f in _functions(cls)]
+    names = {name for function in own for name in facts(function.__code__).keeps}
+    return [type(obj), {name: value for name, value in _attributes(obj, graph).items() if name in names}]
 
 
 def _declared(obj, graph):
@@ -142,7 +151,10 @@ def _declared(obj, graph):
     version = getattr(obj, '__dict__', {}).get('version')
     if version is None: return []
     graph.declared.add(graph.number(obj))
-    return [('version', version)]
+    return [('version', version)]*graph.versions
+
+
+def _undeclared(held): return {name: value for name, value in held.items() if name != 'version'}
 
 
 def _items(obj, graph):
@@ -158,13 +170,13 @@ def _items(obj, graph):
 _COLLECTIONS = {dict, MappingProxyType, set, frozenset, list, tuple, deque}
 _KINDS += [_own, _items]
 
-# %% ../../nbs/api/data/fingerprint.ipynb #55018601
+# %% ../../nbs/api/data/fingerprint.ipynb #1000e77e
 def _function(obj, graph):
     "What a function does and refers to; of one of a library the name, and what it was made with."
     if not isinstance(obj, FunctionType): return None
     inner = getattr(obj, '_torchdynamo_orig_callable', None)  # torch.compile: the same, faster
     if inner is not None: return 'compiled', [inner]
-    parts = [obj.__defaults__, obj.__kwdefaults__, around(obj), vars(obj), *_declared(obj, graph)]
+    parts = [obj.__defaults__, obj.__kwdefaults__, around(obj), _undeclared(vars(obj)), *_declared(obj, graph)]
     if is_library(home(obj)): return f'{_name(obj)} {version_of(home(obj))}', parts
     found = [f'{obj.__name__} uses {what}' for what in outside(obj)]
     if found: graph.unknown[graph.number(obj)] = found
@@ -200,7 +212,7 @@ def _module(obj, graph):
 
 _KINDS += [_function, _callable, _module]
 
-# %% ../../nbs/api/data/fingerprint.ipynb #e9939139
+# %% ../../nbs/api/data/fingerprint.ipynb #3818a4ba
 def _class(obj, graph):
     "Of a class of one's own all that is written in it and in its parents; of others name and version."
     if not isinstance(obj, type): return None
@@ -237,14 +249,14 @@ CALLS = '__call__', 'forward', 'apply', 'apply_many', 'many', 'back', 'predict',
 
 def habits(cls: type) -> Habits:
     "Which attributes an object reads, and which it sets as its memory, when it is called."
-    methods, reads, keeps = _methods(cls), set(CALLS), set()
+    methods, reads, keeps, logs = _methods(cls), set(CALLS), set(), set()
     todo = [name for name in CALLS if name in methods]
     while todo:
         for function in methods.pop(todo.pop()):
             told = facts(function.__code__)
-            reads, keeps = reads | told.attributes | told.texts, keeps | told.keeps
+            reads, keeps, logs = reads | told.attributes | told.texts, keeps | told.keeps, logs | told.logs
         todo = [name for name in reads if name in methods]
-    return Habits(frozenset(reads), frozenset(keeps))
+    return Habits(frozenset(reads), frozenset(keeps | logs - reads))
 
 
 def _methods(cls):
@@ -252,10 +264,14 @@ def _methods(cls):
     found = {}
     for parent in cls.__mro__:
         if parent is object or _name(parent) == 'torch.nn.modules.module.Module': continue
-        for name, value in vars(parent).items():
-            function = getattr(value, '__func__', getattr(value, 'fget', value))
-            if isinstance(function, FunctionType): found.setdefault(name, []).append(function)
+        for name, function in _functions(parent): found.setdefault(name, []).append(function)
     return found
+
+
+def _functions(cls):
+    "(name, function) of those in a class, also behind a property."
+    found = [(k, getattr(value, '__func__', getattr(value, 'fget', value))) for k, value in vars(cls).items()]
+    return [(k, one) for k, one in found if isinstance(one, FunctionType)]
 
 # %% ../../nbs/api/data/fingerprint.ipynb #1e3f07a7
 @lru_cache(1)
@@ -299,13 +315,13 @@ def _script(obj, graph):
 
 _KINDS += [_class, _network]
 
-# %% ../../nbs/api/data/fingerprint.ipynb #7717dec0
+# %% ../../nbs/api/data/fingerprint.ipynb #01e3ae48
 def _attributes(obj, graph):
     "Name -> value of what an object holds, without what it keeps of earlier calls, and what it never reads."
     cls = type(obj)
     if cls not in graph.habits: graph.habits[cls] = habits(cls)
     reads, keeps = graph.habits[cls]
-    held = {**_slots(obj), **getattr(obj, '__dict__', {})}
+    held = _undeclared({**_slots(obj), **getattr(obj, '__dict__', {})})
     cached = {name for parent in cls.__mro__ for name, o in vars(parent).items() if isinstance(o, cached_property)}
     found = {name: held[name] for name in sorted(held.keys() - keeps - cached)}
     if not _is_network(obj): return found
@@ -363,7 +379,7 @@ def _object(obj, graph):
 
 _KINDS += [_special, _object]
 
-# %% ../../nbs/api/data/fingerprint.ipynb #ed688acd
+# %% ../../nbs/api/data/fingerprint.ipynb #6223634a
 def unknown(
     obj: object,  # as for `fingerprint`
 ) -> list:  # of texts; empty where all is known
@@ -376,3 +392,10 @@ def unknown(
         found += graph.unknown.get(number, [])
         todo += graph.parts[number]
     return sorted(set(found))
+
+
+def without_version(
+    obj: object,  # as for `fingerprint`
+) -> str | None:  # None where nothing in it has a version
+    "The fingerprint that an object would have if nothing in it had a `version`."
+    return fingerprint(obj, versions=False) if _Graph(obj, arrays=False).declared else None

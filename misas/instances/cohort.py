@@ -14,6 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.cohort import cohort
+from ..data.content import Files, identity
 from ..data.sample import Sample
 from ..data.files import as_file_name, read_json, write_json
 from .context import context_curves
@@ -26,7 +27,7 @@ from ..models.base import Model
 from ..statistics import bootstrap
 from ..study.archive import Archive, locked
 from ..study.run import length
-from ..study.settings import differences, versions
+from ..study.settings import LOST, differences, taken_up, versions
 from ..view import page
 from ..view.words import Summary, between_text, score_text
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ['FORMAT', 'MAPS', 'GROWING', 'OURS', 'PARTS', 'InstanceStudy']
 
 # %% ../../nbs/api/instances/cohort.ipynb #7324a4ee
-FORMAT = 1  # of `instances.json`
+FORMAT = 2  # of `instances.json`
 MAPS = dict(kind='average', n=20)  # options of `instance_maps` where none are given
 GROWING = 'name', 'maps', 'context'  # these may be added to a folder, and models may be called otherwise
 
@@ -54,6 +55,7 @@ def _plain(value):
 
 def _merged(old, new, folder):
     "Settings in the folder with those asked for. ValueError where they contradict each other."
+    old = taken_up(old, new)
     both = [name for name in new if name not in GROWING or None not in (old.get(name), new[name])]
     lines = [line for name in both for line in differences(old.get(name), new[name], name)]
     if lines: raise ValueError(
@@ -113,9 +115,11 @@ def _kept(folder):
     file = folder/'instances.json'
     if not file.exists(): return None
     settings = read_json(file)
-    if not isinstance(settings, dict) or settings.get('misas instances') != FORMAT:
+    if not isinstance(settings, dict) or settings.get('misas instances') not in (1, FORMAT):
         raise ValueError(f'{file}: is not of this version of misas; use another folder')
-    return settings
+    if settings['misas instances'] == FORMAT: return settings
+    model = settings['model'] | dict(fingerprint=LOST)  # format 1 noted less of what a model is
+    return settings | {'misas instances': FORMAT, 'model': model}
 
 # %% ../../nbs/api/instances/cohort.ipynb #84f5501b
 @patch
@@ -192,7 +196,7 @@ def run(
     from tqdm.auto import tqdm
     from warnings import warn
     if self.model is None: raise ValueError('the study was opened for reading: to run it, pass its model')
-    failed, self.progress = [], progress
+    failed, self.progress, self._codes = [], progress, {}
     with locked(Archive(self.folder)):
         write_json(self.folder/'instances.json', {**self.settings, 'versions': versions()})
         cases = tqdm(cohort(samples, load), total=length(samples), desc='patients', leave=False, disable=not progress)
@@ -230,7 +234,7 @@ def _reason(e): return (str(e).strip() or type(e).__name__).splitlines()[0]
 def _keep(self: InstanceStudy, part, case, found, table):
     "Write a table of a patient, and what is known of the image."
     columns = {name: column.tolist() for name, column in table.items()}
-    about = dict(sample=case.name, patient=str(case.info.get('patient', case.name)), mark=_plain(case.mark))
+    about = dict(sample=case.name, patient=str(case.info.get('patient', case.name)), **self._identity(case))
     about |= dict(n_true=len(found.true), n_found=int((found.true.group == 'TP').sum()), n_false=found.counts['FP'])
     write_json(self.file(part, case.name), dict(about, columns=columns))
 
@@ -240,9 +244,16 @@ def _check_same(self: InstanceStudy, case):
     "ValueError where a patient is not the one that was studied under this name."
     file = self.file('lesions', case.name)
     if not file.exists(): return
-    old, new = read_json(file).get('mark'), _plain(case.mark)
-    known = old is not None and new is not None and type(old) is type(new)
-    if known and old != new: raise ValueError(_changed(self, case))
+    old = read_json(file)
+    if old.get('identity') not in (None, self._identity(case, old.get('files'))['identity']):
+        raise ValueError(_changed(self, case))
+
+
+@patch
+def _identity(self: InstanceStudy, case, known=None):
+    "What is in the files or arrays of a patient, and how they are read."
+    files = Files(known, self._codes)
+    return dict(identity=identity(case, files), files=files.now)
 
 
 def _changed(study, case):

@@ -5,6 +5,7 @@
 # %% ../../nbs/api/study/archive.ipynb #717d6094
 from __future__ import annotations
 
+import glob
 import os
 import time
 from contextlib import contextmanager
@@ -148,6 +149,17 @@ def files(self: Archive) -> list:  # of paths
 def cases(self: Archive) -> list:  # of dicts
     "What is known of the cases."
     return [read_json(p) for p in sorted((self.folder/'cases').glob('*.json')) if p.name[0] != '.']
+
+
+@patch
+def forget(
+    self: Archive,
+    case,  # name
+) -> bool:  # was there a unit?
+    "Take away the units of a case, and what went wrong with it."
+    units = list(self.folder.glob(f'units/*/*/{glob.escape(as_file_name(case))}.parquet'))
+    for path in [*units, self.failure(case)]: path.unlink(missing_ok=True)
+    return bool(units)
 
 
 @patch

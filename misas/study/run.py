@@ -5,23 +5,22 @@
 # %% ../../nbs/api/study/run.ipynb #85398b44
 from __future__ import annotations
 
-import glob
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..data.cohort import Case
-from ..data.files import as_file_name, read_json, write_json
+from ..data.content import Files, identity, not_known
+from ..data.files import read_json, write_json
 from .archive import Archive
 from .work import Task, Work
 
 # %% auto #0
-__all__ = ['keep_case', 'Progress', 'plan', 'collect', 'length', 'check_run', 'cluster']
+__all__ = ['keep_case', 'Progress', 'plan', 'collect', 'said_of_cases', 'length', 'check_run', 'cluster']
 
 # %% ../../nbs/api/study/run.ipynb #ba63df7c
 def _plain(info):
@@ -30,28 +29,24 @@ def _plain(info):
     return {k: v for k, v in known.items() if isinstance(v, (str, int, float, bool))}
 
 
-def _changed(old, new):
-    "Are two marks of one kind (files, arrays or Samples), and different?"
-    return None not in (old, new) and type(old) is type(new) and old != new
-
-
 def keep_case(
     archive: Archive,
     case: Case,
-):
-    "Write down what is known of a case. ValueError where it is not the one that was studied under its name."
+    codes: dict | None = None,  # fingerprints of functions that load cases, see `misas.data.content.Files`
+) -> str:  # 'changed': what was kept of it is gone; 'assumed': nobody noted what it was; else nothing
+    "Write down what a case is. Units of another one that was studied under its name are taken away first."
     path = archive.case(case.name)
-    new = json.loads(json.dumps(dict(sample=case.name, mark=case.mark, info=_plain(case.info))))
-    old = read_json(path) if path.exists() else None
-    if old == new: return
-    if old is not None:
-        units = f'units/*/*/{glob.escape(as_file_name(case.name))}.parquet'
-        if _changed(old['mark'], new['mark']) and any(archive.folder.glob(units)): raise ValueError(
-            f'{archive.folder}: the data of case {case.name!r} have changed since it was studied there; '
-            'give it another name, or use another folder')
-        new['info'] = {**old['info'], **new['info']}  # what an earlier run knew of it stays known
-        if old == new: return
-    write_json(path, new)
+    old = read_json(path) if path.exists() else {}
+    files = Files(old.get('files'), codes)
+    new = dict(sample=case.name, identity=identity(case, files), files=files.now, info=_plain(case.info))
+    before, said = old.get('identity'), ''
+    if before in (None, new['identity']) or before == identity(case, files, versions=False):
+        # what an earlier run knew of it stays known
+        new['info'] = {**old.get('info', {}), **new['info']}
+        said = 'assumed' if old and before is None else ''
+    elif archive.forget(case.name): said = 'changed'
+    if new != old: write_json(path, new)
+    return said
 
 # %% ../../nbs/api/study/run.ipynb #26e84fc6
 @dataclass
@@ -59,6 +54,9 @@ class Progress:
     "Counts of a run. The generator of tasks counts while workers take from it."
     cases: int = 0    # met so far
     planned: int = 0  # of these with something to do
+    changed: list = field(default_factory=list)  # names of those that are others than before
+    assumed: int = 0  # of which nobody noted what they were
+    unknown: list = field(default_factory=list)  # what the first one may depend on that nobody can know
 
 
 def plan(
@@ -68,10 +66,14 @@ def plan(
     retry: bool,  # try again what failed before?
     progress: Progress,  # counts
 ) -> Iterator[Task]:
-    "A task for each case with something missing. ValueError where a case is not the one studied under its name."
+    "A task for each case with something missing."
+    codes = {}
     for case in cases:
         progress.cases += 1
-        keep_case(archive, case)
+        if progress.cases == 1: progress.unknown = not_known(case)
+        said = keep_case(archive, case, codes)
+        if said == 'changed': progress.changed.append(case.name)
+        progress.assumed += said == 'assumed'
         task = _task(archive, case, work.missing(case.name), retry)
         if task is None: continue
         progress.planned += 1
@@ -104,6 +106,20 @@ def collect(
             idle = progress.cases - progress.planned
             shown.update(idle + i - shown.n)
     return failed
+
+
+def said_of_cases(
+    progress: Progress,
+) -> list:  # of sentences
+    "What is to be said of cases that are not, or may not be, what they were."
+    told, names = [], ', '.join(map(repr, progress.changed[:3])) + ', ...'*(len(progress.changed) > 3)
+    if progress.changed: told.append(
+        f'{len(progress.changed)} of {progress.cases} cases are not what they were when they were studied under their '
+        f'name ({names}): all that was kept of them is gone, and what this run asks for was done anew')
+    if progress.assumed: told.append(
+        f'{progress.assumed} of {progress.cases} cases were studied by an earlier misas, which did not note what was '
+        'in their files: it is assumed that they are the same')
+    return told
 
 
 def length(samples) -> int | None:

@@ -10,8 +10,9 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
+from ..data.code import WRITTEN_DOWN, is_library
 from ..data.files import read_json
-from ..data.fingerprint import fingerprint
+from ..data.fingerprint import fingerprint, unknown, without_version
 from ..metrics.metric import Metric, as_metric
 from ..models.adapt import as_model
 from .archive import Archive
@@ -20,8 +21,9 @@ from ..transforms.base import Transform, sweep_values
 from ..transforms.scale import as_scale
 
 # %% auto #0
-__all__ = ['FORMAT', 'GROWING', 'as_models', 'as_transforms', 'transform_settings', 'described_transform', 'described_metric',
-           'described_scoring', 'study_settings', 'versions', 'differences', 'merged', 'read_settings']
+__all__ = ['FORMAT', 'LOST', 'GROWING', 'CODES', 'DOUBTS', 'as_models', 'as_transforms', 'in_doubt', 'transform_settings',
+           'described_transform', 'described_metric', 'described_scoring', 'study_settings', 'versions',
+           'said_of_versions', 'differences', 'taken_up', 'said_of_settings', 'merged', 'read_settings']
 
 # %% ../../nbs/api/study/settings.ipynb #c0741fca
 def as_models(
@@ -58,10 +60,27 @@ def _check_once(what, names):
     raise ValueError(f'{what} hold two called {twice!r}: {cure}')
 
 # %% ../../nbs/api/study/settings.ipynb #a4e257cf
+def _own_parts(t):
+    "The parts of a transform that are made of code of one's own, so that settings do not tell what they do."
+    return [part for part, _ in getattr(t, 'parts', [(t, None)]) if _is_own(part)]
+
+
+def _is_own(t):
+    return hasattr(t, 'f') or not is_library(type(t).__module__) or any(map(callable, vars(t).values()))
+
+
+def in_doubt(
+    obj: object,  # a Model, transforms, the function of a metric
+) -> dict:  # empty where its fingerprint tells all
+    "What cannot be known of an object, and its fingerprint without the `version` that somebody gave it for that."
+    lost, bare = unknown(obj), without_version(obj)
+    return {**({'not known': lost} if lost else {}), **({'without version': bare} if bare else {})}
+
+
 def transform_settings(t: Transform) -> dict:
     "A transform for `study.json`: how to make it again, and what is needed to read its results."
-    code = fingerprint(t.f) if hasattr(t, 'f') else None  # of a function of your own
-    again = dict(settings=json.loads(t.to_json()), code=code)
+    own = _own_parts(t)
+    again = dict(settings=json.loads(t.to_json()), code=fingerprint(own) if own else None, **in_doubt(own))
     axis = dict(values=sweep_values(t), unit=t.unit, scale=t.scale.settings())
     return again | axis | dict(identity=float(t.identity), zero=t.zero)
 
@@ -95,7 +114,7 @@ def described_scoring(
     return Scoring(metrics, settings['reference'], settings['space'])
 
 
-FORMAT = 2  # of `study.json`
+FORMAT = 3  # of `study.json`
 
 
 def study_settings(
@@ -103,18 +122,30 @@ def study_settings(
     scoring: Scoring,
 ) -> dict:
     "What a study is made of, for `study.json`."
-    return {'misas study': FORMAT, **scoring.settings(),
-            'models': {name: m.settings() for name, m in models.items()},
+    scored = scoring.settings()
+    for name, said in scored['metrics'].items():
+        if isinstance(said, dict): said |= in_doubt(scoring.metrics[name].f)
+    return {'misas study': FORMAT, **scored,
+            'models': {name: m.settings() | in_doubt(m) for name, m in models.items()},
             'transforms': {name: transform_settings(t) for name, t in transforms.items()}}
 
 # %% ../../nbs/api/study/settings.ipynb #a2d765b4
 def versions() -> dict:  # name -> version
     "What results may depend on besides the settings."
     found = dict(python=platform.python_version())
-    for name in ('misas', 'torch', 'numpy', 'scipy', 'onnxruntime', 'fastai', 'monai'):
+    for name in WRITTEN_DOWN:
         try: found[name] = version(name)
         except PackageNotFoundError: pass
     return found
+
+
+def said_of_versions(
+    old: dict, new: dict,  # from `versions`: of an earlier run, and of this one
+) -> list:  # of sentences
+    "What is to be said where a run goes on with other versions."
+    other = [f'{name} {old[name]} then, {new[name]} now' for name in old if new.get(name, old[name]) != old[name]]
+    if not other: return []
+    return [f'it was begun with other versions ({"; ".join(other)}): scores of old and new cases may differ by that']
 
 # %% ../../nbs/api/study/settings.ipynb #49978c49
 def differences(
@@ -134,7 +165,60 @@ def _short(o):
     return text if len(text) < 70 else f'{text[:30]} ... {text[-30:]}'
 
 
+LOST = '?'  # a fingerprint that an earlier misas made, which cannot be compared
 GROWING = 'models', 'transforms'  # more of these may be added
+CODES = 'fingerprint', 'code', 'function'  # names of fingerprints
+DOUBTS = 'not known', 'without version'
+
+
+def taken_up(
+    old: dict, new: dict,  # settings in a folder, and those asked for
+) -> dict:
+    "Old settings with what could not be known then as it is now."
+    if not isinstance(old, dict) or not isinstance(new, dict): return old
+    code = _code_name(old)
+    if code is None: return {k: taken_up(o, new.get(k)) for k, o in old.items()}
+    kept = _without_doubts(old) | {k: new[k] for k in DOUBTS if k in new}
+    same = old[code] == LOST or 'not known' in old and old[code] == new.get('without version')
+    return kept | {code: new[code]} if same and code in new else kept
+
+
+def _without_doubts(settings): return {k: o for k, o in settings.items() if k not in DOUBTS}
+
+
+def _code_name(settings):
+    "Under which name settings hold a fingerprint, or None."
+    return next((name for name in CODES if name in settings), None) if isinstance(settings, dict) else None
+
+
+def said_of_settings(
+    old: dict | None,  # in the folder
+    new: dict,  # asked for
+) -> list:  # of sentences
+    "What is to be said where it cannot be known whether models, transforms and metrics are the same."
+    told, lost = [], []
+    for what, before, now in _pairs(old or {}, new):
+        if before.get(_code_name(before)) == LOST: lost.append(what)
+        unsaid = [text for text in now.get('not known', ()) if text not in before.get('not known', ())]
+        if unsaid: told.append(_doubt(what, unsaid))
+    assumed = f'{", ".join(lost)}: an earlier misas noted less of what they are; it is assumed that they are the same'
+    return [*told, assumed] if lost else told
+
+
+def _pairs(old, new):
+    "('models.net', old settings or {}, new ones) of all that may have a fingerprint."
+    for kind in ('models', 'transforms', 'metrics'):
+        for name, now in new[kind].items():
+            before = old.get(kind, {}).get(name)
+            if isinstance(now, dict): yield f'{kind}.{name}', before if isinstance(before, dict) else {}, now
+
+
+def _doubt(what, unsaid):
+    "What to do about it."
+    function = unsaid[0].partition(' uses ')[0] if ' uses ' in unsaid[0] else 'it'
+    cure = f'{function}.version = "1"' if function.isidentifier() and function != 'it' else 'an attribute version'
+    return (f'{what}: {"; ".join(unsaid)}, so a study cannot know whether it is the same next time: give it a version '
+            f'({cure}), and another one whenever that changes')
 
 
 def merged(
@@ -143,7 +227,7 @@ def merged(
     folder,  # for the error
 ) -> dict:
     "The settings in the folder and what the new ones add. ValueError where they contradict each other."
-    lines = []
+    lines, old = [], taken_up(old, new)
     for k in new:
         both = set(old[k]) & set(new[k]) if k in GROWING else None
         pair = [settings.get(k) for settings in (old, new)]
@@ -156,19 +240,22 @@ def merged(
 # %% ../../nbs/api/study/settings.ipynb #0962a9ab
 def _today(settings):
     "Settings of an earlier format in the form of today."
-    metrics = {name: _metric_today(m) for name, m in settings['metrics'].items()}
-    transforms = {name: _transform_today(t) for name, t in settings['transforms'].items()}
-    return {**settings, 'misas study': FORMAT, 'metrics': metrics, 'transforms': transforms}
+    parts = dict(models=dict, metrics=_metric_today, transforms=_transform_today)
+    new = {k: {name: f(one) for name, one in settings[k].items()} for k, f in parts.items()}
+    for one in [one for k in parts for one in new[k].values() if isinstance(one, dict)]:
+        one |= {k: LOST for k in CODES if k in one}
+    return {**settings, 'misas study': FORMAT, **new}
 
 
 def _metric_today(old):
     "Format 1: a name, or of a function its fingerprint and whether lower is better."
-    if isinstance(old, str): return old
+    if isinstance(old, str) or 'better' in old: return old
     return dict(better='lower' if old['lower_is_better'] else 'higher', unit='', needs=[], function=old['function'])
 
 
 def _transform_today(old):
     "Format 1 had words where now there is a scale."
+    if 'words' not in old: return dict(old)
     scale = as_scale(old['words'], old['values'], old['identity'])
     return {k: v for k, v in old.items() if k != 'words'} | dict(scale=scale.settings())
 

@@ -18,8 +18,9 @@ from ..data.files import write_json
 from .archive import locked, now
 from .pictures import samples_of, worst_cases
 from .results import Results
-from .run import Progress, check_run, cluster, collect, length, plan
-from .settings import as_models, as_transforms, merged, read_settings, study_settings, versions
+from .run import Progress, check_run, cluster, collect, length, plan, said_of_cases
+from .settings import as_models, as_transforms, merged, read_settings, said_of_settings, said_of_versions
+from .settings import study_settings, versions
 from .work import Work
 from .workers import in_processes, in_this_process
 from ..sweep.scoring import Scoring
@@ -56,7 +57,9 @@ class Study(Results):
         if models is None and transforms is None: return  # it is only read
         self.scoring = scoring
         self._asked = study_settings(self.models, self.runnable, scoring)
+        told = said_of_settings(self.settings, self._asked)
         self.settings = self._with_asked(self.settings)
+        for text in told: warnings.warn(text, stacklevel=2)
 
     def _with_asked(self, old):
         "The settings in the folder and those asked for. ValueError where they contradict each other."
@@ -77,34 +80,48 @@ def run(
     retry: bool = True,  # try again what failed before?
     progress: bool = True,  # show a progress bar?
 ) -> Study:  # itself
-    """Do what is missing.
+    """Do what is missing; cases that are not what they were are done anew, and named.
 
-    ValueError where settings or samples do not fit the folder, RuntimeError while another run is in it."""
+    ValueError where settings do not fit the folder, RuntimeError while another run is in it."""
     if not self.models or not self.runnable:
         raise ValueError('the study was opened for reading: to run it, pass its models and transforms to Study')
     check_run(n_jobs, backend, client, threads, timeout)
     cases, counts = cohort(samples, load), Progress()
     with locked(self.archive), cluster(backend, client) as client:
-        self._begin(n_jobs, backend)
+        told = self._begin(n_jobs, backend)
         work = Work(self.folder, self.models, self.runnable, self.scoring, timeout)
         tasks = plan(self.archive, cases, work, retry, counts)
         parallel = client is not None or n_jobs > 1
         done = in_processes(work, tasks, n_jobs, client, threads) if parallel else in_this_process(work, tasks, threads)
         failed = collect(done, counts, total=length(samples), bar=progress)
     self._remember(samples, load)
-    if failed:
-        text = f'{len(failed)} of {counts.cases} cases failed, wholly or in part; the first: {failed[0]}. See .failures'
-        warnings.warn(text, stacklevel=2)
+    told += [*said_of_cases(counts), *self._said_of_loading(counts.unknown)]
+    if failed: told.append(
+        f'{len(failed)} of {counts.cases} cases failed, wholly or in part; the first: {failed[0]}. See .failures')
+    for text in told: warnings.warn(text, stacklevel=2)
     return self
 
 # %% ../../nbs/api/study/study.ipynb #9bb2a3fd
 @patch
 def _begin(self: Study, n_jobs, backend):
-    "Note in the folder that a run begins, and with what."
+    "Note in the folder that a run begins, and with what. What is to be said of that."
     self.settings = self._with_asked(read_settings(self.archive))
     begun = dict(started=now(), versions=versions(), n_jobs=n_jobs, backend=backend)
-    self.settings['runs'] = [*self.settings.get('runs', []), begun]
+    runs = self.settings.get('runs', [])
+    self.settings['runs'] = [*runs, begun]
     write_json(self.archive.settings_file, self.settings)
+    return [f'{self.folder}: {text}' for text in said_of_versions(runs[-1]['versions'], versions())] if runs else []
+
+
+@patch
+def _said_of_loading(self: Study, unknown):
+    "What is to be said, once a folder, of what a case may depend on that nobody can know."
+    said = self.settings.get('cases not known', [])
+    if not set(unknown) - set(said): return []
+    self.settings['cases not known'] = sorted({*said, *unknown})
+    write_json(self.archive.settings_file, self.settings)
+    return [f'samples: {"; ".join(unknown)}, so a study cannot know whether a case is the same next time: name the '
+            'files in the items, or give load a version (load.version = "1"), and another one whenever they change']
 
 
 @patch

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..data.content import Files, identity
 from ..data.files import as_file_name, read_json, write_json
 from ..data.fingerprint import fingerprint
 from ..models.base import Model
@@ -52,13 +53,14 @@ def ask_trust(
 ) -> 'pandas.DataFrame':  # sample, class, expected, low, high, voxels, known, strangeness
     "A row a case and class; labels are not looked at. A case that fails is told in a warning, and left out."
     import pandas as pd
-    rows, failed, key = [], [], key_of(trust)
+    rows, failed, key, codes = [], [], key_of(trust), {}
     for case in tqdm(cases, desc='cases', leave=False, delay=2, disable=not progress):
         path = Path(folder)/f'{as_file_name(case.name)}.json'
-        mark = fingerprint(case.mark)
         kept = read_json(path) if path.exists() else {}
-        if case.mark is None or (kept.get('key'), kept.get('mark')) != (key, mark):
-            try: kept = dict(key=key, mark=mark, **_answer(trust, case))
+        files = Files(kept.get('files'), codes)
+        mark = identity(case, files)
+        if (kept.get('key'), kept.get('mark')) != (key, mark):
+            try: kept = dict(key=key, mark=mark, files=files.now, **_answer(trust, case))
             except Exception as e:
                 failed.append(f'{case.name}: {str(e).splitlines()[0]}')
                 continue
