@@ -82,7 +82,7 @@ CHANCE = {
     'dropout of channels': lambda net, x: F.dropout2d(x, .3, training=True),
     'only in evaluation': lambda net, x: x if net.training else x + .1*torch.rand_like(x),
     'noise': lambda net, x: x + .1*torch.randn(x.shape),
-    "NumPy's": lambda net, x: x*float(np.random.uniform(.5, 1.5)),  # noqa: NPY002
+    "NumPy's": lambda net, x: x*float(np.random.uniform(.5, 1.5)),
     "Python's": lambda net, x: x*random.uniform(.5, 1.5),
     'permutation': lambda net, x: x[:, torch.randperm(x.shape[1])],
 }
@@ -107,13 +107,13 @@ COMPANY = {
     'how many': lambda net, x: x/len(x)}
 
 
-def states(): return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
+def states(): return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
 
 
 def check_same(model, sample):
     "The same image gets the same answer: again, after another one, beside others, and whatever the luck."
     first = model.predict(sample)
-    torch.manual_seed(77), random.seed(77), np.random.seed(77)  # noqa: NPY002
+    torch.manual_seed(77), random.seed(77), np.random.seed(77)
     before = states()
     model.predict(3*sample.image[None])
     assert np.array_equal(first, model.predict(sample)) and states() == before
@@ -232,7 +232,7 @@ def test_script_that_remembers():
 
 def test_preprocess_by_chance():
     plain = Net(lambda net, x: x)
-    def noisy(image): return image + .3*torch.as_tensor(np.random.normal(size=image.shape), dtype=image.dtype)  # noqa: NPY002
+    def noisy(image): return image + .3*torch.as_tensor(np.random.normal(size=image.shape), dtype=image.dtype)
     model = as_model(plain, activation='softmax', preprocess=noisy)
     with pytest.warns(UserWarning, match='draws random numbers'): steady(model, picture())
     check_same(model, picture())
@@ -357,9 +357,9 @@ def test_right_networks_are_left_alone():
     silent(masked, picture())
     black = picture().replace(image=np.zeros((1, 48, 48), np.float32))
     silent(as_model(nets[0], activation='softmax'), black)
-    per_image = lambda net, x: x/x.amax((1, 2, 3), keepdim=True)  # noqa: E731
+    per_image = lambda net, x: x/x.amax((1, 2, 3), keepdim=True)
     silent(as_model(Net(per_image), activation='softmax'), picture())
-    own_seed = lambda net, x: x + torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0))  # noqa: E731
+    own_seed = lambda net, x: x + torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0))
     silent(as_model(Net(own_seed), activation='softmax'), picture())
 
 

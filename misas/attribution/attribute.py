@@ -5,6 +5,7 @@
 # %% ../../nbs/api/attribution/attribute.ipynb #0476544c
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['ALL_METHODS', 'METHODS', 'LIMIT', 'COMMON', 'method_of', 'no_gradient', 'refusal', 'methods', 'Attribution',
-           'Incomplete', 'checked', 'complete', 'own_options', 'check_refusal', 'explained', 'run_method', 'attribute']
+__all__ = ['ALL_METHODS', 'METHODS', 'LIMIT', 'COMMON', 'MUCH', 'method_of', 'no_gradient', 'refusal', 'methods', 'Attribution',
+           'Incomplete', 'checked', 'complete', 'own_options', 'check_refusal', 'gigabytes', 'explained', 'run_method',
+           'attribute']
 
 # %% ../../nbs/api/attribution/attribute.ipynb #b58a845a
 ALL_METHODS = [
@@ -73,7 +75,7 @@ def methods(
     model: Model | None = None,  # or anything `as_model` takes
     sample: Sample | None = None,  # or anything `as_sample` takes
     target: Target | Frozen | str | int | None = None,  # see `attribute`
-) -> 'pd.DataFrame':  # name, family, dimensions, passes, needs, library, origin (forward, backward, refused)
+) -> 'pd.DataFrame':  # name, family, dimensions, passes, needs, library, origin (forward, backward, gigabytes, refused)
     "The table of methods; for a model, an image and a target also what each would cost there, and why it would refuse."
     import pandas as pd
     rows = [(m.name, m.family, '2D, 3D', m.words, m.needs, m.library, m.origin) for m in METHODS.values()]
@@ -85,8 +87,9 @@ def methods(
     with untouched(question.module):
         none = _no_score(question)
         asked = [_cost(method, question, none) for method in METHODS.values()]
+        memory = [0. if one[2] else gigabytes(how, question) for how, one in zip(METHODS.values(), asked)]
     forward, backward, refused = zip(*asked)
-    table = table.assign(forward=forward, backward=backward, refused=refused)
+    table = table.assign(forward=forward, backward=backward, gigabytes=np.round(memory, 2), refused=refused)
     return table.astype(dict(forward='Int64', backward='Int64'))
 
 
@@ -132,6 +135,13 @@ class Attribution:
         return METHODS[self.method].slope
 
     @property
+    def handed_back(self) -> tuple | None:
+        "What relevance propagation gives to the image, and of how much; None where nothing can be lost."
+        if METHODS[self.method].family != 'relevance' or self.delta is None or self.gap is not None: return None
+        total = float(self.map.sum(dtype=float))
+        return total, total - self.delta
+
+    @property
     def unit(self) -> str: return METHODS[self.method].unit.format(score=self.target.unit)
 
     @property
@@ -139,8 +149,10 @@ class Attribution:
         gap = '' if self.gap is None else f'; adds up to within {100*self.gap:.2g} %'
         base = '' if self.baseline_score is None else f' ({self.baseline_score:.3g} for the baseline)'
         cost = f'{self.passes[0]} forward and {self.passes[1]} backward passes'
+        kept = ''
+        if self.handed_back: kept = '; hands back {:.3g} of {:.3g}, biases get the rest'.format(*self.handed_back)
         error = '' if self.error is None else f'; asked for some voxels only, which misses about {100*self.error:.2g} %'
-        return f'{self.method} of the {self.target.text}, which is {self.score:.3g}{base}{gap}{error}; {cost}'
+        return f'{self.method} of the {self.target.text}, which is {self.score:.3g}{base}{gap}{kept}{error}; {cost}'
 
     def __repr__(self): return f'Attribution({self.text})'
 
@@ -167,7 +179,9 @@ def plot(
     **kw: object,  # see `plot_attribution`
 ) -> 'Figure':
     "Picture of the map over the image, the target outlined."
-    words = dict(target=self.target.mask, title=self.method, about=self.target.text, unit=self.unit)
+    title = self.method
+    if self.handed_back: title += ', {:.3g} of {:.3g}'.format(*self.handed_back)
+    words = dict(target=self.target.mask, title=title, about=self.target.text, unit=self.unit)
     return plot_attribution(self.sample, self.map, **{**words, **kw})
 
 
@@ -210,10 +224,10 @@ def complete(attribution: Attribution) -> Attribution:
     gap = attribution.gap
     if gap is None or gap <= LIMIT: return attribution
     which = f'{attribution.method} of {attribution.model.name} for the {attribution.target.text}'
+    steps = 'take more n_steps, ' if 'n_steps' in attribution.options else 'take '
     raise Incomplete(
-        f'{which}: contributions miss {100*gap:.0f} % of the difference between image and baseline; '
-        'take more n_steps where the method has them, a baseline nearer to the image, '
-        'or a method without a baseline, such as smoothgrad', attribution)
+        f'{which}: contributions miss {100*gap:.0f} % of the difference between image and baseline; {steps}'
+        'a baseline nearer to the image, or a method without a baseline, such as smoothgrad', attribution)
 
 # %% ../../nbs/api/attribution/attribute.ipynb #729a2521
 COMMON = dict(baseline='blur', n_steps=50, layer='auto')  # options of many methods, with the defaults of `attribute`
@@ -255,6 +269,27 @@ def check_refusal(method: Method, question: Question, options: dict) -> None:
     if reason: raise Refused(f'{method.name} refuses {question.model.name}: {reason}')
 
 
+MUCH = 1.  # GB, from which on it is said
+
+
+def gigabytes(
+    method: Method,
+    question: Question,
+) -> float:
+    "About how much memory a method takes for an image, where that is more than for a gradient; else 0."
+    if not method.memory: return 0.
+    features = sum(int(np.prod(call.shape)) for call in question.anatomy.leaves)
+    return method.memory*features*question.model.innermost.dtype.itemsize/1e9
+
+
+def _foretell(method, question):
+    "Warn of a method that takes much memory, before it does."
+    wanted = gigabytes(method, question)
+    if wanted > MUCH: warnings.warn(
+        f'{method.name} keeps features of {question.model.name} in about {wanted:.1f} GB for an image of this size; '
+        'integrated_gradients takes about a quarter of that', stacklevel=3)
+
+
 def explained(
     question: Question, method: Method, options: dict, raw: Raw,
     asked: dict,  # arguments of `attribute`
@@ -270,9 +305,7 @@ def run_method(method: Method, question: Question, options: dict) -> Raw:
     "What a method answers to a question; the network is afterwards as it was. Refused names method and model."
     name = question.model.name
     try:
-        with untouched(question.module), question.refusing():
-            torch.manual_seed(question.seed)  # networks that draw random numbers themselves draw the same at every call
-            return method.run(question, **options)
+        with untouched(question.module), question.refusing(): return method.run(question, **options)
     except Refused as e: raise Refused(f'{method.name} refuses {name}: {str(e).removeprefix(f"{name}: ")}') from e
 
 
@@ -294,6 +327,7 @@ def attribute(
     options = own_options(how, common, kw)
     question = Question(model, sample, target, internal_batch=internal_batch, seed=seed, progress=progress)
     check_refusal(how, question, options)
+    _foretell(how, question)
     raw = run_method(how, question, options)
     asked = dict(common, internal_batch=internal_batch, seed=seed, progress=progress, **kw)
     return explained(question, how, options, raw, asked)

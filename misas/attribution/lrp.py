@@ -207,6 +207,8 @@ def plan(
 
 def _plan(q):
     if q.module is None: return f'{q.model.name} is a function without modules', []
+    habits = q.model.innermost.habits
+    if habits and (habits.chance or habits.memory): return f'{q.model.name} computes something else in every pass', []
     if q.anatomy.script:
         return f'{q.model.name} has no modules that can be held (TorchScript, or not called as a module)', []
     if q.anatomy.norms:
@@ -318,6 +320,6 @@ def _cost(q, options): return 2, 1
 
 LRP_METHODS = [
     Method('lrp', 'relevance', lrp, '1', 'Bach et al. 2015', _cost, refuse_relevance,
-           'features', dict(rule='gamma', gamma=.25, epsilon=1e-6), 'zennit', '{score}'),
+           'features', dict(rule='gamma', gamma=.25, epsilon=1e-6), 'zennit', '{score}', memory=4),
     Method('excitation_backprop', 'relevance', excitation_backprop, '1', 'Zhang et al. 2016', _cost, refuse_relevance,
-           'features', library='zennit', unit='probability')]
+           'features', library='zennit', unit='probability', memory=3)]

@@ -44,3 +44,4 @@ class Method:
     library: str = 'captum'  # that computes it
     unit: str = ''  # of the map; {score} stands for that of the target
     slope: bool = False  # are its values slopes: multiplied by a change of the image they say what it does?
+    memory: int = 0  # what it keeps, in sizes of all features of an image; 0: no more than a gradient needs

@@ -82,6 +82,9 @@ def refuse_guided(q, options):
     if 'ReLU' not in seen.activations: return f'the network has no ReLU, so it would be the plain gradient; {instead}'
 
 
+def _pools_again(seen): return [c.name for c in seen.leaves if c.kind in POOLINGS and c.n > seen.forwards]
+
+
 def _no_deep_lift(q):
     "Why DeepLIFT's contributions would be wrong, or None."
     seen = q.anatomy
@@ -91,7 +94,7 @@ def _no_deep_lift(q):
     if q.overwrites: return OVERWRITES
     together = 'images that go through the network together change each other, and it needs image and baseline together'
     if q.coupled: return together
-    if seen.reused: return f'activation {seen.reused[0]!r} works more than once in one pass'
+    if again := seen.reused + _pools_again(seen): return f'{again[0]!r} works more than once in one pass'
     unknown = seen.activations - KNOWN_TO_DEEP_LIFT
     if unknown: return f'it has no rule for {words(unknown)}'
     once = f'the network is called {seen.forwards} times for one image, and it needs image and baseline in one call'
@@ -154,14 +157,15 @@ def _twice(q, o): return 4, 2
 def _lifts(q, o): return 1 + 3*len(several(q, o['baseline'])), 2*len(several(q, o['baseline']))
 
 
-def _modified(name, run, words, origin, cost, refuse, unit, **options):
-    more = dict(options=options, library='captum', unit=unit, slope=unit == SLOPE)
+def _modified(name, run, words, origin, cost, refuse, unit, memory=0, **options):
+    more = dict(options=options, library='captum', unit=unit, slope=unit == SLOPE, memory=memory)
     return Method(name, 'modified gradient', run, words, origin, cost, refuse, **more)
 
 
 MODIFIED_METHODS = [
-    _modified('deep_lift', deep_lift, '2', 'Shrikumar et al. 2017', _twice, refuse_deep_lift, SHARE, baseline='blur'),
-    _modified('deep_lift_shap', deep_lift_shap, '2 a baseline', 'Lundberg & Lee 2017', _lifts, refuse_deep_lift, SHARE,
+    _modified('deep_lift', deep_lift, '2', 'Shrikumar et al. 2017', _twice, refuse_deep_lift, SHARE, 4,
               baseline='blur'),
+    _modified('deep_lift_shap', deep_lift_shap, '2 a baseline', 'Lundberg & Lee 2017', _lifts, refuse_deep_lift, SHARE,
+              4, baseline='blur'),
     _modified('guided_backprop', guided_backprop, '1', 'Springenberg et al. 2015', _once, refuse_guided, SLOPE),
     _modified('deconvolution', deconvolution, '1', 'Zeiler & Fergus 2014', _once, refuse_guided, SLOPE)]

@@ -55,7 +55,7 @@ def _plain(value): return type(value) in (dict, list, deque)
 
 
 def owners(model: object) -> list:
-    "Networks and other objects with attributes of their own in what a model asks: its network, function, preprocessing."
+    "Networks, and other objects with attributes, in what a model asks: its network, function, preprocessing."
     found = {}
     for part in (model.module, getattr(model, 'f', None), model.preprocess):
         for one in _behind(part): found.update((id(each), each) for each in _parts(one))
@@ -133,7 +133,9 @@ class Habits:
     single: bool = False  # it takes one image at a time
 
     @property
-    def bad(self) -> bool: "Would answers differ by more than the image?"; return self.chance or self.memory or self.company
+    def bad(self) -> bool:
+        "Would answers differ by more than the image?"
+        return self.chance or self.memory or self.company
     @property
     def alone(self) -> bool: "Is each image asked alone?"; return self.bad or self.single
 

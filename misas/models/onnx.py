@@ -101,7 +101,7 @@ class OnnxModel(Model):
         if gpu and 'CUDAExecutionProvider' not in ort.get_available_providers(): raise ValueError(
             "device='cuda' needs onnxruntime with CUDA (pip install onnxruntime-gpu); or use to_torch()")
         self._torch = self._failed = None  # the translation, or why there is none
-        self._cut = {}  # number of threads -> graph without the last softmax, what was cut off, session; for copies, too
+        self._cut = {}  # number of threads -> (graph without the last softmax, what was cut off, session)
         self._taken = None  # name of the output that is taken, where there are several
         self._open()
         self.one_by_one = bool(self.input.shape) and self.input.shape[0] == 1  # the file takes no more
@@ -109,7 +109,7 @@ class OnnxModel(Model):
         super().__init__(**{'name': self.path.stem, **kw})
 
     def _session(self, graph):
-        "A file, or a graph as bytes, that can be run. It gets as many threads as torch has: what limits one limits both."
+        "A file, or a graph as bytes, that can be run. It gets as many threads as torch has."
         ort = need('onnxruntime', 'predicting with an ONNX file')
         providers = ['CUDAExecutionProvider']*(self.device.type == 'cuda') + ['CPUExecutionProvider']
         options = ort.SessionOptions()
@@ -185,13 +185,60 @@ def hint(self: OnnxModel, image):
     size = ', '.join(map(str, fixed[1:]))
     return f' (the file wants {" x ".join(map(str, fixed))}: channels first; size=({size}) resizes)'
 
-# %% ../../nbs/api/models/onnx.ipynb #e04182b3
-SAME = 'device', 'classes', 'preprocess', 'size', 'multiple_of', 'batch_size', 'threshold', 'resize_output', 'name'
-
-
+# %% ../../nbs/api/models/onnx.ipynb #649622ca
 def _by_name(f, names, outputs): return f(dict(zip(names, outputs)))
 
 
+@patch
+def _for_translation(self: OnnxModel, graph):
+    "The graph for the translation, what was cut off at its end, and how the translation chooses its output."
+    names, output = [o.name for o in self.session.get_outputs()], self.output
+    if callable(output): return graph, None, partial(_by_name, output, names) if len(names) > 1 else output
+    name = self._taken
+    if isinstance(output, str): name = output
+    elif output is not None: name = names[output]
+    if len(names) > 1 and name is None: return graph, None, None  # chosen by its size, when it is asked
+    return *without_softmax(graph, name), None
+
+
+@patch
+def _without_last(self: OnnxModel):
+    "The same by onnxruntime, before its last softmax or sigmoid; this model itself where there is none."
+    if self.graph is not None: return self
+    threads = torch.get_num_threads()
+    if threads not in self._cut:
+        graph, kind, _ = self._for_translation(need('onnx', 'logits of an ONNX file').load(str(self.path)))
+        graph = None if kind is None else graph.SerializeToString()
+        self._cut.clear()
+        self._cut[threads] = graph, kind, None if kind is None else self._session(graph)
+    graph, kind, session = self._cut[threads]
+    if kind is None: return self
+    new = self.copy()
+    new.graph, new.output, new.activation, new.session = graph, None, kind, session
+    new.said, new.seen = say(kind, self.classes), None
+    if self.overlapping: new.said = Output(kind, self.n_classes, True)
+    return new
+
+
+@patch
+def for_logits(self: OnnxModel, gradient):
+    if not gradient: return self._without_last()
+    if self._failed is None:
+        try: translated = self.to_torch()
+        except ValueError as e: self._failed = e
+        else:
+            self._rest()
+            translated.habits = self.habits
+            return translated
+    raise NoGradient(str(self._failed), 'output')
+
+
+@patch
+def _rest(self: OnnxModel):
+    "Give back what onnxruntime took to work in; it would keep it beside the gradients of the translation."
+    if self._used and self.device.type == 'cpu' and self.path.is_file(): self._open()
+
+# %% ../../nbs/api/models/onnx.ipynb #0a97a971
 class Translation(TorchModel):
     "An ONNX file translated into torch. For each size of image its first answer is compared with that of onnxruntime."
     def __init__(
@@ -217,9 +264,13 @@ class Translation(TorchModel):
         own = self.plain(choose_output(out, self.output, tuple(x.shape[2:])))[:1].detach()
         if alike(theirs.to(own), own, x.ndim - 2, LOOSE): return
         worst = int((theirs.to(own) - own).abs().argmax()) if theirs.shape == own.shape else 0
-        a, b = (float(one.flatten()[worst]) for one in (theirs, own))
-        raise NoGradient(f'{self.name}: its translation into torch answers otherwise than onnxruntime does '
-                         f'({b:.3g} instead of {a:.3g} where they differ most), so it explains another network', 'output')
+        here, there = (float(answer.flatten()[worst]) for answer in (own, theirs))
+        raise NoGradient(
+            f'{self.name}: its translation into torch answers otherwise than onnxruntime does ({here:.3g} instead of '
+            f'{there:.3g} where they differ most), so it would explain another network', 'output')
+
+# %% ../../nbs/api/models/onnx.ipynb #1286d3e6
+SAME = 'device', 'classes', 'preprocess', 'size', 'multiple_of', 'batch_size', 'threshold', 'resize_output', 'name'
 
 
 @patch
@@ -240,53 +291,3 @@ def to_torch(self: OnnxModel) -> TorchModel:
     self._torch.habits, self._torch.quiet = self.habits, self.quiet
     if self.overlapping: self._torch.said = Output(kind, self.n_classes, True)
     return self._torch
-
-
-@patch
-def _for_translation(self: OnnxModel, graph):
-    "The graph for the translation, what was cut off at its end, and how the translation chooses its output."
-    names, output = [o.name for o in self.session.get_outputs()], self.output
-    if callable(output): return graph, None, partial(_by_name, output, names) if len(names) > 1 else output
-    name = self._taken
-    if isinstance(output, str): name = output
-    elif output is not None: name = names[output]
-    if len(names) > 1 and name is None: return graph, None, None  # chosen by its size, when it is asked
-    return *without_softmax(graph, name), None
-
-
-@patch
-def for_logits(self: OnnxModel, gradient):
-    if not gradient: return self._without_last()
-    if self._failed is None:
-        try: translated = self.to_torch()
-        except ValueError as e: self._failed = e
-        else:
-            self._rest()
-            translated.habits = self.habits
-            return translated
-    raise NoGradient(str(self._failed), 'output')
-
-
-@patch
-def _without_last(self: OnnxModel):
-    "The same by onnxruntime, before its last softmax or sigmoid; this model itself where there is none."
-    if self.graph is not None: return self
-    threads = torch.get_num_threads()
-    if threads not in self._cut:
-        graph, kind, _ = self._for_translation(need('onnx', 'logits of an ONNX file').load(str(self.path)))
-        graph = None if kind is None else graph.SerializeToString()
-        self._cut.clear()
-        self._cut[threads] = graph, kind, None if kind is None else self._session(graph)
-    graph, kind, session = self._cut[threads]
-    if kind is None: return self
-    new = self.copy()
-    new.graph, new.output, new.activation, new.session = graph, None, kind, session
-    new.said, new.seen = say(kind, self.classes), None
-    if self.overlapping: new.said = Output(kind, self.n_classes, True)
-    return new
-
-
-@patch
-def _rest(self: OnnxModel):
-    "Give back what onnxruntime took to work in; it would keep it beside the gradients of the translation."
-    if self._used and self.device.type == 'cpu' and self.path.is_file(): self._open()

@@ -26,25 +26,25 @@ EXACT, LOOSE = 3e-5, 2e-3  # of an output's range: the same pass again; a pass w
 
 
 def alike(
-    a: torch.Tensor, b: torch.Tensor,  # (N, K, *S) or (N, *S): outputs
+    one: torch.Tensor, other: torch.Tensor,  # (N, K, *S) or (N, *S): outputs
     ndim: int,  # number of spatial axes
     tolerance: float = EXACT,
 ) -> bool:
     "Are two outputs the same, but for rounding?"
-    if a.shape != b.shape: return False
-    a, b = (one if one.ndim > ndim + 1 else one[:, None] for one in (a, b))
-    if not a.is_floating_point() or bool((a == a.round()).all()):  # labels
-        return float((a != b).double().mean()) <= tolerance
-    seen = a.isfinite()
-    if not torch.equal(seen, b.isfinite()): return False
-    if _is_coarse(a): tolerance *= 30
-    a, b = (torch.where(seen, one, 0).double().flatten(2) for one in (a, b))
-    size = a.amax((0, 2)) - a.amin((0, 2))
-    allowed = tolerance*torch.maximum(size, size.median()) + 1e-5*a.abs().amax((0, 2))
-    return bool(((a - b).abs().amax((0, 2)) <= allowed).all())
+    if one.shape != other.shape: return False
+    if not one.is_floating_point() or bool((one == one.round()).all()):  # labels
+        return float((one != other).double().mean()) <= tolerance
+    seen = one.isfinite()
+    if not torch.equal(seen, other.isfinite()): return False
+    if _is_coarse(one): tolerance *= 30
+    one, other = (_by_channel(torch.where(seen, out, 0), ndim) for out in (one, other))
+    size = one.amax((0, 2)) - one.amin((0, 2))
+    allowed = tolerance*torch.maximum(size, size.median()) + 1e-5*one.abs().amax((0, 2))
+    return bool(((one - other).abs().amax((0, 2)) <= allowed).all())
 
 
-def _is_coarse(a): return any(torch.equal(a, a.to(kind).to(a)) for kind in (torch.float16, torch.bfloat16))
+def _by_channel(out, ndim): return (out if out.ndim > ndim + 1 else out[:, None]).double().flatten(2)
+def _is_coarse(out): return any(torch.equal(out, out.to(kind).to(out)) for kind in (torch.float16, torch.bfloat16))
 
 # %% ../../nbs/api/models/steady.ipynb #7fbdaab5
 SMALL = {2: 64, 3: 32}  # voxels an axis
@@ -228,7 +228,7 @@ _CHANCE = ('draws random numbers, so that it would answer differently every time
            'with the same random numbers (is it dropout or noise that is meant for training?)')
 _MEMORY = ('changes itself while it answers, so that answers depend on what was asked before: '
            'each image is asked alone, and the change is taken back')
-_COMPANY = ('lets the images of a batch change each other, as with statistics over the batch: each image is asked alone')
+_COMPANY = 'lets the images of a batch change each other, as with statistics over the batch: each image is asked alone'
 _NEVER = ('answers the same image differently each time, also with the same random numbers and with its changes taken '
           'back, so its answers cannot be compared: let it seed its own generator, or start anew, in every call')
 
