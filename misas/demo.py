@@ -89,7 +89,8 @@ def labels_of(sample):
 
 def demo_learner(trained=True):  # with the weights that come along, or with random ones? -> fastai Learner
     "A Learner of `DemoUNet` on slices of the MNI152 template; `HELD_OUT` are its validation set."
-    from fastai.vision.all import AddMaskCodes, CrossEntropyLossFlat, DataBlock, DiceMulti, IndexSplitter
+    try: from fastai.vision.all import AddMaskCodes, CrossEntropyLossFlat, DataBlock, DiceMulti, IndexSplitter
+    except ImportError as e: raise ImportError('demo_learner needs fastai: pip install "misas[demo]"') from e
     from fastai.vision.all import Learner, Normalize, TransformBlock
     from safetensors.torch import load_file
     items = demo_slices([*TRAINING, *HELD_OUT])
@@ -165,15 +166,16 @@ def find_case(
     case=None,  # name of an image, with or without its ending; None: the first
 ) -> tuple:  # paths of the image and of its mask; None: there are no masks
     "An image and its mask in a data folder. Raises FileNotFoundError."
-    from misas.data.cohort import images_and_masks, no_mask, stem
-    found, masks = images_and_masks(folder)
-    picked = [path for path in found if case in (None, path.name, stem(path))]
+    from pathlib import Path
+    from misas.data.folders import folder_rows, no_mask
+    rows = folder_rows(folder)
+    picked = [row for row in rows if case in (None, row['name'], Path(str(row['image'])).name)]
     if not picked:
-        first = ', '.join(map(stem, found[:3]))
-        raise FileNotFoundError(f'{found[0].parent}: there is no image {case}; the first ones are {first}')
-    if masks is None: return picked[0], None
-    if stem(picked[0]) not in masks: raise no_mask(picked[0], f' in {folder}')
-    return picked[0], masks[stem(picked[0])]
+        first = ', '.join(row['name'] for row in rows[:3])
+        raise FileNotFoundError(f'{folder}: there is no image {case}; the first ones are {first}')
+    image, mask = picked[0]['image'], picked[0].get('labels')
+    if mask is None and any('labels' in row for row in rows): raise no_mask(picked[0]['name'], f' in {folder}')
+    return image, mask
 
 # %% ../nbs/api/demo.ipynb #b7132f2c
 def own_model_and_sample(data, model, case=None, size=None, classes=None, label_map=None, trusted=False):

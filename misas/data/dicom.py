@@ -263,7 +263,8 @@ def volume_of_frames(ds) -> dict:
     try: return _volume(frames, 'frames')
     except ValueError as e:
         raise ValueError(
-            f'it holds {len(frames)} frames that make no volume, as {e}; pass frame= from 0 to {len(frames) - 1}') from None
+            f'it holds {len(frames)} frames that make no volume, as {e}; pass frame= from 0 to {len(frames) - 1}'
+        ) from None
 
 
 def _frame(ds, number):

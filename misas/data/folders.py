@@ -156,14 +156,19 @@ def _labels(name, masks):
 def _side_by_side(images):
     "Images, masks and files of what is valid that lie in one folder. ValueError for masks without an image."
     belongs_to = {path: mask_of_what(stem(path))[0] for path in images}
-    others = [path for path in images if belongs_to[path] is None]
-    names = {stem(path) for path in others} | {_plain(stem(path)) for path in others}
-    lone = [path for path, name in belongs_to.items() if name not in {None, *names}]
-    if lone: raise ValueError(_lone_mask(lone[0], others))
-    marked = {stem(path).removesuffix('_valid'): path for path in others}
-    valid = {name: path for name, path in marked.items() if name in names and name != stem(path)}
-    images = [path for path in others if path not in valid.values()]
-    return images, [path for path, name in belongs_to.items() if name], valid
+    masks = [path for path in images if belongs_to[path]]
+    images = [path for path in images if not belongs_to[path]]
+    names = {*map(stem, images), *(_plain(stem(path)) for path in images)}
+    for mask in masks:
+        if belongs_to[mask] not in names: raise ValueError(_lone_mask(mask, images))
+    valid = _valid_files(images, names)
+    return [path for path in images if path not in valid.values()], masks, valid
+
+
+def _valid_files(images, names):
+    "{name of an image: the file that says which of its voxels count}"
+    marked = {stem(path).removesuffix('_valid'): path for path in images}
+    return {name: path for name, path in marked.items() if name in names and name != stem(path)}
 
 
 def _lone_mask(mask, images):

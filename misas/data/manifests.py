@@ -42,18 +42,22 @@ def known_columns(
     what: str,  # how to name it in an error
 ) -> 'pandas.DataFrame':  # with columns image and labels
     "The table with the names that misas uses. ValueError where a column is missing, or there are two for one thing."
-    for name, words in _CALLED.items():
-        if name in table: continue
-        found = [column for column in table if _key(column) in words]
-        if name == 'labels': found = [column for column in found if _holds_files(table[column])]  # not 'benign'
-        if len(found) > 1: raise ValueError(
-            f'{what}: which column holds the {name}, {" or ".join(map(str, found))}? Call that one {name}')
-        table = table.rename(columns={column: name for column in found})
+    for name in _CALLED: table = table.rename(columns={column: name for column in _called(name, table, what)})
     plain = {column: str(column).strip().lower() for column in table}
     table = table.rename(columns={column: name for column, name in plain.items() if name in (*OPTIONS, *_TEXTS)})
     if 'image' not in table: raise ValueError(f'{what}: has no column image; it has {", ".join(map(str, table))}')
     _ask_about_files(table, what)
     return table
+
+
+def _called(name, table, what):
+    "The column that is meant by image or labels, where it is called otherwise. ValueError where it may be several."
+    if name in table: return []
+    found = [column for column in table if _key(column) in _CALLED[name]]
+    if name == 'labels': found = [column for column in found if _holds_files(table[column])]  # not 'benign'
+    if len(found) > 1: raise ValueError(
+        f'{what}: which column holds the {name}, {" or ".join(map(str, found))}? Call that one {name}')
+    return found
 
 
 def _holds_files(column):
