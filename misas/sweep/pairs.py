@@ -13,6 +13,7 @@ from fastcore.basics import patch
 
 from ..metrics.limits import check_drop, holds as within
 from ..metrics.metric import Metric
+from .ceiling import ceilings, forgiven
 from .scoring import Probe, Scoring, unpack_labels
 from ..transforms.base import Stack, Transform, sweep_values
 from ..view import page, plot as pictures
@@ -68,7 +69,7 @@ class SensitivityGrid:
         for k in ('sample', 'transform', 'classes', 'foreground', 'scoring'): setattr(self, k, getattr(probe, k))
         self.reference, self.space, self.model = self.scoring.reference, self.scoring.space, probe.model.name
         self._metrics, self.metrics, self.values = self.scoring.metrics, list(self.scoring.metrics), values
-        self._found = found
+        self._found, self._ceiling = found, None  # not asked for yet
 
     def __repr__(self) -> str:
         size = ' x '.join(str(len(values)) for values in self.values)
@@ -90,14 +91,24 @@ class SensitivityGrid:
 
     @property
     def frame(self) -> 'pandas.DataFrame':
-        "Tidy table: transform, value and unit of both, class, metric, score."
+        "Tidy table: transform, value and unit of both, class, metric, score; where pixels are resampled, the ceiling."
         import pandas as pd
         first, second = self.transform.free
         rows = [(first.name, v, first.unit, second.name, w, second.unit, c, m, table[i, j])
                 for (v, w), (_, table) in self._found.items()
                 for i, c in enumerate(self.foreground) for j, m in enumerate(self.metrics)]
         both = 'transform', 'value', 'unit', 'transform 2', 'value 2', 'unit 2'
-        return pd.DataFrame(rows, columns=[*both, 'class', 'metric', 'score'])
+        frame = pd.DataFrame(rows, columns=[*both, 'class', 'metric', 'score'])
+        return frame if self.ceiling is None else frame.assign(ceiling=np.ravel(list(self.ceiling.values())))
+
+    @property
+    def ceiling(self) -> dict | None:  # pair of values -> (classes, metrics); None: nothing is resampled
+        "What a perfect model would score; see `misas.sweep.ceiling`."
+        if self._ceiling is None:
+            n_classes = len(self.foreground) + (not self.sample.overlapping)
+            found = ceilings(self.transform, self.sample, self._found, self.scoring, n_classes)
+            self._ceiling = (None if found is None else dict(zip(self._found, found)),)
+        return self._ceiling[0]
 
 # %% ../../nbs/api/sweep/pairs.ipynb #64aabc37
 def sensitivity_grid(
@@ -145,11 +156,19 @@ def holds(
     drop: float | None = None,  # how much worse than at both identities still holds, in its unit; None: 0.1 for ratios
     metric: str | None = None, cls: str | None = None,  # None: the first one
 ) -> np.ndarray:  # bool (values of the first, values of the second)
-    "Is the score within `drop` of that at both identities?"
+    "Is the score within `drop` of that at both identities, or of the ceiling where that is lower?"
     metric = self._metric(metric)
-    bad = metric.bad(self.scores(metric.name, cls))
+    bad = forgiven(metric, self.scores(metric.name, cls), self._tops(metric, cls), self._same)
     same = bad[self._same]
     return within(bad, same + check_drop(drop, metric)) & np.isfinite(same)
+
+
+@patch
+def _tops(self: SensitivityGrid, metric, cls):
+    "The ceiling at all pairs, or None."
+    if self.ceiling is None: return None
+    i, j = self.foreground.index(cls or self.foreground[0]), self.metrics.index(metric.name)
+    return np.array([[self.ceiling[v, w][i, j] for w in self.values[1]] for v in self.values[0]])
 
 # %% ../../nbs/api/sweep/pairs.ipynb #d447b974
 def _cell_borders(mask):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['ENDS', 'Sensitivity', 'sensitivity', 'curves_of']
+__all__ = ['ENDS', 'Sensitivity', 'sensitivity', 'judged_bad', 'curves_of']
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #55de8fe3
 class Sensitivity:
@@ -252,14 +252,22 @@ def gif(
 ENDS = 'lower', 'upper', 'breaks_below', 'breaks_above'  # of `Limits`
 
 
+def judged_bad(
+    result: Sensitivity, metric: Metric,  # one that was computed
+) -> np.ndarray:  # (values, classes) numbers of which the lower is the better
+    "How bad scores are, less what a perfect model would have lost to resampling."
+    j = result.metrics.index(metric.name)
+    ceiling = None if result.ceiling is None else result.ceiling[:, :, j]
+    return forgiven(metric, result._table[:, :, j], ceiling, result._same)
+
+
 def _limits(result, drop, metric):
     "The `Limits` of each class; its range ends where a score is worse than the ceiling, too."
     j, values, same = result.metrics.index(metric.name), result.values, result._same
     curves = list(zip(result.foreground, result._table[:, :, j].T))
     found = {name: judged(values, scores, metric, same, drop) for name, scores in curves}
     if result.ceiling is None or not directed(metric): return found
-    for (name, scores), ceiling in zip(curves, result.ceiling[:, :, j].T):
-        bad = forgiven(metric, scores, ceiling, same)
+    for (name, scores), bad in zip(curves, judged_bad(result, metric).T):
         ends = limits(values, scores, bad, same, drop, absence=metric.tells_absence())._asdict()
         found[name] = found[name]._replace(**{k: ends[k] for k in ENDS})
     return found

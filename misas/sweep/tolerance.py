@@ -12,8 +12,9 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..metrics.limits import check_drop, excess, holds, reach
+from .ceiling import ceilings, forgiven
 from .scoring import Probe, Scoring, as_transform
-from .sensitivity import Sensitivity, curves_of
+from .sensitivity import Sensitivity, curves_of, judged_bad
 from .sentences import curve_sentence, remarks
 from ..transforms.base import Transform, sweep_values
 from ..view import page, plot as pictures
@@ -93,7 +94,7 @@ class Tolerance:
 def _holds_again(sweep, row, k, drop):
     "Values beyond a break at which class number `k`, from 0, holds again."
     metric = sweep._metric()
-    fine = holds(excess(metric.bad(sweep._table[:, k, 0]), sweep._same, metric.tells_absence()), drop)
+    fine = holds(excess(judged_bad(sweep, metric)[:, k], sweep._same, metric.tells_absence()), drop)
     return [v for v, ok in zip(sweep.values, fine) if ok and (v < row['breaks below'] or v > row['breaks above'])]
 
 # %% ../../nbs/api/sweep/tolerance.ipynb #6738b3db
@@ -171,19 +172,27 @@ class _Search:
     "What is known of the steps, and the asking of more."
     def __init__(self, probe, values):
         self.probe, self.values, self.found = probe, values, {}  # found: index of a step -> (packed prediction, scores)
-        self.same = values.index(probe.transform.identity)
+        self.same, self.tops = values.index(probe.transform.identity), {}  # tops: index of a step -> its ceiling
         self.metric = next(iter(probe.scoring.metrics.values()))
 
     def ask(self, indices):
-        todo = [i for i in sorted(set(indices)) if i not in self.found]
-        asked = self.probe.at([self.values[i] for i in todo])
-        for i, (_, packed, table) in zip(todo, asked): self.found[i] = packed, table
+        probe, todo = self.probe, [i for i in sorted(set(indices)) if i not in self.found]
+        asked = probe.at([self.values[i] for i in todo])
+        for i, (value, packed, table) in zip(todo, asked):
+            self.found[i] = packed, table
+            top = ceilings(probe.transform, probe.sample, [value], probe.scoring, probe.model.n_classes)
+            if top is not None: self.tops[i] = top[0]
+
+    def ceiling(self):
+        "What a perfect model would score at the known steps, or None."
+        return np.stack([self.tops[i] for i in sorted(self.tops)]) if self.tops else None
 
     def worse(self, k):
         "How much worse class number `k`, from 0, is at each step that is known than unchanged."
-        steps = sorted(self.found)
-        bad = self.metric.bad([self.found[i][1][k, 0] for i in steps])
-        return dict(zip(steps, excess(bad, steps.index(self.same), self.metric.tells_absence())))
+        steps, top = sorted(self.found), self.ceiling()
+        scores, same = np.array([self.found[i][1][k, 0] for i in steps]), steps.index(self.same)
+        bad = forgiven(self.metric, scores, None if top is None else top[:, k, 0], same)
+        return dict(zip(steps, excess(bad, same, self.metric.tells_absence())))
 
     def go(self, side, k, limit):
         "Ask along `side`, indices from the identity outwards, until it is known between which neighbours `k` breaks."
@@ -226,5 +235,5 @@ def tolerance(
         far = len(side) - 1
         search.ask([side[round(far*j/PROBES)] for j in range(1, PROBES + 1) if far])
         for k in range(len(probe.foreground)): search.go(side, k, drop)
-    sweep = Sensitivity(probe, {values[i]: known for i, known in search.found.items()})
+    sweep = Sensitivity(probe, {values[i]: known for i, known in search.found.items()}, search.ceiling())
     return Tolerance(sweep, drop, values, probe.predictions)
