@@ -1,6 +1,7 @@
 "Chance, memory, company: networks that answer by more than the image are found out before their answers are compared."
 import random
 import warnings
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -419,3 +420,93 @@ def test_chance_that_is_wanted():
         assert found.variance.max() > 0
         assert np.array_equal(dropout_passes(model, picture(), n=4).mean, found.mean)
         assert np.array_equal(model.predict(picture()), model.predict(picture()))
+
+
+# ---- files of ONNX ----
+
+def resizing(path, mode='asymmetric'):
+    "A small network with an enlargement that the translation knows ('pytorch_half_pixel') or does not."
+    onnx = pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime'), pytest.importorskip('onnx2torch')
+    helper, luck = onnx.helper, np.random.default_rng(0)
+    weights = dict(a=luck.normal(size=(4, 1, 3, 3)), b=luck.normal(size=(2, 4, 1, 1)), r=np.zeros(0), k=np.array([1, 1, 2, 2.]))
+    nodes = [helper.make_node('Conv', ['x', 'a'], ['c'], pads=[1]*4), helper.make_node('Relu', ['c'], ['f']),
+             helper.make_node('MaxPool', ['f'], ['p'], kernel_shape=[2, 2], strides=[2, 2]),
+             helper.make_node('Resize', ['p', 'r', 'k'], ['u'], mode='linear', coordinate_transformation_mode=mode),
+             helper.make_node('Conv', ['u', 'b'], ['z']), helper.make_node('Softmax', ['z'], ['y'], axis=1)]
+    def ends(name, count): return [helper.make_tensor_value_info(name, 1, ['n', count, 'h', 'w'])]
+    inside = [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, 'g', ends('x', 1), ends('y', 2), inside)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 13)])
+    model.ir_version = 8
+    onnx.save(model, path)
+    return as_model(path)
+
+
+def test_translations_that_differ_explain_nothing(tmp_path):
+    model, right = resizing(tmp_path/'a.onnx'), resizing(tmp_path/'b.onnx', 'pytorch_half_pixel')
+    sample = disc((24, 20), radius=5)
+    sample = sample.replace(image=sample.image + .3*np.random.default_rng(0).normal(size=sample.image.shape))
+    target, state = Target(1, sample.labels == 1), torch.get_rng_state()
+    def odds(x):
+        p = np.concatenate([model.predict(np.asarray(one)[None]) for one in x])
+        return np.log(p)
+    truth = as_model(odds, activation='softmax')
+    odds_target = Target(1, sample.labels == 1, log_odds=True)
+    for name, options in (('occlusion', {}), ('lime', dict(n_samples=150, size=8.)), ('rise', dict(n_samples=60)),
+                          ('kernel_shap', dict(n_samples=150, size=8.)), ('feature_ablation', {})):
+        found, wanted = (attribute(one, sample, odds_target, name, progress=False, **options) for one in (model, truth))
+        assert found.score == pytest.approx(wanted.score, abs=1e-5) and np.allclose(found.map, wanted.map, atol=1e-4), name
+    a = attribute(model, sample, odds_target, 'occlusion')
+    assert np.allclose(*(deletion(attribute(one, sample, odds_target, 'occlusion'), steps=4, n_random=1, progress=False).map
+                         for one in (model, truth)), atol=1e-4) and a.map.any()
+    assert torch.equal(torch.get_rng_state(), state), 'translating draws no random numbers of others'
+    from misas.attribution.attribute import METHODS, methods
+    for name in METHODS:
+        if METHODS[name].needs == 'scores' and name != 'score_cam': continue
+        with pytest.raises(ValueError, match=r'answers otherwise than onnxruntime does \(.* instead of .*\)'):
+            attribute(model, sample, target, name, progress=False)
+    table = methods(model, sample, target).set_index('name').refused
+    assert table.occlusion == '' and 'onnxruntime' in table.saliency and 'onnxruntime' in table.grad_cam
+    x = torch.tensor(sample.image[None], requires_grad=True)
+    with pytest.raises(ValueError, match='onnxruntime'): model.logits(x)
+    assert np.allclose(np.diff(model.logits(sample.image[None])[:, :2], axis=1), np.diff(np.log(model.predict(sample)), axis=1), atol=1e-4)
+    for name in ('saliency', 'grad_cam', 'integrated_gradients', 'occlusion'):
+        assert attribute(right, sample, target, name, layer='auto').map.any()
+    g = torch.autograd.grad(right.logits(x)[:, 1].sum(), x)[0]
+    assert g.any()
+
+
+def test_weights_beside_an_onnx_file_are_part_of_it(tmp_path):
+    from misas.data.fingerprint import fingerprint
+    onnx = pytest.importorskip('onnx')
+    resizing(tmp_path/'own.onnx')
+    def write(factor):
+        graph = onnx.load(str(tmp_path/'own.onnx'))
+        old = onnx.numpy_helper.to_array(graph.graph.initializer[0])
+        graph.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(old*np.float32(factor), 'a'))
+        for file in tmp_path.glob('net.*'): file.unlink()
+        onnx.save_model(graph, str(tmp_path/'net.onnx'), save_as_external_data=True, location='net.weights.bin', size_threshold=100)
+        return as_model(tmp_path/'net.onnx')
+    first, other = (write(factor).predict(picture(size=24)) for factor in (1, 2))
+    assert not np.allclose(first, other)
+    prints = [fingerprint(write(factor)) for factor in (1, 2, 1)]
+    assert prints[0] == prints[2] != prints[1]
+
+
+# ---- half precision ----
+
+def test_half_precision():
+    "Scores add up in single precision, whoever returns half; that the network itself rounds is said."
+    torch.manual_seed(0)
+    half = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1)).to(torch.bfloat16)
+    exact, sample, target = deepcopy(half).float(), picture(spot=False), Target(1, picture().labels == 1)
+    def bare(x): return half(torch.as_tensor(x).to(torch.bfloat16))
+    for name in ('occlusion', 'kernel_shap', 'saliency'):
+        def map_of(net): return attribute(as_model(net, activation='softmax'), sample, target, name, progress=False).map  # noqa: B023
+        with pytest.warns(UserWarning, match='computes in bfloat16.*float'): coarse = map_of(half)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            fine, same = map_of(exact), map_of(bare)
+        assert np.allclose(coarse, same, atol=1e-3*np.abs(fine).max())
+        if name != 'saliency': assert np.allclose(coarse, fine, atol=.05*np.abs(fine).max())

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['ALL_METHODS', 'METHODS', 'LIMIT', 'COMMON', 'MUCH', 'method_of', 'no_gradient', 'refusal', 'methods', 'Attribution',
-           'Incomplete', 'checked', 'complete', 'own_options', 'check_refusal', 'gigabytes', 'explained', 'run_method',
-           'attribute']
+__all__ = ['ALL_METHODS', 'METHODS', 'LIMIT', 'COMMON', 'MUCH', 'COARSE', 'method_of', 'no_gradient', 'refusal', 'methods',
+           'Attribution', 'Incomplete', 'checked', 'complete', 'own_options', 'check_refusal', 'gigabytes', 'explained',
+           'run_method', 'attribute']
 
 # %% ../../nbs/api/attribution/attribute.ipynb #b58a845a
 ALL_METHODS = [
@@ -101,7 +101,8 @@ def _no_score(question):
 
 def _cost(method, question, none):
     "Forward and backward passes of a method, and why it refuses."
-    reason = none or refusal(method, question, method.options, ahead=True)
+    try: reason = none or refusal(method, question, method.options, ahead=True)
+    except Refused as e: reason = str(e)
     return (None, None, reason) if reason else (*method.cost(question, method.options), '')
 
 # %% ../../nbs/api/attribution/attribute.ipynb #fcaa3e99
@@ -282,9 +283,15 @@ def gigabytes(
     return method.memory*features*question.model.innermost.dtype.itemsize/1e9
 
 
+COARSE = {torch.float16: 'float16', torch.bfloat16: 'bfloat16'}
+
+
 def _foretell(method, question):
-    "Warn of a method that takes much memory, before it does."
-    wanted = gigabytes(method, question)
+    "Warn of a method that takes much memory, before it does, and of a network that rounds what it computes."
+    wanted, kind = gigabytes(method, question), question.model.innermost.dtype
+    if kind in COARSE: warnings.warn(
+        f'{question.model.name} computes in {COARSE[kind]}, so scores are rounded and maps are coarse; '
+        'a copy in single precision, copy.deepcopy(net).float(), gives finer ones', stacklevel=3)
     if wanted > MUCH: warnings.warn(
         f'{method.name} keeps features of {question.model.name} in about {wanted:.1f} GB for an image of this size; '
         'integrated_gradients takes about a quarter of that', stacklevel=3)

@@ -323,7 +323,7 @@ def anatomy(self: Question) -> Anatomy:
     "What the network is made of."
     if self._anatomy is None:
         self.net.innermost.batch_size = 1
-        self._anatomy = anatomy_of(self.net, self.x)
+        with self.refusing(): self._anatomy = anatomy_of(self.net, self.x)
     return self._anatomy
 
 

@@ -93,7 +93,11 @@ def forward(self: Answers, x: torch.Tensor):
 
 
 @patch
-def plain(self: Answers, out): "An output as a plain tensor."; return out
+def plain(self: Answers, out):
+    "An output as a plain tensor, which adds up in single precision at least."
+    return out.float() if getattr(out, 'dtype', None) in (torch.float16, torch.bfloat16) else out
+
+
 @patch
 def hint(self: Answers, image): "What to add to the error when the network fails on `image`."; return ''
 
