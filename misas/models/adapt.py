@@ -12,47 +12,13 @@ import torch
 
 from .base import Model
 from .fastai import FastaiModel
+from .files import check_there, load_file
 from .function import FunctionModel
 from .onnx import OnnxModel
-from .output import Missing
 from .torch import TorchModel
-from ..networks.mlcsc import load_mlcsc
 
 # %% auto #0
-__all__ = ['ENDINGS', 'SAFE', 'as_model']
-
-# %% ../../nbs/api/models/adapt.ipynb #c7d6fbc4
-ENDINGS = '.pkl', '.pt', '.pth', '.ts'
-SAFE = '.safetensors'  # of an `MLCSC`: nothing in it is run
-
-
-def _load(path, trusted):
-    "The object in a model file."
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
-    suffix = path.suffix.lower()
-    if suffix == SAFE: return load_mlcsc(path)
-    if suffix not in ENDINGS: raise ValueError(
-        f'{path}: a model file ends in .onnx, .pkl, .pt, .pth, .ts or .safetensors')
-    if not trusted:
-        raise Missing(f'{path}: loading this kind of file runs the code in it; '
-                      'pass trusted=True if you know where it comes from', 'trusted', True)
-    try: return _learner(path) if suffix == '.pkl' else torch.jit.load(str(path), map_location='cpu')
-    except ImportError: raise
-    except Exception as e: raise ValueError(f'{path}: cannot be read as {_expected(suffix)}: {_line(e)}') from e
-
-
-def _learner(path):
-    from fastai.learner import load_learner
-    return load_learner(path)
-
-
-def _expected(suffix):
-    if suffix == '.pkl': return 'a Learner export'
-    return 'TorchScript (a file of weights alone is not a model: build the network, load them, and pass that)'
-
-
-def _line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:120]
+__all__ = ['as_model']
 
 # %% ../../nbs/api/models/adapt.ipynb #bc8a07c8
 def _as_it_says(obj, kw):
@@ -66,9 +32,10 @@ def _as_it_says(obj, kw):
 def _adapt(obj, device, trusted, kw):
     "The adapter for `obj`."
     if isinstance(obj, (str, Path)):
+        check_there(obj)
         if str(obj).lower().endswith('.onnx'): return OnnxModel(obj, device=device, **kw)
         kw.setdefault('name', Path(obj).stem)
-        obj = _load(obj, trusted)
+        obj = load_file(obj, trusted)
     kw = _as_it_says(obj, kw)
     if isinstance(obj, torch.nn.Module): return TorchModel(obj, device=device, **kw)
     if all(hasattr(obj, a) for a in ('dls', 'model', 'loss_func')): return FastaiModel(obj, device=device, **kw)
@@ -95,7 +62,7 @@ def as_model(
     output: int | str | Callable | None = None,  # which of several outputs: index, name, or a function of all of them
     resize_output: bool = False,  # resize logits or probabilities of another size to the network's input, linearly
     name: str | None = None,  # in tables and errors
-    trusted: bool = False,  # may code in a .pkl or TorchScript file be run?
+    trusted: bool = False,  # may code in a .pkl, .pt or TorchScript file be run?
 ) -> Model:
     """A `Model` of anything that segments. Predictions lie on the grid of the image that was asked about.
     With several channels, 'sigmoid' and 'masks' mean classes that may overlap; `classes` has no background then."""
