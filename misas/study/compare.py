@@ -131,7 +131,8 @@ def compare(
 
 # %% ../../nbs/api/study/compare.ipynb #59165d8c
 def _number(x, digits):
-    return 'infinity' if abs(x) == float('inf') else score_text(x + 0., digits=digits).replace('-', '−')
+    if abs(x) == float('inf'): return 'infinity' if x > 0 else '−infinity'
+    return score_text(x + 0., digits=digits).replace('-', '−')
 
 
 def _p(x):
@@ -144,7 +145,7 @@ def _by(row, turned, digits, unit):
     middle, low, high = row['difference'], row['low'], row['high']
     if turned: middle, low, high = -middle, -high, -low
     text = _number(middle, digits)
-    if text != 'infinity': text = f'{text} {unit}'.rstrip()
+    if 'infinity' not in text: text = f'{text} {unit}'.rstrip()
     if low == low: text += f' ({_number(low, digits)} to {_number(high, digits)})'
     return f'{text}, {_p(row["p corrected"])} after correction'
 
@@ -187,7 +188,7 @@ def summary(self: Comparison) -> Summary:  # prints as sentences; `.frame` holds
     "The comparison in sentences."
     lines, rest = self._head(), []
     for row in self.frame.to_dict('records'):
-        question = f'{row["transform"]}, {row["class"]}' + f', {row["metric"]}'*(len(self.metrics) > 1)
+        question = _asked(self, row)
         told = row['p corrected'] < 1 - self.level or row['transform'] not in self.transforms
         if not told: rest.append(question)
         else:
@@ -197,7 +198,25 @@ def summary(self: Comparison) -> Summary:  # prints as sentences; `.frame` holds
                           'That does not mean that there is none: the intervals in .frame say how large it may be.')
     infinite = any('infinity' in line for line in lines)
     if infinite: lines.append('Infinity: only one of the two models has a finite score.')
-    return Summary('\n'.join(lines), self.frame)
+    return Summary('\n'.join([*lines, *_uncompared(self)]), self.frame)
+
+
+def _uncompared(found):
+    "What a difference does not show: infinite scores, and what only one model finds where there is nothing."
+    lines, rows = [], found.frame.to_dict('records')
+    far = [f'{_asked(found, row)} in {row["infinite"]} of {row["cases"]} cases' for row in rows if row['infinite']]
+    if far: lines.append(f'Infinite by one model or both: {"; ".join(far)}.')
+    for model in found.models:
+        alone = [f'{_asked(found, row)} in {row[f"only {model}"]} cases' for row in rows if row[f'only {model}']]
+        telling = all(metric.tells_absence() for metric in found.metrics.values())
+        what = f'Found by {model} alone, where there is nothing' if telling else f'Scored for {model} alone'
+        if alone: lines.append(f'{what} (no difference there): {"; ".join(alone)}.')
+    return lines
+
+
+def _asked(found, row):
+    "What a question is about."
+    return f'{row["transform"]}, {row["class"]}' + f', {row["metric"]}'*(len(found.metrics) > 1)
 
 # %% ../../nbs/api/study/compare.ipynb #804339ef
 @patch

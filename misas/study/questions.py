@@ -13,9 +13,12 @@ from ..metrics.tables import of_samples
 from ..statistics import averages, differences, holm, paired
 
 # %% auto #0
-__all__ = ['FIRST', 'Pair', 'questions', 'answer', 'answers', 'directed']
+__all__ = ['NUMBERS', 'FIRST', 'Pair', 'questions', 'answer', 'answers', 'directed']
 
 # %% ../../nbs/api/study/questions.ipynb #fcc2ffdf
+NUMBERS = 'a', 'b', 'd', 'only a', 'only b'  # of each sample, see `Pair.at`
+
+
 class Pair:
     "The scores of two models side by side: of one class and metric, for one transform."
     def __init__(self, a, b):  # tables of samples x values, from `misas.metrics.tables.score_tables`
@@ -27,16 +30,18 @@ class Pair:
     def at(
         self,
         columns,  # indices of values
-    ) -> dict:  # samples; for each of them the mean scores of a and b, and their mean difference
+    ) -> dict:  # samples; for each of them the mean scores of a and b, their mean difference, and who alone has a score
         "A question about some values, those of them at which both models have a score."
         some = self.difference[:, columns]
         there = ~np.isnan(some)
+        scored = [~np.isnan(scores[:, columns]) for scores in (self.a, self.b)]
+        alone = {f'only {name}': (one & ~other).any(1) for name, one, other in zip('ab', scored, scored[::-1])}
         count, means = np.maximum(there.sum(1), 1), []
         for scores in (self.a[:, columns], self.b[:, columns]):
             mean = np.where(there, scores, 0.).sum(1)/count
             means.append(np.where(there.any(1), mean, np.nan))
         owner = np.repeat(np.arange(len(some)), some.shape[1])
-        return dict(samples=self.samples, a=means[0], b=means[1], d=averages(some.ravel(), owner, len(some)))
+        return dict(samples=self.samples, a=means[0], b=means[1], d=averages(some.ravel(), owner, len(some)), **alone)
 
 # %% ../../nbs/api/study/questions.ipynb #adbe4d9b
 def questions(
@@ -61,14 +66,14 @@ def _unchanged(pairs, transforms):
         if transform.identity not in pair.values: continue
         one = pair.at([pair.values.index(transform.identity)])
         scores = known.setdefault(transform.zero, {})
-        for sample, *numbers in zip(one['samples'], one['a'], one['b'], one['d']): scores.setdefault(sample, numbers)
+        for sample, *numbers in zip(one['samples'], *(one[k] for k in NUMBERS)): scores.setdefault(sample, numbers)
     return {what: _as_question(scores) for what, scores in known.items()}
 
 
 def _as_question(scores):
     "Numbers by sample in the form of `Pair.at`."
     columns = map(np.array, zip(*scores.values()))
-    return dict(zip('abd', columns), samples=list(scores))
+    return dict(zip(NUMBERS, columns), samples=list(scores))
 
 # %% ../../nbs/api/study/questions.ipynb #23d7a5a5
 def answer(
@@ -83,10 +88,12 @@ def answer(
     there = ~np.isnan(difference)
     clusters = None if cluster is None else of_samples(cluster, question['samples'])
     found = paired(np.zeros(len(difference)), difference, clusters=clusters, **how)
-    row = {k: v for k, v in question.items() if k not in ('samples', 'a', 'b', 'd')}
+    row = {k: v for k, v in question.items() if k not in ('samples', *NUMBERS)}
     row['cases'] = found.pairs
     if cluster is not None: row['clusters'] = found.clusters
     row['left out'] = everyone - found.pairs
+    row |= {f'only {model}': int(question[f'only {k}'].sum()) for k, model in zip('ab', models)}
+    row['infinite'] = int((np.isinf(question['a']) | np.isinf(question['b'])).sum())
     for name, scores in zip(models, (question['a'], question['b'])):
         row[f'median {name}'] = float(np.median(scores[there])) if there.any() else np.nan
     row |= dict(difference=found.difference, low=found.low, high=found.high)

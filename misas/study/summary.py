@@ -95,10 +95,11 @@ def summarise(
     """Medians over the cases with intervals: score unchanged, limits of tolerance, worst score, harm.
 
     `cases` have been tried, of `clusters` patients; `scored` of them have a score unchanged. Of these `break` cases
-    get worse by more than `drop` at some value, and `lost` cases are too bad unchanged for that. In `healthy` cases
-    the class is neither there nor predicted unchanged (of metrics that tell it), in `found` of them it is at some
+    get worse by more than `drop` at some value, and `lost` cases are too bad unchanged for that: they have no limits.
+    In `healthy` cases the class is neither there nor predicted unchanged (of metrics that tell it), in `found` of them it is at some
     value, the nearest ones being `found below` and `found above`. `undefined` and `infinite` count scores over cases
-    and values. Without `drop`, for a metric with a unit, there are no limits; where nothing is better, `worst` is farthest."""
+    and values. Without `drop`, for a metric with a unit, there are no limits; where nothing is better, `worst` is
+    the median farthest from unchanged."""
     import pandas as pd
     metric = one_metric(frame, metric)[1]
     rows, how, drop = [], dict(level=level, n=n, seed=seed), usual_drop(drop, metric)
@@ -107,7 +108,7 @@ def summarise(
         numbers = _of_cases(table, changed, metric, drop) if directed(metric) else _undirected(table, changed)
         for group, members in _groups(by, table.index):
             clusters = of_samples(cluster, table.index[members])
-            row = _of_cohort(table[members], numbers[members], clusters, metric, how)
+            row = _of_cohort(table[members], numbers[members], clusters, metric, drop, how)
             row |= _counted(table[members], numbers[members], changed, metric, drop)
             rows.append(_head(key, transforms, metric) | dict(group=group) | row)
     return pd.DataFrame(rows)[_columns(by)]
@@ -135,10 +136,18 @@ def _columns(by):
     return [*head, *counts, *_with_ends(MEDIANS[:3]), *worst, *_with_ends(MEDIANS[3:]), *COUNTED]
 
 
-def _of_cohort(table, numbers, clusters, metric, how):
+def _lost(numbers, drop):
+    "Which cases are too bad unchanged to get worse by `drop`, or at all."
+    return (numbers.room == 0) | (np.isfinite(drop) & (numbers.room <= drop))
+
+
+def _of_cohort(table, numbers, clusters, metric, drop, how):
     "The numbers of one row of `summarise`."
     scored = numbers.unchanged.notna()  # where something is found in healthy cases is told apart, see `_counted`
-    found = bootstrap(numbers[MEDIANS].where(scored).to_numpy(float), 'median', clusters=clusters, **how)
+    able = numbers[MEDIANS].where(scored)
+    able[['lower', 'upper']] = able[['lower', 'upper']].where(~_lost(numbers, drop))  # what cannot break says nothing
+    able['harm'] = able['harm'].where(numbers.room != 0)
+    found = bootstrap(able.to_numpy(float), 'median', clusters=clusters, **how)
     row = dict(cases=len(table), clusters=len(set(clusters)), scored=int(scored.sum()))
     for name, *ends in zip(MEDIANS, found.estimate, found.low, found.high): row |= dict(zip(_with_ends([name]), ends))
     at = worst_value(table, metric) if directed(metric) else _farthest(table, row['unchanged'])
@@ -155,7 +164,7 @@ def _counted(table, numbers, transform, metric, drop):
     "How many cases break, cannot break, are healthy, and what is found in these; and the scores that are no numbers."
     scored, zero = numbers.unchanged.notna(), transform.identity
     out = {'break': int((numbers.fails[scored] > 0).sum()), 'healthy': 0, 'found': 0}
-    out['lost'] = int((scored & ((numbers.room == 0) | (np.isfinite(drop) & (numbers.room <= drop)))).sum())
+    out['lost'] = int((scored & _lost(numbers, drop)).sum())
     if metric.tells_absence():
         seen = table[~scored].notna()
         out |= {'healthy': len(seen), 'found': int(seen.any(axis=1).sum())}

@@ -24,9 +24,10 @@ def _range(row, t, values, drop):
     low, high = row['lower'], row['upper']
     if np.isnan(low): return ''
     of = 'unchanged score' if t.zero == 'unchanged' else f'score {t.zero}'
-    stays = f'the median case stays within {drop} of its {of}'
+    who = f'the median of the other {row["scored"] - row["lost"]}' if row['lost'] else 'the median case'
+    stays = f'{who} stays within {drop} of its {of}'
     if (low, high) == (values[0], values[-1]): return f'{stays} at all values'
-    if low == high: return f'the median case gets more than {drop} worse at the next value already'
+    if low == high: return f'{who} gets more than {drop} worse at the next value already'
     ends = []
     for value, last in ((low, values[0]), (high, values[-1])):
         if last == t.identity: continue  # there is nothing on this side
@@ -38,7 +39,7 @@ def _how_many(row, drop):
     "In how many cases it breaks somewhere; a median says nothing of them."
     able = row['scored'] - row['lost']
     if not able: return ''
-    if not row['break']: return f'no case gets more than {drop} worse'
+    if not row['break']: return f'no {"other "*bool(row["lost"])}case gets more than {drop} worse'
     return f'{row["break"]} of {row["scored"]} cases get more than {drop} worse somewhere'
 
 
@@ -134,9 +135,9 @@ def of_class(
     if not most['scored']: lines = [f'- {what}: {_nothing([most, *rows], most["metric"])}']
     else: lines = [f'- {what}: {_unchanged(most, transforms[most["transform"]].zero, drop, unit, clusters)}']
     if not most['scored'] and not any(row['found'] for row in rows): return lines
-    for i, row in enumerate(rows):
-        name = row['transform']
-        note = ', most harmful' if i == 0 and len(rows) > 1 and row['harm'] > 0 else ''
+    if len(rows) > 1 and rows[0]['harm'] > 0: rows[0] = rows[0] | dict(note=', most harmful')
+    for row in rows:
+        name, note = row['transform'], row.get('note', '')
         if row['cases'] < most['cases']: note += f', {row["cases"]} of {most["cases"]} cases'
         lines.append(f'  - {name}{note}: {of_transform(row, transforms[name], tried[name], drop, unit)}')
     return lines
