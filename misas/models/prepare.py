@@ -90,9 +90,14 @@ def as_batch(
         raise TypeError(f'x must be a Sample or a batch of images, got {type(x).__name__}; load reads files')
     if not isinstance(x, torch.Tensor): x = torch.from_numpy(np.array(x, np.float32))
     elif x.dtype != torch.float64: x = x.float()  # a network in double precision may be asked in double precision
-    if x.ndim not in (4, 5) or 0 in x.shape:
-        raise ValueError(f'x must be a Sample or a batch (N, C, H, W) or (N, C, X, Y, Z), got shape {tuple(x.shape)}')
+    if x.ndim not in (4, 5) or 0 in x.shape: raise ValueError(_no_batch(tuple(x.shape)))
     return x
+
+
+def _no_batch(shape):
+    "What is wrong with an array of this shape."
+    cure = '; as_sample(x) makes a Sample of one image' if len(shape) in (2, 3) and 0 not in shape else ''
+    return f'x must be a Sample or a batch (N, C, H, W) or (N, C, X, Y, Z), got shape {shape}{cure}'
 
 
 def volumes(

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from ..data.fingerprint import fingerprint
 from ..data.io import as_sample
-from ..data.labels import class_count, class_names, foreground, is_stack
+from ..data.labels import class_count, class_names, foreground, is_stack, renaming
 from ..data.sample import Sample
 from ..metrics.metric import METRICS, as_metrics
 from ..metrics.scores import scores
@@ -153,9 +153,11 @@ def check_count(model: Model, sample: Sample) -> None:
             f'labels of sample {sample.name!r} are {count} masks, but {model.name} predicts {model.n_classes} classes')
         return
     top = sample.labels.max(initial=0, where=True if sample.valid is None else sample.valid)
-    if top >= model.n_classes: raise ValueError(
-        f'labels of sample {sample.name!r} hold the value {top}, '
-        f'but {model.name} predicts {model.n_classes} classes (0 to {model.n_classes - 1})')
+    if top < model.n_classes: return
+    cure = renaming(sample.labels, model.n_classes)
+    cure = f'; when loading, {cure}' if cure else ''
+    raise ValueError(f'labels of sample {sample.name!r} hold the value {top}, but {model.name} predicts '
+                     f'{model.n_classes} classes (0 to {model.n_classes - 1}){cure}')
 
 # %% ../../nbs/api/sweep/scoring.ipynb #51a3e290
 def as_transform(transform) -> Transform:
