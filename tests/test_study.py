@@ -513,9 +513,14 @@ def test_samples_changed_under_their_names(tmp_path, as_item):
     study = few(tmp_path/'s').run([as_item(s) for s in discs(3)], **QUIET)
     before = study.frame
     changed = [s.replace(image=s.image*2) if s.name == 'case 1' else s for s in discs(3)]
-    refused(lambda: study.run([as_item(s) for s in changed], **QUIET), "'case 1'", 'changed', kind=ValueError)
-    assert Study(study.folder).frame.equals(before)
-    study.run(list(discs(3)), **QUIET)                                        # the same data in another form are no other data
+    with pytest.warns(UserWarning, match="1 of 3 cases are not what they were .*'case 1'"): study.run([as_item(s) for s in changed], **QUIET)
+    after, fresh = study.frame, few(tmp_path/'fresh').run([as_item(s) for s in changed], **QUIET).frame
+    assert after.equals(fresh) and after[after['sample'] != 'case 1'].equals(before[before['sample'] != 'case 1'])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        study.run([as_item(s) for s in changed], **QUIET)                     # and that was it
+        if type(as_item(changed[0])) is tuple:                                # the same data in another form are no other data
+            study.run([Sample(s.image, s.labels, name=s.name) for s in changed], **QUIET)
 
 
 def test_names_that_are_no_file_names(tmp_path):
@@ -674,10 +679,24 @@ def test_a_case_is_asked_once_what_is_missing(tmp_path, monkeypatch, n_jobs):
 
 # --- folders of an earlier version
 
+def as_format_2(folder):
+    "Change a study into what was written before 29 November: other fingerprints, and marks instead of identities. The settings."
+    settings = json.loads((folder/'study.json').read_text())
+    assert settings['misas study'] == 3
+    settings['misas study'] = 2
+    for one in [one for k in ('models', 'metrics', 'transforms') for one in settings[k].values() if isinstance(one, dict)]:
+        one |= {k: 'before' for k in ('fingerprint', 'code', 'function') if one.get(k)}
+    for path in (folder/'cases').glob('*.json'):
+        case = json.loads(path.read_text())
+        path.write_text(json.dumps(dict(sample=case['sample'], mark='before', info=case['info'])))
+    (folder/'study.json').write_text(json.dumps(settings))
+    return settings
+
+
 def as_format_1(folder):
     "Change study.json into what misas 1.0.0a1 wrote."
     file = folder/'study.json'
-    settings = json.loads(file.read_text())
+    settings = as_format_2(folder)
     assert settings['misas study'] == 2
     settings['misas study'] = 1
     for name, metric in settings['metrics'].items():
@@ -694,17 +713,23 @@ def missed(prediction, truth): return float((truth & ~prediction).sum())
 missed.lower_is_better = True
 
 
-def test_folder_of_an_earlier_version(tmp_path):
+@pytest.mark.parametrize('version', [1, 2])
+def test_folder_of_an_earlier_version(tmp_path, version):
     "It is read, and gone on with; then it is a folder of today."
     kw = dict(transforms=[Brightness([.5, 1]), Flip()], metrics=('dice', missed))
     study = few(tmp_path/'s', **kw).run(discs(3), **QUIET)
     told, before = str(study.summary(metric='missed', drop=5)), study.frame
-    file = as_format_1(study.folder)
+    file = study.folder/'study.json'
+    (as_format_1 if version == 1 else as_format_2)(study.folder)
     old = Study(study.folder)
     assert old.frame.equals(before) and str(old.summary(metric='missed', drop=5)) == told and old.metrics['missed'].better == 'lower'
-    assert json.loads(file.read_text())['misas study'] == 1                    # reading changes nothing
-    more = few(study.folder, **kw).run(discs(4), **QUIET)
-    assert more.frame['sample'].nunique() == 4 and json.loads(file.read_text())['misas study'] == 2
+    assert json.loads(file.read_text())['misas study'] == version                    # reading changes nothing
+    with pytest.warns(UserWarning, match='an earlier misas noted less of what they are'): more = few(study.folder, **kw)
+    with pytest.warns(UserWarning, match='3 of 4 cases were studied by an earlier misas'): more.run(discs(4), **QUIET)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        few(study.folder, **kw).run(discs(4), **QUIET)                         # said once
+    assert more.frame['sample'].nunique() == 4 and json.loads(file.read_text())['misas study'] == 3
     refused(lambda: few(study.folder, **{**kw, 'metrics': ('dice', fine)}), 'metrics', kind=ValueError)
 
 
