@@ -96,10 +96,10 @@ def summarise(
 
     `cases` have been tried, of `clusters` patients; `scored` of them have a score unchanged. Of these `break` cases
     get worse by more than `drop` at some value, and `lost` cases are too bad unchanged for that: they have no limits.
-    In `healthy` cases the class is neither there nor predicted unchanged (of metrics that tell it), in `found` of them it is at some
-    value, the nearest ones being `found below` and `found above`. `undefined` and `infinite` count scores over cases
-    and values. Without `drop`, for a metric with a unit, there are no limits; where nothing is better, `worst` is
-    the median farthest from unchanged."""
+    In `healthy` cases the class is neither there nor predicted unchanged (of metrics that tell it), in `found` of
+    them it is at some value, the nearest ones being `found below` and `found above`. `undefined` and `infinite` count
+    scores over cases and values. Without `drop`, for a metric with a unit, there are no limits; where nothing is
+    better, `worst` is the median farthest from unchanged."""
     import pandas as pd
     metric = one_metric(frame, metric)[1]
     rows, how, drop = [], dict(level=level, n=n, seed=seed), usual_drop(drop, metric)

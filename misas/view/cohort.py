@@ -138,9 +138,23 @@ def _box(ax, at, scores, width, edge):
     "Quartiles and median; whiskers to the last case within 1.5 times the height of the box."
     look = {k: dict(color='.3', lw=.9) for k in ('boxprops', 'whiskerprops', 'capprops')}
     look['medianprops'] = dict(color='k', lw=1.6)
-    scores = np.minimum(scores.dropna().to_numpy(), edge)
+    scores = scores.dropna().to_numpy(float)
     place = dict(positions=[at], widths=width, manage_ticks=False, zorder=3)
-    if len(scores): ax.boxplot(scores, showfliers=False, **place, **look)
+    if len(scores): ax.bxp([_five(scores, edge)], showfliers=False, **place, **look)
+
+
+def _five(scores, edge):
+    "What a box is made of. A quartile or median between a number and infinity is infinite, and stands at the edge."
+    from matplotlib.cbook import boxplot_stats
+    stats = boxplot_stats(np.minimum(scores, edge))[0]
+    if not np.isinf(scores).any(): return stats
+    ranked = np.sort(scores)
+    for name, share in (('q1', .25), ('med', .5), ('q3', .75)):
+        place = share*(len(ranked) - 1)
+        low, high = ranked[int(np.floor(place))], ranked[int(np.ceil(place))]
+        stats[name] = edge if np.isinf(high) else low + (place % 1)*(high - low)
+    stats['whishi'] = max(stats['whishi'], stats['q3'])
+    return stats
 
 # %% ../../nbs/api/view/cohort.ipynb #58745ce8
 def _columns(tables, transforms, metric):

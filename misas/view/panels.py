@@ -95,7 +95,7 @@ def beside(
     rng: np.random.Generator,  # of the jitter
     mark,  # f(ax, place, scores, width, edge) draws what sums them up
 ) -> None:
-    "Columns of points, those of the models beside each other. How many are undefined stands below."
+    "Columns of points, those of the models beside each other. How many are undefined or infinite stands below."
     wide, edge = 1/len(models), ends[1] + .04*(ends[1] - ends[0])
     for x, column in enumerate(columns.values()):
         for j, (model, color) in enumerate(zip(models, colours)):
@@ -103,12 +103,18 @@ def beside(
             at = x + .8*wide*(j - (len(models) - 1)/2)
             _points(ax, at, column[model].to_numpy(float), .45*wide, edge, rng, color)
             mark(ax, at, column[model], .6*wide, edge)
-    gone = [sum(int(scores.isna().sum()) for scores in column.values()) for column in columns.values()]
-    texts = [text + f'\n({n} undefined)'*(n > 0) for text, n in zip(columns, gone)]
+    texts = [text + ''.join(f'\n({told})' for told in _no_numbers(column.values())) for text, column in columns.items()]
     ax.set_xticks(range(len(columns)), texts, fontsize=7)
     ax.set_xlim(-.6, len(columns) - .4)
     ax.set_title(plain_text(name), fontsize=9)
     ax.grid(alpha=.3, axis='y')
+
+
+def _no_numbers(several):
+    "How many of several Series' scores are no numbers, in words."
+    scores = np.concatenate([one.to_numpy(float) for one in several])
+    counts = {'undefined': np.isnan(scores).sum(), 'infinite': np.isinf(scores).sum()}
+    return [f'{n} {what}' for what, n in counts.items() if n]
 
 
 def _points(ax, at, scores, wide, edge, rng, color):
