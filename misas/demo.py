@@ -167,14 +167,15 @@ def find_case(
 ) -> tuple:  # paths of the image and of its mask; None: there are no masks
     "An image and its mask in a data folder. Raises FileNotFoundError."
     from pathlib import Path
-    from misas.data.folders import folder_rows, no_mask
+    from misas.data.folders import folder_rows, no_mask, rooms
     rows = folder_rows(folder)
     picked = [row for row in rows if case in (None, row['name'], Path(str(row['image'])).name)]
     if not picked:
         first = ', '.join(row['name'] for row in rows[:3])
         raise FileNotFoundError(f'{folder}: there is no image {case}; the first ones are {first}')
     image, mask = picked[0]['image'], picked[0].get('labels')
-    if mask is None and any('labels' in row for row in rows): raise no_mask(picked[0]['name'], f' in {folder}')
+    has_masks = rooms(Path(folder))[1] or any('labels' in row for row in rows)
+    if mask is None and has_masks: raise no_mask(str(image), f' in {folder}')
     return image, mask
 
 # %% ../nbs/api/demo.ipynb #b7132f2c

@@ -142,7 +142,8 @@ def _cases_of(samples, load):
     if isinstance(samples, Cases): return _of_table(samples)
     if isinstance(samples, Iterable): return (as_case(item, i, load) for i, item in enumerate(samples))
     raise TypeError(
-        f'samples must be a list of samples or paths, a folder, a .csv file or a DataFrame, got {type(samples).__name__}')
+        f'samples must be a list of samples or paths, a folder, a .csv file or a DataFrame, '
+        f'got {type(samples).__name__}')
 
 # %% ../../nbs/api/data/cohort.ipynb #2a912071
 PLAIN = str, int, float, bool

@@ -186,19 +186,22 @@ def folder_rows(
 ) -> list:  # dicts for `load`: name, image, and if there are any labels and valid
     "The cases in a folder, with the labels that were found. ValueError or FileNotFoundError where it is not clear."
     folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f'{folder}: there is no such folder')
-    images, masks = (folder, Path(masks)) if masks is not None else rooms(folder)
-    found, valid = images_in(images, masks), {}
-    if masks is None: found, files, valid = _side_by_side(found)
-    else: files = images_in(masks)
-    by_name = _masks_by_name(files)
-    nnunet = images.name.lower() in ('imagestr', 'imagests')
-    rows = []
-    for name, image in _channels(found, None if nnunet and not by_name else by_name).items():
-        labels = _labels(name, by_name) or _labels(_plain(name), by_name)
+    for one in (folder, Path(masks or folder)):
+        if not one.is_dir(): raise FileNotFoundError(f'{one}: there is no such folder')
+    found, files, valid, known = _files_in(*(rooms(folder) if masks is None else (folder, Path(masks))))
+    masks, rows = _masks_by_name(files), []
+    for name, image in _channels(found, masks if known else None).items():
+        labels = _labels(name, masks) or _labels(_plain(name), masks)
         row = dict(name=name, image=image, labels=labels, valid=valid.get(name))
         rows.append({k: value for k, value in row.items() if value is not None})
     return rows
+
+
+def _files_in(images, masks):
+    "Images, masks, {name: what is valid}, and whether only masks can tell that _0000 is a channel."
+    found = images_in(images, masks)
+    if masks is None: return *_side_by_side(found), images.name.lower() not in ('imagestr', 'imagests')
+    return found, [path for path in _visible(masks) if path.name.lower().endswith(READABLE) or path.is_dir()], {}, True
 
 
 def no_mask(path: str | os.PathLike, where: str = '') -> FileNotFoundError:
