@@ -25,6 +25,7 @@ from .perturbation import PERTURBATION_METHODS
 from .voxelwise import VOXELWISE_METHODS
 from ..data import io
 from ..data.sample import Sample
+from ..doors import door
 from ..inside.question import Question, Refused
 from ..inside.target import Frozen, Target
 from ..models.base import Model
@@ -316,6 +317,7 @@ def run_method(method: Method, question: Question, options: dict) -> Raw:
     except Refused as e: raise Refused(f'{method.name} refuses {name}: {str(e).removeprefix(f"{name}: ")}') from e
 
 
+@door
 def attribute(
     model: Model,  # or anything `as_model` takes
     sample: Sample,  # or anything `as_sample` takes

@@ -20,6 +20,7 @@ from .formats import write_nifti
 from .label_files import check_clean, is_segmentation, segmentation_on, without_rounding
 from .labels import as_labels, as_stack, foreground, is_stack, to_numpy, unions
 from .sample import Sample
+from ..doors import door
 
 # %% auto #0
 __all__ = ['READABLE', 'load', 'as_sample', 'save']
@@ -333,6 +334,7 @@ def _labels_of(labels, grid, label_map, ignore=None):
     return None, None
 
 # %% ../../nbs/api/data/io.ipynb #0ba773cc
+@door
 def load(
     path: str | os.PathLike | list,  # a file, a folder of DICOM slices, or a list of files that become channels
     labels: object = None,  # label map on the same grid: a file, array, tensor or image; or a list or dict of masks
@@ -355,6 +357,7 @@ def load(
     return _make([_read(one, frame, page=page) for one in paths], labels, **how, **kw)
 
 # %% ../../nbs/api/data/io.ipynb #bf254fde
+@door
 def as_sample(
     x: object,  # path(s), array, tensor, image of PIL, fastai, nibabel or SimpleITK, torchio Subject, Sample
     labels: object = None,  # label map, as any of these; or a list or dict of masks
@@ -378,6 +381,7 @@ def _changed(sample, labels=None, label_map=None, regions=None, ignore=None, **k
     return sample if regions is None else sample.regions(**regions)
 
 # %% ../../nbs/api/data/io.ipynb #e1f99705
+@door
 def save(
     sample: Sample,
     path: str | os.PathLike,  # .nii .nii.gz .nrrd .mha .tif .png; an existing file is replaced

@@ -12,6 +12,7 @@ import numpy as np
 from ..data.io import as_sample
 from ..data.labels import class_count, class_names, foreground, is_stack, mask_of
 from ..data.sample import Sample
+from ..doors import door
 from .measure import Voxels, border_mm, brain_of, nearest_mm, table_of
 from .results import Instances
 from .scene import as_side, class_of, fitting, scene_of
@@ -82,6 +83,7 @@ def _paired(found, matched, overlapping, tables):
     return tables, pd.DataFrame(pairs)
 
 # %% ../../nbs/api/instances/find.ipynb #04b34504
+@door
 def find_instances(
     prediction: np.ndarray,  # (*S) label map, (K, *S) masks of classes that may overlap, or numbers of instances
     labels: np.ndarray | Sample,  # the truth, in one of these forms; or a Sample with it

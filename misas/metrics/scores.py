@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.labels import as_labels, foreground, is_stack, mask_of, to_numpy
+from ..doors import door
 from .instances import components, overlaps
 from ..data.sample import Spacing, voxel_size
 from .metric import METRICS, Metric, as_metrics
@@ -123,6 +124,7 @@ def _box(mask):
     return tuple(spans)
 
 # %% ../../nbs/api/metrics/scores.ipynb #2f99ef6d
+@door
 def score(
     prediction: np.ndarray,  # (*S) label map, an array or tensor; or (K, *S) bool: masks of classes that may overlap
     labels: np.ndarray,  # the truth, in the same form

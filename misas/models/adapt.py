@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..doors import door
 from .base import Model
 from .fastai import FastaiModel
 from .files import check_there, load_file
@@ -46,6 +47,7 @@ def _adapt(obj, device, trusted, kw):
     return FunctionModel(obj, **kw)
 
 # %% ../../nbs/api/models/adapt.ipynb #ad089047
+@door
 def as_model(
     obj: object,  # a Learner, nn.Module, function, Model, or path to .onnx, TorchScript, a Learner export or an MLCSC
     *,

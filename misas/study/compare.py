@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
 
+from ..doors import door
 from ..metrics.tables import one_metric, score_tables, size_name
 from ..statistics import check_level
 from .parts import column
@@ -105,6 +106,7 @@ def _pairs(tables, models):
     return {key: pair for key, pair in both.items() if pair.samples}
 
 # %% ../../nbs/api/study/compare.ipynb #33d4900e
+@door
 def compare(
     study: object,  # a Study, or a tidy frame with the columns model sample transform value unit class metric score
     models: Sequence[str] | None = None,  # two names (a, b); None: the two that there are

@@ -5,6 +5,7 @@
 # %% ../../nbs/api/study/diagnose.ipynb #c5bceb21
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from itertools import chain
 from os import PathLike
@@ -16,6 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.cohort import cohort
+from ..doors import door
 from ..metrics.limits import check_drop
 from ..metrics.metric import as_metrics
 from ..models.adapt import as_model
@@ -73,12 +75,23 @@ def _asked(metric, reference, enough, drop, cluster, level, seed):
     return Question(metric, check_enough(enough, metric), check_drop(drop, metric), reference, cluster, level, seed)
 
 
+def _check_run_options(kw):
+    "TypeError for an argument that neither `diagnose` nor `Study.run` has."
+    options = [name for name in inspect.signature(Study.run).parameters if name not in ('self', 'samples', 'load')]
+    lost = [name for name in kw if name not in options]
+    near = {'metrics': 'metric=', 'transforms': 'tried= (changes) or borne= (strains)', 'transform': 'tried= or borne='}
+    if not lost: return
+    hint = f'; it is called {near[lost[0]]}' if lost[0] in near else f'; for Study.run there are {", ".join(options)}'
+    raise TypeError(f'diagnose has no argument {lost[0]}{hint}')
+
+
 def _as_transforms(given, default):
     "Transforms that were passed, one or several, or the default ones."
     if given is None: return default
     return [as_transform(t) for t in (given if isinstance(given, (list, tuple)) else [given])]
 
 # %% ../../nbs/api/study/diagnose.ipynb #3e9ad05e
+@door
 def diagnose(
     model: object,  # a Model, or anything `as_model` takes
     samples: object,  # some of your cases (10 to 30 are plenty); see `misas.data.cohort`
@@ -95,6 +108,7 @@ def diagnose(
     load: Callable | None = None, **kw: object,  # for `Study.run`: n_jobs, backend, timeout, progress ...
 ) -> Diagnosis:
     "Does the model fit these images, what change would make it fit (better), what does it bear, what is to be watched?"
+    _check_run_options(kw)
     model, question = as_model(model), _asked(metric, reference, enough, drop, cluster, level, seed)
     found = cohort(samples, load)
     first = next(found, None)

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 from ..data.cohort import cohort
 from ..data.files import write_json
+from ..doors import door
 from .archive import locked, now
 from .pictures import samples_of, worst_cases
 from .results import Results
@@ -67,6 +68,7 @@ class Study(Results):
 
 # %% ../../nbs/api/study/study.ipynb #ecd986ec
 @patch
+@door
 def run(
     self: Study,
     samples: object,  # Samples, paths, pairs (image, labels), dicts; a folder; a .csv; see `misas.data.cohort`

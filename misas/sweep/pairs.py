@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
+from ..doors import door
 from ..metrics.limits import check_drop, holds as within
 from ..metrics.metric import Metric
 from .ceiling import ceilings, forgiven
@@ -111,6 +112,7 @@ class SensitivityGrid:
         return self._ceiling[0]
 
 # %% ../../nbs/api/sweep/pairs.ipynb #64aabc37
+@door
 def sensitivity_grid(
     model: Any,  # a Model, or anything `as_model` takes
     sample: Any,  # a Sample, or anything `as_sample` takes

@@ -13,6 +13,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.labels import mask_of
+from ..doors import door
 from ..metrics.limits import LIMITS, check_drop, directed, judged, limits, usual_drop
 from ..metrics.masks import confusion as confusion_matrix
 from ..metrics.metric import Metric
@@ -72,6 +73,7 @@ class Sensitivity:
         raise ValueError(f'metric {name!r} was not computed; there are {", ".join(self.metrics)}')
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #6809333d
+@door
 def sensitivity(
     model: Any,  # a Model, or anything `as_model` takes
     sample: Any,  # a Sample, or anything `as_sample` takes

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastcore.basics import patch
 
+from ..doors import door
 from ..metrics.limits import check_drop, excess, holds, reach
 from .ceiling import ceilings, forgiven
 from .scoring import Probe, Scoring, as_transform
@@ -211,6 +212,7 @@ class _Search:
 def _between(side, a, b): return side[side.index(a) + 1:side.index(b)]
 
 # %% ../../nbs/api/sweep/tolerance.ipynb #9bcbf2a6
+@door
 def tolerance(
     model: Any,  # a Model, or anything `as_model` takes
     sample: Any,  # a Sample, or anything `as_sample` takes

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from ..data.io import as_sample
 from ..data.labels import mask_of
 from ..data.sample import Sample
+from ..doors import door
 from ..metrics.masks import depth_mm
 from ..models.adapt import as_model
 from ..models.base import Model
@@ -209,6 +210,7 @@ def case_sums(
     return np.stack(found)
 
 # %% ../../nbs/api/trust/calibration.ipynb #8371a8bc
+@door
 def calibration(
     model: Any,  # a Model, or anything `as_model` takes; with probabilities
     cases: Any,  # Samples with labels, one or many, e.g. Cases

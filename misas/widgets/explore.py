@@ -15,6 +15,7 @@ from ..attribution.attribute import Attribution
 from ..data.cases import Cases
 from ..data.io import as_sample
 from ..data.sample import Sample
+from ..doors import door
 from ..instances.answers import InstanceAnswers
 from ..instances.results import Instances
 from ..sparse.atoms import Atoms
@@ -94,6 +95,7 @@ def _of_sample(what, model, kw):
 KINDS = _of_sweep, _of_study, _of_attributions, _of_instances, _of_atoms, _of_structure, _of_cases, _of_sample
 
 
+@door
 def explore(
     what: Any,  # a Sensitivity, Study, Attribution, Instances, Atoms, Contributions, Embedding, Traversal, Sample(s)
     model: Any = None,  # for samples, Instances: a Model, or anything `as_model` takes; for a Study: the name of one

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..doors import door
 from ..instances.answers import InstanceAnswers
 from ..instances.results import Instances
 from ..metrics.limits import check_drop
@@ -212,6 +213,7 @@ def sweep_to_html(
     return write_page(path, pieces(title, body(), asset('sweep.css')))
 
 
+@door
 def to_html(
     result: Any,  # of a sweep, or another result with a page of its own
     path: str | os.PathLike,  # file ending in .html
