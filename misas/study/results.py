@@ -163,7 +163,8 @@ def summary(
     "How good unchanged, how far it holds, what is worst, what harms most; medians over the cases with intervals."
     scores, known = self._scores(metric, model, transform, cls), self._belonging(cluster, by)
     noun = 'patients' if cluster == 'auto' else f'different {cluster}' if isinstance(cluster, str) else 'clusters'
-    told = in_words(**scores, **known, drop=drop, ndim=self.ndim, clusters=noun, level=level, seed=seed)
+    how = dict(ndim=self.ndim, own=self.scoring.reference == 'prediction')
+    told = in_words(**scores, **known, drop=drop, clusters=noun, level=level, seed=seed, **how)
     lines = [told.text]
     if model is None:
         there = set(scores['frame'].model)

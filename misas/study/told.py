@@ -161,6 +161,7 @@ def in_words(
     *, metric=None, drop=None,  # see `misas.study.summary.per_case`
     cluster=None, by=None,  # see `misas.study.summary.summarise`
     ndim=3,  # spatial axes of the images: 2 or 3
+    own=False,  # is the truth only the model's own prediction on the unchanged image?
     clusters='patients',  # what a cluster is
     level=.95, n=2000, seed=0,  # of the bootstrap
 ) -> Summary:  # prints as text; `.frame` holds the numbers
@@ -180,4 +181,12 @@ def in_words(
     if not limit and directed(metric):
         lines.append(f'For ranges say how many {unit} worse still holds: summary(drop=...).')
     lines += _sides(list(dict.fromkeys(table['class'])), transforms, tried, ndim)
-    return Summary('\n'.join(lines), table)
+    text = '\n'.join(lines)
+    return Summary(_without_truth(text) if own else text, table)
+
+
+def _without_truth(text):
+    "The same of cases whose truth is not known: none of them is called healthy."
+    for known, unknown in (('healthy', 'empty'), ('neither there nor predicted', 'not predicted')):
+        text = text.replace(known, unknown)
+    return f'Against the own predictions on the unchanged images (no truth; empty: nothing is predicted in them).\n{text}'
