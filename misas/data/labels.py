@@ -122,14 +122,25 @@ def foreground(
     return class_names(('background', *(classes or ())), n + 1)[1:] if overlapping else class_names(classes, n)[1:]
 
 
+def _check_dense(classes):
+    "ValueError for names of values that lie so far apart that most numbers between them would be classes of nothing."
+    if max(classes) < 64 or max(classes) < 4*len(classes): return
+    values = sorted(value for value in classes if value)
+    names = ('background', *(classes[value] for value in values))
+    raise ValueError(
+        f'classes names values up to {values[-1]}: make them 1, 2, ... when loading, with '
+        f'label_map={({value: i for i, value in enumerate(values, 1)})} and classes={names}')
+
+
 def renaming(
     labels,  # a label map
     n: int,  # how many values there may be, with the background
 ) -> str:  # nothing where they are too many for `n`
     "What to pass so that the values of a label map become 1, 2, ...: a part of an error."
     there = [value for value in np.unique(labels).tolist() if value]
-    if is_stack(labels) or not 0 < len(there) < n: return ''
-    return f'e.g. label_map={dict(zip(there, range(1, n)))} renames them in their order'
+    if is_stack(labels) or not there or n < 2 or len(there) > 20: return ''
+    names = {value: i if i < n else 0 for i, value in enumerate(there, 1)}
+    return f'e.g. label_map={names} renames them in their order' + ', and leaves the rest out'*(len(there) >= n)
 
 
 def as_classes(
@@ -139,6 +150,7 @@ def as_classes(
     if isinstance(classes, str):
         raise ValueError(f"classes must be a list of names, background first, got {classes!r}")
     if isinstance(classes, dict):
+        _check_dense(classes)
         classes = [classes.get(i, f'class {i}' if i else 'background') for i in range(max(classes) + 1)]
     classes = tuple(map(str, classes))
     if len(set(classes)) < len(classes): raise ValueError(f'classes must be different names, got {", ".join(classes)}')
