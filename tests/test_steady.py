@@ -503,7 +503,7 @@ def test_half_precision():
     exact, sample, target = deepcopy(half).float(), picture(spot=False), Target(1, picture().labels == 1)
     def bare(x): return half(torch.as_tensor(x).to(torch.bfloat16))
     for name in ('occlusion', 'kernel_shap', 'saliency'):
-        def map_of(net): return attribute(as_model(net, activation='softmax'), sample, target, name, progress=False).map  # noqa: B023
+        def map_of(net): return attribute(as_model(net, activation='softmax'), sample, target, name, progress=False).map
         with pytest.warns(UserWarning, match='computes in bfloat16.*float'): coarse = map_of(half)
         with warnings.catch_warnings():
             warnings.simplefilter('error')
