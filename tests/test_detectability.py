@@ -7,6 +7,7 @@ from torch import nn
 
 from misas.all import Sample, as_model, detectability, insert_lesion, phantom
 from misas.instances.staircase import contrast_grid
+from misas.models.steady import steady
 from misas.statistics import bootstrap
 
 NAMES = 'background', 'lesion'
@@ -110,8 +111,9 @@ def test_the_model_sees_one_lesion_in_each_image():
     def model(x):
         seen.append(x.copy())
         return (x[:, 0] > 170).astype(np.uint8)
-    before = sample.image.copy()
-    told = detectability(as_model(model, classes=NAMES, activation='labels'), sample, [4., 8.], n_places=3, contrast={0: 1}, internal_batch=4, progress=False)
+    before, finder = sample.image.copy(), steady(as_model(model, classes=NAMES, activation='labels'), sample)
+    seen.clear()
+    told = detectability(finder, sample, [4., 8.], n_places=3, contrast={0: 1}, internal_batch=4, progress=False)
     images = np.concatenate(seen)
     assert max(map(len, seen)) == 4 and len(images) == told.evaluations == 1 + len(told.answers) == 1 + told.frame.asked.sum()
     assert (images[0] == before).all() and (sample.image == before).all()
@@ -133,7 +135,9 @@ def test_volumes_go_in_small_numbers_and_slicewise():
     def model(x):
         seen.append(len(x))
         return (x[:, 0] > 130).astype(np.uint8)
-    whole = detectability(as_model(model, classes=NAMES, activation='labels'), volume, 6., n_places=2, progress=False)
+    finder = steady(as_model(model, classes=NAMES, activation='labels'), volume)
+    seen.clear()
+    whole = detectability(finder, volume, 6., n_places=2, progress=False)
     assert max(seen) <= 2 and whole.evaluations == sum(seen)
     cut = detectability(as_model(model, classes=NAMES, activation='labels').slicewise(), volume, 6., n_places=2, progress=False)
     assert cut.frame.equals(whole.frame)  # it looks at one voxel at a time
