@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .findings import Findings, short
-from ..view.words import DASH, amount_text, between_text, score_text
+from ..view.words import DASH, amount_text, between_text, score_text, tried_text
 
 # %% auto #0
 __all__ = ['head_lines', 'change_lines', 'strain_lines', 'watch_lines', 'lines_of']
@@ -29,7 +29,7 @@ def head_lines(found: Findings) -> list:
         'They tell how steady it is, not whether it is right.']
     classes = []
     for row in found.classes.to_dict('records'):
-        gone = f', undefined in {row["undefined"]}' if row['undefined'] else ''
+        gone = ''.join(f', {what} in {row[what]}' for what in ('undefined', 'infinite') if row[what])
         if row['cases']: classes.append(f'{row["class"]} {_score(found, row["score"])} ({_interval(found, row)}){gone}')
         else: classes.append(f'{row["class"]} {DASH} (neither there nor found)')
     enough = amount_text(found.question.enough, found.unit)
@@ -88,12 +88,15 @@ def _dependence(found):
 # %% ../../nbs/api/study/advice.ipynb #9fe202eb
 def _holds(found, name, rows):
     "How far the median case holds under a strain, in the class that holds least far."
-    strain, values = found.strains[name], found.values(name)
-    if not strain.scale.ordered: return f'{len(values) - 1} cases tried'
-    low, high = rows.lower.max(), rows.upper.min()
-    ends = f'holds from {strain.text(low)} to {strain.text(high)}'
-    if (low, high) == (values[0], values[-1]): return f'{ends}, all that was tried'
-    return 'breaks at the next value tried already' if low == high else ends
+    strain, values, low, high = found.strains[name], found.values(name), rows.lower.max(), rows.upper.min()
+    most = rows.loc[rows['break'].idxmax()]
+    count = f'{most["break"]} of {most["scored"]} cases break somewhere' if most['break'] else 'no case breaks'
+    if not strain.scale.ordered: return f'{len(values) - 1} ways tried, {count}'
+    if np.isnan(low): return 'too bad unchanged to get worse by that'
+    ends = ' to '.join(tried_text(end, values, strain.text) for end in (low, high))
+    whole = ', all that was tried' if (low, high) == (values[0], values[-1]) else ''
+    if low == high: return f'breaks at the next value tried already, {count}'
+    return f'holds from {ends}{whole}, {count}'
 
 
 def strain_lines(found: Findings) -> list:
