@@ -49,6 +49,13 @@ class Choice(Wrapping):
     def batch_size(self): return self.model.batch_size
     def portion(self, ndim): return self.model.portion(ndim)
     def decide(self, p): return p > .5 if self.overlapping else best_class(p)
+
+    def decide_among(self, p, channels):
+        "What the whole model decides, from probabilities of some of its channels; the others are 0."
+        everything = np.zeros((len(p), self.model.known.n_classes, *p.shape[2:]), p.dtype)
+        everything[:, channels] = p
+        return self.model.decide(everything)
+
     def rebuilt(self, f, kept=True): return super().rebuilt(f, kept) if kept else self.model.rebuilt(f, kept)
     def slicewise(self, *args, **kw): return self.around(self.model.slicewise(*args, **kw))
     def oriented(self, *args, **kw): return self.around(self.model.oriented(*args, **kw))
@@ -95,12 +102,20 @@ class Kept(Choice):
         if self.model.overlapping: return known[:, self.index]
         return np.concatenate([known[:, self.rest].sum(1, keepdims=True), known[:, self.index]], 1)
 
-    def segment(self, x):
-        found = self.model.segment(x)
-        if self.model.overlapping: return found[:, self.index]
+    def _renamed(self, found):
+        "Their new values, of label maps of all classes."
         table = np.zeros(len(self.model.classes), np.uint8)
         table[self.index] = range(1, len(self.classes))
         return table[found]
+
+    def segment(self, x):
+        found = self.model.segment(x)
+        return found[:, self.index] if self.model.overlapping else self._renamed(found)
+
+    def decide(self, p):
+        if self.model.overlapping: return self.decide_among(p, self.index)[:, self.index]
+        if len(self.rest) > 1: return super().decide(p)  # which of the others was the highest is not known
+        return self._renamed(self.decide_among(p, [0, *self.index]))
 
     def logits(self, x):
         known = self.model.logits(x)
@@ -141,6 +156,10 @@ class Channel(Choice):
         return np.stack([1 - its_own, its_own], 1)
 
     def segment(self, x): return self.model.masks(x)[:, self.index].astype(np.uint8)
+
+    def decide(self, p):
+        if self.model.overlapping: return self.decide_among(p[:, 1:], [self.index])[:, self.index].astype(np.uint8)
+        return self.model.decide(p) if self.model.n_classes == 2 else super().decide(p)
 
     def logits(self, x):
         known = self.model.logits(x)

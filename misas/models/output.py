@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 
 # %% auto #0
-__all__ = ['ACTIVATIONS', 'NOT_ONE', 'MANY', 'EITHER', 'CURES', 'Output', 'say', 'with_channels', 'inside', 'Signs', 'signs_of',
-           'noise', 'share_of_ties', 'output_kind', 'check_ties', 'Missing', 'see', 'check_still', 'NoLogits',
-           'one_hot', 'with_class_axis', 'best_class', 'check_threshold', 'thresholds', 'above', 'NoGradient',
-           'no_gradient', 'said_of']
+__all__ = ['ACTIVATIONS', 'NOT_ONE', 'OUTSIDE', 'MANY', 'EITHER', 'CURES', 'Output', 'say', 'with_channels', 'inside', 'Signs',
+           'signs_of', 'noise', 'share_of_ties', 'output_kind', 'check_ties', 'Missing', 'see', 'check_still',
+           'NoLogits', 'one_hot', 'with_class_axis', 'best_class', 'check_threshold', 'thresholds', 'above',
+           'NoGradient', 'no_gradient', 'said_of']
 
 # %% ../../nbs/api/models/output.ipynb #8bbb97a6
 ACTIVATIONS = {
@@ -51,6 +51,7 @@ def say(
 NOT_ONE = ('its output lies between 0 and 1, but does not add up to 1 over the classes: pass '
            "activation='masks' if these are probabilities of classes that overlap, or activation='softmax' if it is "
            'logits')
+OUTSIDE = "its output is not probabilities; if it is logits, pass activation='softmax' or 'sigmoid'"
 
 
 def with_channels(out, ndim): "(N, K, *S), of (N, *S) too."; return out[:, None] if out.ndim == ndim + 1 else out
@@ -80,7 +81,7 @@ class Signs:
 
     def tell(self, channels: int) -> bool:
         "Do they leave one reading?"
-        if channels == 1: return not self.inside and (self.negative or not self.whole)
+        if channels == 1: return not self.inside and not self.whole
         if self.inside and self.adds_up: return self.varies and not self.whole
         return not self.inside and not self.adds_up
 
@@ -133,25 +134,28 @@ def output_kind(
     channels, signs = with_channels(out, ndim).shape[1], signs_of(out, ndim)
     named = channels == 1 and (n_classes or 0) > 2  # too many for probabilities of one class
     if named and signs.whole and not signs.negative: return 'labels'
-    if not signs.tell(channels): signs |= more() or signs
-    kind = _of_channels(signs) if channels > 1 else _of_one(signs)
+    others = signs if signs.tell(channels) else more() or signs
+    kind = _of_channels(signs, others) if channels > 1 else _of_one(signs, others)
     if kind == 'softmax': check_ties(out)
     return kind
 
 
-def _of_one(signs):
-    "The kind of a single channel."
-    if signs.inside: return 'none'
-    return 'labels' if signs.whole and not signs.negative else 'sigmoid'
+def _of_one(signs, others):
+    "The kind of a single channel, by signs of an image and of noise."
+    both = signs | others
+    if both.inside: return 'none'
+    if not both.whole or others.negative: return 'sigmoid'
+    if signs.negative: raise ValueError(
+        "its output is whole numbers of which some are negative: pass activation='sigmoid' if it is logits")
+    return 'labels'
 
 
-def _of_channels(signs):
-    "The kind of several channels."
-    if signs.inside and signs.adds_up: return 'none'
-    if signs.inside: raise ValueError(NOT_ONE)
-    if signs.adds_up: raise ValueError(
-        'its output adds up to 1 over the classes as probabilities do, but lies not between 0 and 1: '
-        "pass activation='softmax' if it is logits")
+def _of_channels(signs, others):
+    "The kind of several channels, by signs of an image and of noise."
+    both = signs | others
+    if both.adds_up and signs.inside: return 'none'
+    if both.adds_up: raise ValueError(OUTSIDE)
+    if both.inside: raise ValueError(NOT_ONE)
     return 'softmax'
 
 
@@ -237,9 +241,11 @@ def check_still(
 ) -> None:
     "Raise ValueError for an output that would have been something else, had it come first."
     if seen.kind == 'softmax': check_ties(raw)
-    if seen.kind != 'sigmoid' or seen.overlapping or not inside(raw): return
-    signs = more()
-    if signs is not None and signs.inside: raise ValueError(
+    few = raw.flatten()[::max(1, raw.numel()//1000)]
+    if seen.kind != 'sigmoid' or seen.overlapping or not inside(raw) and (few != few.round()).any(): return
+    kind = output_kind(raw, ndim, seen.n_classes, more)
+    if kind == 'labels': _check_labels(raw, ndim, None)
+    if kind != 'sigmoid': raise ValueError(
         'its output was logits, and now lies between 0 and 1 as probabilities do: '
         "pass activation='sigmoid' or 'none' to say what it is")
 
@@ -293,8 +299,7 @@ def _check_logits(kind):
 def _probabilities(out, output):
     "Probabilities of each class, from those in an output that are there."
     if not out.is_floating_point(): out = out.float()
-    if not inside(out): raise ValueError(
-        "its output is not probabilities; if it is logits, pass activation='softmax' or 'sigmoid'")
+    if not inside(out): raise ValueError(OUTSIDE)
     if output.overlapping: return out
     if out.shape[1] == 1: return torch.cat([1 - out, out], 1)
     if not _add_up(out): raise ValueError(NOT_ONE)
