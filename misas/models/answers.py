@@ -18,6 +18,7 @@ from ..data.fingerprint import fingerprint
 from ..data.labels import as_classes, class_names
 from ..data.labels import foreground as foreground_names
 from ..data.sample import Sample
+from ..doors import door
 from .anatomy import anatomy, differentiable
 from .habits import as_ever, same_again
 from .hold import untouched
@@ -194,6 +195,7 @@ def _look(self: Answers, raw, x):
 
 # %% ../../nbs/api/models/answers.ipynb #abcb8d75
 @patch
+@door
 def predict(self: Answers, x) -> np.ndarray:
     "Probabilities (N, K, *S): background first, or without background where classes may overlap."
     with torch.no_grad(): return ask(self, x, False).numpy()
@@ -216,6 +218,7 @@ def segment(self: Answers, x) -> np.ndarray:
 
 
 @patch
+@door
 def label(self: Answers, x) -> np.ndarray:
     "Label maps (N, *S). ValueError where classes may overlap."
     found = None if self.overlapping else self.segment(x)
@@ -225,6 +228,7 @@ def label(self: Answers, x) -> np.ndarray:
 
 # %% ../../nbs/api/models/answers.ipynb #45140111
 @patch
+@door
 def masks(self: Answers, x) -> np.ndarray:
     "Masks (N, K, *S) bool, one a class; of classes that exclude each other background first."
     found = self.segment(x)
@@ -233,6 +237,7 @@ def masks(self: Answers, x) -> np.ndarray:
 
 
 @patch
+@door
 def logits(self: Answers, x) -> torch.Tensor:
     """Logits (N, K, *S) that can be differentiated with respect to `x`, if that is a tensor.
     NoLogits if there are none, NoGradient if a gradient is wanted and none comes back."""

@@ -39,6 +39,7 @@ __all__ = ['Study']
 # %% ../../nbs/api/study/study.ipynb #9152c8e7
 class Study(Results):
     "Models x transforms x cases, in a folder."
+    @door
     def __init__(
         self,
         folder: str | PathLike,  # is made if it is not there. One with a study in it is gone on with, or only read

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ..data.cohort import cohort
 from ..data.files import whole
 from ..data.io import as_sample
+from ..doors import door
 from ..inside.activations import Listener
 from ..inside.question import check_count
 from ..models.adapt import as_model
@@ -45,6 +46,7 @@ DIRECTIONS = {**SIGNS, 'far': -1, 'near': -1}  # of a class; then of the image: 
 # %% ../../nbs/api/trust/trust.ipynb #ecf8e155
 class Trust:
     "How far a model may be believed, learned from labelled cases."
+    @door
     def __init__(
         self, model: object,  # a Model, or anything `as_model` takes, with a network
         cases: object,  # labelled ones that it was not trained on; see `misas.data.cohort`
