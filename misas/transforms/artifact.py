@@ -258,7 +258,7 @@ class Motion(Transform):
         super().__init__(values, **kw)
 
     def poses(self, sample: Sample, value: float) -> list[tuple]:
-        "Matrix and shift (new mm -> old mm about the centre of the field of view, along voxel axes) of each moved pose."
+        "Matrix and shift, new mm -> old mm about the centre of the field of view along voxel axes, of each moved pose."
         from scipy.spatial.transform import Rotation
         _, shifts, turns = movements(self.n_moves, case_seed(self.seed, sample))
         if sample.ndim == 2: shifts, turns = shifts[:, :2], turns*[0, 0, 1]  # a picture turns in its plane

@@ -168,11 +168,10 @@ def _zeros_kept(transform, new, sample):
 
 @patch
 def __call__(
-    self: Transform, sample: Sample,
-    value: float = ...,  # must be given
+    self: Transform, sample: Sample = ..., value: float = ...,  # both must be given
     **others: object,  # that other libraries would pass
 ) -> Sample:
-    if value is ... or others: raise TypeError(
+    if sample is ... or value is ... or others: raise TypeError(
         f'{type(self).__name__} was called with other than a sample and a value: {whose(type(self))}')
     return self.many(sample, [value])[0]
 

@@ -13,7 +13,7 @@ from .settings import arguments
 # %% auto #0
 __all__ = ['NAMESAKES', 'whose', 'check_call', 'own_values', 'check_methods']
 
-# %% ../../nbs/api/transforms/namesakes.ipynb #2dfa2954
+# %% ../../nbs/api/transforms/namesakes.ipynb #b016e117
 _FASTAI, _TORCHVISION, _MONAI, _TORCHIO = (
     'fastai.vision.augment', 'torchvision.transforms.v2', 'monai.transforms', 'torchio.transforms')
 NAMESAKES = {  # a class of misas -> libraries that have one of that name
@@ -31,12 +31,12 @@ def whose(
 ) -> str:
     "A sentence on what the class is, who has one of the same name, and what to write."
     name = next((one.__name__ for one in cls.__mro__ if one.__module__.startswith('misas.')), cls.__name__)
-    made = f'misas.all.{name} changes a sample by one number, {name}()(sample, value)'
+    made = f'this {name} is that of misas, which changes a sample by one number, {name}()(sample, value)'
     others = NAMESAKES.get(name, {})
     if not others: return made
-    named = ' or '.join(f'{who} ({where}.{name})' for who, where in others.items())
-    return (f'{made}; if you meant that of {named}, which "from misas.all import *" replaces: '
-            f'write "import misas.all as ms" instead, and {name} is theirs again')
+    named = ', '.join(f'{where}.{name}' for where in others.values())
+    replaced = '"from misas.all import *" has replaced it: write "import misas.all as ms" instead'
+    return f'{made}; if you meant {named}, {replaced}'
 
 # %% ../../nbs/api/transforms/namesakes.ipynb #61c86e12
 def check_call(
@@ -52,9 +52,12 @@ def check_call(
     if len(args) > len(one_by_one):
         raise TypeError(f'{cls.__name__} takes its arguments other than values by name: {whose(cls)}')
 
-# %% ../../nbs/api/transforms/namesakes.ipynb #b19e567c
+# %% ../../nbs/api/transforms/namesakes.ipynb #6d9fc1d4
 def own_values(transform, values) -> tuple[float, ...]:
     "Values of a transform as numbers. An error says so where they may be meant for a class of the same name."
+    if callable(values): raise TypeError(
+        f'{type(transform).__name__} takes values, got a function; Transform.from_function makes a transform of one; '
+        f'{whose(type(transform))}')
     try: return as_values(values, transform)
     except ValueError as e:
         theirs = not isinstance(values, list) or all(isinstance(v, int) for v in values)

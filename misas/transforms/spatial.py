@@ -191,7 +191,7 @@ def _move(self: Rotation, sample, value):
     matrix, shift = Spatial._move(self, sample, value)
     whole, mm = matrix.round(), np.array(sample.spacing)
     even = np.abs((whole != 0)*(mm[None]/mm[:, None] - 1)).max()*max(sample.shape) < .02  # but for rounding in a header
-    if not (even and (matrix == whole).all()): return matrix, shift
+    if not even or np.abs(matrix - whole).max() > 1e-12: return matrix, shift
     centre = (np.array(sample.shape) - 1)/2
     return whole*mm[:, None]/mm[None], mm*_half_a_voxel(whole, centre, _down(sample, self.axis))
 

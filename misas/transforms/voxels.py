@@ -93,12 +93,12 @@ class _Exact(Transform):
         self.swap = check_swap(swap)
         super().__init__(values, channels=channels)
 
-    def order(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
+    def arranged(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
         "`a` (*S) in its new order; `axes` from `picture_axes`."
         raise NotImplementedError
 
     def undo(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
-        "The inverse of `order`."
+        "The inverse of `arranged`."
         raise NotImplementedError
 
     def spacing(self, sample: Sample, value: float, axes: tuple) -> tuple:
@@ -107,7 +107,8 @@ class _Exact(Transform):
 
     def apply(self, sample: Sample, value: float) -> Sample:
         axes = picture_axes(sample)
-        new = {k: _each(self.order, getattr(sample, k), sample.ndim, value, axes) for k in ('image', 'labels', 'valid')}
+        parts = {k: getattr(sample, k) for k in ('image', 'labels', 'valid')}
+        new = {k: _each(self.arranged, a, sample.ndim, value, axes) for k, a in parts.items()}
         new['labels'] = renamed(self, new['labels'], sample, value)
         spacing = self.spacing(sample, value, axes)
         affine = grid_affine(sample, new['image'].shape[1:], spacing)
@@ -122,7 +123,7 @@ class _Exact(Transform):
     def swaps_sides(self, sample: Sample, value: float) -> bool:
         axis = left_right_axis(sample)
         right = np.indices([2]*sample.ndim)[axis]  # is it on the right?
-        return bool(self.order(right, value, picture_axes(sample)).take(0, axis).all())
+        return bool(self.arranged(right, value, picture_axes(sample)).take(0, axis).all())
 
 
 def _each(order, a, n_axes, value, axes):
@@ -139,13 +140,13 @@ class Flip(_Exact):
              4: 'through-plane flip', 5: 'horizontal and through-plane flip', 6: 'vertical and through-plane flip',
              7: 'flip of all axes'}
 
-    def order(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
+    def arranged(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
         first = (axes[1], axes[0], 2)[:a.ndim]  # horizontal, vertical, through-plane, in the pictures misas shows
         if value >= 2**a.ndim:
             raise ValueError(f'value {value!r} is outside the domain of {self.name} in 2D: 0 to 3')
         return np.flip(a, [axis for i, axis in enumerate(first) if int(value) >> i & 1])
 
-    undo = order
+    undo = arranged
 
 
 class Dihedral(_Exact):
@@ -156,7 +157,7 @@ class Dihedral(_Exact):
     words = {0: 'unchanged', 1: 'mirrored', 2: 'quarter turn', 3: 'mirrored, quarter turn', 4: 'half turn',
              5: 'mirrored, half turn', 6: 'three-quarter turn', 7: 'mirrored, three-quarter turn'}
 
-    def order(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
+    def arranged(self, a: np.ndarray, value: float, axes: tuple) -> np.ndarray:
         row, col, sign = axes
         return np.rot90(np.flip(a, col) if int(value) % 2 else a, sign*(int(value)//2), (row, col))
 
