@@ -24,7 +24,7 @@ from .code import around, facts, home, is_library, outside, version_of
 # %% auto #0
 __all__ = ['CALLS', 'MEANINGLESS', 'fingerprint', 'Habits', 'habits', 'unknown', 'without_version']
 
-# %% ../../nbs/api/data/fingerprint.ipynb #c8771da8
+# %% ../../nbs/api/data/fingerprint.ipynb #fa67d3b7
 def _is_network(obj): return 'torch' in sys.modules and isinstance(obj, sys.modules['torch'].nn.Module)
 def _is_tensor(obj): return 'torch' in sys.modules and isinstance(obj, sys.modules['torch'].Tensor)
 
@@ -55,7 +55,8 @@ class _Graph:
 
     def _look(self, obj):
         label, parts = next(found for found in (kind(obj, self) for kind in _KINDS) if found is not None)
-        self.labels.append(sha256(f'{type(obj).__name__} {label}'.encode('utf-8', 'surrogatepass')).digest())
+        kind = '' if label == 'TorchScript' else type(obj).__name__  # its class depends on where it came from
+        self.labels.append(sha256(f'{kind} {label}'.encode('utf-8', 'surrogatepass')).digest())
         self.parts.append([self.number(part) for part in parts])
         self.sorts.append(sorted if isinstance(obj, (set, frozenset)) else list)
 
@@ -92,7 +93,7 @@ def _plain(obj, graph):
 
 _KINDS += [_plain]
 
-# %% ../../nbs/api/data/fingerprint.ipynb #8143ce5f
+# %% ../../nbs/api/data/fingerprint.ipynb #1dbe9e84
 def _array(obj, graph):
     "Type, shape and values of an array."
     if not isinstance(obj, (np.ndarray, np.generic)): return None
@@ -110,9 +111,10 @@ def _tensor(obj, graph):
     if not _is_tensor(obj): return None
     torch = sys.modules['torch']
     try:
-        plain = obj.detach().as_subclass(torch.Tensor)
-        if plain.is_quantized: return str(plain.dtype), [plain.int_repr(), plain.dequantize()]
+        plain = obj.detach()
         if plain.layout != torch.strided: plain = plain.to_dense()
+        plain = plain.as_subclass(torch.Tensor)
+        if plain.is_quantized: return str(plain.dtype), [plain.int_repr(), plain.dequantize()]
         flat = plain.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
         values = _hashed(flat.view(torch.uint8).numpy()) if graph.arrays and len(flat) else ''
     except Exception: return _not_known(obj, graph)  # it may have no values yet
@@ -273,7 +275,7 @@ def _functions(cls):
     found = [(k, getattr(value, '__func__', getattr(value, 'fget', value))) for k, value in vars(cls).items()]
     return [(k, one) for k, one in found if isinstance(one, FunctionType)]
 
-# %% ../../nbs/api/data/fingerprint.ipynb #1e3f07a7
+# %% ../../nbs/api/data/fingerprint.ipynb #ce6e482a
 @lru_cache(1)
 def _plumbing(): return {*vars(sys.modules['torch'].nn.Module()), '_compiled_call_impl', '__jit_unused_properties__'}
 
@@ -281,7 +283,7 @@ def _plumbing(): return {*vars(sys.modules['torch'].nn.Module()), '_compiled_cal
 def _network(obj, graph):
     "Code, weights, buffers, hooks and attributes of a layer, and its own layers."
     if not _is_network(obj): return None
-    if '_c' in vars(obj): return _script(obj, graph)
+    if _is_script(obj): return _script(obj)
     held, state = vars(obj), {}
     if '_orig_mod' in held['_modules']: return 'compiled', [held['_modules']['_orig_mod']]
     obj._save_to_state_dict(state, '', True)
@@ -300,22 +302,27 @@ def _hooks(held):
     return found
 
 
-def _script(obj, graph):
+def _is_script(obj): return isinstance(obj, sys.modules['torch'].jit.ScriptModule)
+
+
+def _script(obj):
     "TorchScript has its own code, constants and attributes."
-    layers = [m for m in obj.modules() if '_c' in vars(m)]
+    layers = [m for m in obj.modules() if _is_script(m)]
     graphs = ''.join(str(m.inlined_graph) for m in layers if m._c._has_method('forward'))
     names, parts = sorted(set(re.findall(r'GetAttr\[name="(\w+)"\]', graphs))), []
     for layer in layers:
         code = layer.code_with_constants if layer._c._has_method('forward') else ('', None)
-        kept = [(n, layer._c.getattr(n)) for n in names if layer._c.hasattr(n)]
+        steps = re.sub(r'\.___torch_mangle_\d+', '', code[0])  # a number that counts classes of the session
+        weights = {n for n, _ in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]}
+        kept = [(n, layer._c.getattr(n)) for n in names if n not in weights and layer._c.hasattr(n)]
         own = [(n, value) for n, value in kept if type(value).__name__ != 'ScriptModule']
-        parts.append([code[0], getattr(code[1], 'const_mapping', {}), own, layer.original_name])
-    return '', [parts, obj.state_dict()]
+        parts.append([steps, getattr(code[1], 'const_mapping', {}), own, layer.original_name])
+    return 'TorchScript', [parts, dict(obj.state_dict())]
 
 
 _KINDS += [_class, _network]
 
-# %% ../../nbs/api/data/fingerprint.ipynb #01e3ae48
+# %% ../../nbs/api/data/fingerprint.ipynb #ae8d1e7e
 def _attributes(obj, graph):
     "Name -> value of what an object holds, without what it keeps of earlier calls, and what it never reads."
     cls = type(obj)
@@ -371,10 +378,13 @@ def _object(obj, graph):
     "Class and attributes of any other object, or what it would be pickled as."
     if hasattr(obj, '__dict__') or copyreg._slotnames(type(obj)):
         return _name(type(obj)), [type(obj), _attributes(obj, graph), *_declared(obj, graph)]
-    try: made = obj.__reduce_ex__(4)
+    try: made = copyreg.dispatch_table.get(type(obj), _reduced)(obj)
     except Exception: return _not_known(obj, graph)
     if isinstance(made, str): return made, []
     return '', [list(part) if hasattr(part, '__next__') else part for part in made]
+
+
+def _reduced(obj): return obj.__reduce_ex__(4)
 
 
 _KINDS += [_special, _object]
