@@ -222,3 +222,240 @@ def test_channel_before_and_after_the_first_answer():
             if first: model.predict(x)
             one, want = model.channel(name), model.masks(x)[:, model.foreground.index(name) + (not model.overlapping)]
             assert (one.label(x) == want).all() and (one.decide(one.predict(x)) == want).all(), name
+
+
+# --- networks of every make
+
+class Blocks(nn.Module):
+    "A network with a list of modules."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.blocks = nn.ModuleList([nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)])
+    def forward(self, x):
+        for block in self.blocks: x = block(x).tanh()
+        return x
+
+
+class Forwards(nn.Module):
+    "Asks the network inside for whatever it does not have."
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def __getattr__(self, name):
+        try: return super().__getattr__(name)
+        except AttributeError: return getattr(super().__getattr__('net'), name)
+    def forward(self, x): return self.net(x)
+
+
+class Anything(Forwards):
+    "Has every attribute: None."
+    def __getattr__(self, name): return super().__getattr__(name) if name == 'net' or name.startswith('_') else None
+
+
+class Slots(Blocks):
+    __slots__ = ('extra',)
+
+
+EXAMPLE = torch.zeros(1, 1, 24, 20)
+MAKES = dict(
+    scripted=lambda: torch.jit.script(Blocks()), traced=lambda: torch.jit.trace(Blocks().eval(), EXAMPLE), frozen=lambda: torch.jit.freeze(torch.jit.script(Blocks().eval())),
+    script_inside=lambda: nn.Sequential(torch.jit.script(Blocks())), exported=lambda: torch.export.export(Blocks().eval(), (EXAMPLE,)).module(), parallel=lambda: nn.DataParallel(Blocks()),
+    compiled=lambda: torch.compile(Blocks(), backend='eager'), forwards=lambda: Forwards(Blocks()), anything=lambda: Anything(Blocks()), slots=Slots, fx=lambda: torch.fx.symbolic_trace(Blocks()))
+
+
+@pytest.mark.parametrize('make', MAKES)
+@pytest.mark.filterwarnings('ignore')
+def test_networks_of_every_make(make):
+    net, sample = MAKES[make](), Sample(IMAGES['strong'][None], MASK, spacing=1.)
+    want = as_model(Blocks()).label(sample)
+    assert (as_model(net).label(sample) == want).all()
+    sensitivity(net, sample, Brightness([.5]), progress=False)
+    tolerance(net, sample, Brightness())
+    study = Study(tempfile.mkdtemp(), as_model(net, name='net'), Brightness([.5])).run([sample], progress=False)
+    assert not len(study.failures) and len(study.frame)
+    if make != 'exported': assert (pickle.loads(pickle.dumps(as_model(net))).label(sample) == want).all()
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_scripted_networks_in_two_processes():
+    samples = [Sample(IMAGES[k][None], MASK, name=k) for k in ('strong', 'grey')]
+    frames = [Study(tempfile.mkdtemp(), as_model(MAKES['scripted'](), name='net'), Brightness([.5])).run(samples, n_jobs=n, progress=False).frame for n in (1, 2)]
+    keys = ['sample', 'value', 'class']
+    assert frames[0].sort_values(keys).score.tolist() == frames[1].sort_values(keys).score.tolist()
+
+
+def test_a_buffer_that_grows_is_put_back():
+    from misas.models.hold import untouched
+    net = nn.Module()
+    net.register_buffer('seen', torch.zeros(2))
+    with untouched(net): net.seen.resize_(5).fill_(1)
+    assert net.seen.tolist() == [0, 0]
+
+
+# --- advice that works
+
+class UNet(nn.Module):
+    "Halves and doubles three times; odd sizes do not fit."
+    def __init__(self, n=2, kind=nn.Conv2d, skip=True):
+        super().__init__()
+        self.first, self.last, self.skip = kind(1, 2, 3, padding=1), kind(4 if skip else 2, 2, 1), skip
+        self.pool = {nn.Conv2d: nn.MaxPool2d, nn.Conv3d: nn.MaxPool3d}[kind](8)
+    def forward(self, x):
+        x = self.first(x)
+        low = nn.functional.interpolate(self.pool(x), scale_factor=8)
+        return self.last(torch.cat([x, low], 1) if self.skip else low)
+
+
+def error_of(f):
+    with pytest.raises((ValueError, OSError, ImportError)) as e: f()
+    return str(e.value)
+
+
+@pytest.mark.parametrize('skip', [True, False], ids=['sizes do not match', 'answer of another size'])
+@pytest.mark.parametrize('kind, shape', [(nn.Conv2d, (33, 41)), (nn.Conv2d, (31, 32)), (nn.Conv3d, (17, 16, 18))], ids=str)
+def test_odd_sizes(kind, shape, skip):
+    x, net = np.random.default_rng(0).random((1, 1, *shape)), UNet(kind=kind, skip=skip)
+    text = error_of(lambda: as_model(net).label(x))
+    assert 'slicewise' not in text
+    k = int(re.search(r'multiple_of=(\d+)', text)[1])
+    assert k == 8 and as_model(net, multiple_of=k).label(x).shape == (1, *shape)
+
+
+def test_slices_are_suggested_where_they_work():
+    x = np.random.default_rng(0).random((1, 1, 16, 16, 8))
+    for net in (UNet(), as_model(lambda x: nn.functional.conv2d(torch.as_tensor(x).float(), torch.tensor([1., -1.]).view(2, 1, 1, 1)), name='f')):
+        assert 'slicewise' in error_of(lambda: as_model(net).label(x)) and as_model(net).slicewise().label(x).shape == (1, 16, 16, 8)
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Conv3d(1, 2, 1)
+        def forward(self, x): raise RuntimeError('out of luck')
+    text = error_of(lambda: as_model(Fails()).label(x))
+    assert 'slicewise' not in text and 'multiple_of' not in text and 'out of luck' in text
+    assert 'volumes' in error_of(lambda: as_model(UNet(kind=nn.Conv3d)).label(x[..., 0]))
+
+
+def test_files(tmp_path, monkeypatch):
+    torch.save(nn.Conv2d(1, 2, 1), tmp_path/'whole.pt')
+    assert as_model(tmp_path/'whole.pt', trusted=True).label(EXAMPLE).shape == (1, 24, 20)
+    assert 'trusted' in error_of(lambda: as_model(tmp_path/'whole.pt'))
+    torch.save(nn.Conv2d(1, 2, 1).state_dict(), tmp_path/'weights.pth')
+    assert 'weights alone (weight, bias)' in error_of(lambda: as_model(tmp_path/'weights.pth', trusted=True))
+    torch.save(dict(model=nn.Conv2d(1, 2, 1).state_dict(), epoch=3), tmp_path/'checkpoint.pth')
+    text = error_of(lambda: as_model(tmp_path/'checkpoint.pth', trusted=True))
+    assert 'checkpoint (model, epoch)' in text and 'zip' not in text
+    torch.save(nn.Conv2d(1, 2, 1), tmp_path/'whole.pkl')
+    assert as_model(tmp_path/'whole.pkl', trusted=True).n_classes is None
+    monkeypatch.chdir(tmp_path)
+    for name in ('no.pt', 'no.onnx'): assert str(tmp_path) in error_of(lambda name=name: as_model(name, trusted=True))
+    (tmp_path/'Dataset'/'fold_0').mkdir(parents=True)
+    (tmp_path/'Dataset'/'plans.json').write_text('{}')
+    assert 'nnU-Net' in error_of(lambda: as_model(tmp_path/'Dataset'))
+    monkeypatch.setitem(__import__('sys').modules, 'fastai.learner', None)
+    (tmp_path/'learner.pkl').write_bytes(b'x')
+    assert 'pip install "misas[demo]"' in error_of(lambda: load_file(tmp_path/'learner.pkl', True))
+
+
+# --- a Learner is asked as it was trained
+
+@pytest.fixture(scope='module')
+def learner(tmp_path_factory):
+    "Makes Learners whose network finds bright pixels."
+    fastai = importlib.import_module('fastai.vision.all')
+    from PIL import Image
+    folder = tmp_path_factory.mktemp('pictures')
+    files = [folder/f'{i}.png' for i in range(3)]
+    for i, file in enumerate(files): Image.fromarray(np.full((20, 30), 50*i, np.uint8)).save(file)
+
+    class Bright(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(1))
+        def forward(self, x):
+            z = (x.mean(1) - .4)*20*self.w
+            return torch.stack([-z, z], 1)
+
+    def make(image=None, **kw):
+        blocks = image or fastai.ImageBlock(fastai.PILImageBW), fastai.MaskBlock(['background', 'bright'])
+        block = fastai.DataBlock(blocks=blocks, get_items=lambda _: files, get_y=lambda f: f, splitter=fastai.IndexSplitter([0]), **kw)
+        return fastai.Learner(block.dataloaders(None, bs=2, num_workers=0), Bright(), loss_func=fastai.CrossEntropyLossFlat(axis=1))
+    return make, fastai, files
+
+
+RESIZES = dict(crop=lambda f: dict(item_tfms=f.Resize(224)), squish=lambda f: dict(item_tfms=f.Resize(224, method='squish')), pad=lambda f: dict(item_tfms=f.Resize((224, 160), method='pad')),
+               zeros=lambda f: dict(item_tfms=f.Resize(200, method='pad', pad_mode='zeros')), cubic=lambda f: dict(item_tfms=f.Resize(224, resamples=(3, 0))), crop_pad=lambda f: dict(item_tfms=f.CropPad(1000)),
+               random_crop=lambda f: dict(item_tfms=f.RandomResizedCrop(224)), twice=lambda f: dict(item_tfms=f.Resize(460), batch_tfms=[*f.aug_transforms(size=224), f.Normalize.from_stats(.3, .2, dim=1, cuda=False)]),
+               cut_in_the_batch=lambda f: dict(item_tfms=f.Resize(460, method='squish'), batch_tfms=[f.RandomResizedCropGPU(224, valid_scale=.7)]))
+
+
+@pytest.mark.parametrize('shape', [(1200, 1600), (1601, 1200), (2100, 699)], ids=str)
+@pytest.mark.parametrize('how', RESIZES)
+def test_large_pictures_through_any_resizing(learner, how, shape):
+    make, fastai, _ = learner
+    model = as_model(make(**RESIZES[how](fastai)))
+    image, box = torch.zeros(1, *shape) + .3, [(int(n*.45), int(n*.56)) for n in shape]
+    image[0, slice(*box[0]), slice(*box[1])] = 220
+    found = np.argwhere(model.label(image[None])[0])
+    slope = max(1, *(line[1] for line in model._geometry[shape][1]))*(1 + bool(model._batch_geometry))
+    for axis, (low, high) in enumerate(box): assert abs(found[:, axis].min() - low) <= slope and abs(found[:, axis].max() + 1 - high) <= slope
+    x = image[None].clone().requires_grad_()
+    z = model.logits(x)
+    with torch.no_grad(): assert torch.allclose(z, model.logits(image[None]), atol=.01)
+    g, = torch.autograd.grad(z[0, 1].mean(), x)
+    assert g.isfinite().all() and g.abs().sum() > 0
+
+
+def test_edges_of_a_cropped_picture_are_exact(learner):
+    make, fastai, _ = learner
+    model = as_model(make(item_tfms=fastai.Resize(224)))
+    model.label(np.zeros((1, 1, 1200, 1600)))
+    size, lines = model._geometry[1200, 1600]
+    assert np.allclose([edges(line, n) for line, n in zip(lines, size)], [(0, 1200), (200, 1400)], atol=1e-9)
+
+
+def test_gradients_agree_with_differences(learner):
+    make, fastai, _ = learner
+    model = as_model(make(item_tfms=fastai.Resize(32)))
+    image = np.random.default_rng(0).random((1, 1, 128, 150)).astype(np.float32)*200 + .3
+    def f(x): return float(model.logits(torch.from_numpy(x))[0, 1].double().mean())
+    x = torch.from_numpy(image).requires_grad_()
+    g, = torch.autograd.grad(model.logits(x)[0, 1].mean(), x)
+    for at in ((0, 0, 50, 60), (0, 0, 0, 11), (0, 0, 127, 100)):
+        step = np.zeros_like(image)
+        step[at] = 40
+        assert float(g[at]) == pytest.approx((f(image + step) - f(image - step))/80, rel=.02, abs=1e-9)
+
+
+def said_of(f):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        f()
+    return [str(w.message) for w in caught if 'opens its files' in str(w.message)]
+
+
+def dimmed(path):
+    from fastai.vision.all import PILImageBW
+    from PIL import Image
+    return PILImageBW.create((np.asarray(Image.open(path))//2).astype(np.uint8))
+
+
+def plainly(path):
+    from fastai.vision.all import PILImageBW
+    return PILImageBW.create(path)
+
+
+def test_an_opener_of_its_own(learner, tmp_path):
+    make, fastai, files = learner
+    own = make(fastai.TransformBlock(dimmed))
+    said = said_of(lambda: as_model(own))
+    assert len(said) == 1 and 'dimmed()' in said[0] and 'preprocess=' in said[0]
+    assert not said_of(lambda: as_model(own, preprocess=lambda x: (x/2).floor()))
+    assert not said_of(lambda: as_model(make(fastai.TransformBlock(plainly)))) and not said_of(lambda: as_model(make()))
+    assert not said_of(lambda: as_model(make(fastai.ImageBlock(fastai.PILImage))))
+    own.export(tmp_path/'own.pkl')
+    assert 'no file to try' in said_of(lambda: as_model(tmp_path/'own.pkl', trusted=True))[0]
+    class Sixteen(fastai.PILImageBW):
+        @classmethod
+        def create(cls, fn, **kw): return cls(dimmed(fn))
+    assert said_of(lambda: as_model(make(fastai.ImageBlock(Sixteen))))

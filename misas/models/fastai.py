@@ -77,18 +77,24 @@ def _opening(learn):
     return steps[:files[-1]], steps[files[-1]:]
 
 
-def _opens_as_load(learn, before, opener):
-    "Does the opener make of the first file what `load` makes of it? None: there is none to try."
+def _opened(item, before, opener):
+    "What the opener makes of an item, and what `load` makes of it."
     from misas.data.io import load
+    for step in before: item = step(item)
+    ours, found = load(item).image, item
+    for step in opener: found = step(found)
+    found = np.asarray(found)
+    return np.moveaxis(found, -1, 0) if found.ndim == 3 and found.shape[:2] == ours.shape[1:] else found, ours
+
+
+def _opens_as_load(learn, before, opener):
+    "Does the opener make of the first files what `load` makes of them? None: there are none to try."
     try:
-        path = learn.dls.valid_ds.tls[0].items[0]
-        for step in before: path = step(path)
-        found, ours = path, load(path).image
-        for step in opener: found = step(found)
-        found = np.asarray(found)
-    except Exception: return None  # no files in an export, or files of another kind
-    if found.ndim == 3 and found.shape[:2] == ours.shape[1:]: found = np.moveaxis(found, -1, 0)
-    return found.shape[-2:] == ours.shape[1:] and np.allclose(found, ours)
+        items = [item for part in (learn.dls.valid_ds, learn.dls.train_ds) for item in list(part.tls[0].items)[:2]]
+        pairs = [_opened(item, before, opener) for item in items]
+    except Exception: return None  # no files, or files of another kind
+    if not pairs: return None  # an export
+    return all(found.shape[-2:] == ours.shape[1:] and np.allclose(found, ours) for found, ours in pairs)
 
 
 def warn_of_opener(

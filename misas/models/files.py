@@ -41,7 +41,7 @@ def check_there(
         if (path/mark).is_file(): raise ValueError(f'{path}: is {what}')
     raise ValueError(f'{path}: is a folder; a model file ends in .onnx, {", ".join(ENDINGS)} or {SAFE}')
 
-# %% ../../nbs/api/models/files.ipynb #22bcf536
+# %% ../../nbs/api/models/files.ipynb #7d3f4a04
 def load_file(
     path: str | Path,
     trusted: bool,  # may code in it be run?
@@ -58,6 +58,7 @@ def load_file(
                       'pass trusted=True if you know where it comes from', 'trusted', True)
     try: return _learner(path) if suffix == '.pkl' else torch.jit.load(str(path), map_location='cpu')
     except ModuleNotFoundError as e: raise _needs(path, e) from None
+    except ImportError: raise  # fastai is missing
     except Exception as e: error = e
     return _pickled(path, 'a Learner export' if suffix == '.pkl' else 'TorchScript', error)
 

@@ -193,7 +193,8 @@ def padded_hint(
     if (model.size, model.multiple_of) != (None, None) or _works(model, x): return ''
     for k in MULTIPLES:
         padded = pad_to(x[0], k)[0][None]
-        if padded.shape != x.shape and _works(model, padded):
+        larger = pad_to(F.pad(padded, [1, 0]*(x.ndim - 2))[0], k)[0][None]  # k is enough for other sizes, too
+        if padded.shape != x.shape and _works(model, padded) and _works(model, larger):
             return f' (pass multiple_of={k}: it works on {" x ".join(map(str, padded.shape[2:]))})'
     return ''
 
