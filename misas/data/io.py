@@ -19,7 +19,7 @@ from .formats import write_itk
 from .formats import write_nifti
 from .label_files import check_clean, is_segmentation, segmentation_on, without_rounding
 from .labels import as_labels, as_stack, foreground, is_stack, to_numpy, unions
-from .sample import Sample
+from .sample import Sample, why_not
 from ..doors import door
 
 # %% auto #0
@@ -121,16 +121,6 @@ def _from_torchio(x, labels=False):
             for name in chosen or images]
 
 # %% ../../nbs/api/data/io.ipynb #7eebb117
-def _why_not(shape, other):
-    "What may be wrong where a mask has another shape than its image."
-    if other == shape[::-1]: return '; one of them is turned: exchange its rows and columns, e.g. labels=mask.T'
-    off = [abs(a - b) for a, b in zip(shape, other)]
-    if len(shape) == len(other) and max(off) <= 1: return (
-        ', by one at its border, so one of them was resampled: resample it to the size of the other, or cut both, e.g. '
-        f'sample.crop({", ".join(f"(0, {min(a, b)})" for a, b in zip(shape, other))})')
-    return ''
-
-
 def _same_size(image, other, this, that):
     "Raise ValueError when two images have pixels of different size."
     def size(part):
@@ -150,7 +140,7 @@ def _same_grid(image, other):
     shape, shape_of_other = image['image'].shape[1:], other['image'].shape[1:]
     if shape != shape_of_other:
         raise ValueError(
-            f'{that} of shape {shape_of_other} does not fit {this} of shape {shape}{_why_not(shape, shape_of_other)}')
+            f'{that} of shape {shape_of_other} does not fit {this} of shape {shape}{why_not(shape, shape_of_other)}')
     if np.any(image.get('moved') != other.get('moved')): raise ValueError(
         f'{this} was moved by a transform of MONAI and {that} was not, or not as much; move both alike')
     if image.get('affine') is None or other.get('affine') is None: return _same_size(image, other, this, that)
@@ -262,19 +252,18 @@ def _channels_of(image, channels):
 
 
 def _without_nan(image, nan):
-    "The image with a number for NaN, and where there was NaN in any channel."
+    "The image with a number for NaN, and where there was NaN (None: nowhere)."
     if nan is None or not np.isnan(image).any(): return image, None
     if not isinstance(nan, (int, float)): raise ValueError(f'nan must be a number to put in place of NaN, got {nan!r}')
     missing = np.isnan(image)
-    return np.where(missing, nan, image), missing.any(0)
+    return np.where(missing, nan, image), missing
 
 
-def _valid_of(known, parts, grid):
+def _valid_of(given, hidden, parts, grid):
     "The voxels that count: what was given, or what the files know, without those to ignore."
-    given, *hidden = known
     if _is_path(given): given = _label_array(given, grid)
     known = [part.get('valid') for part in parts] if given is None else [as_labels(given, 'valid').astype(bool)]
-    valid = [one for one in known if one is not None] + [~one for one in hidden if one is not None]
+    valid = [one for one in (*known, None if hidden is None else ~hidden) if one is not None]
     return np.logical_and.reduce(valid) if valid else None
 
 
@@ -307,12 +296,19 @@ def _make(parts, labels=None, label_map=None, regions=None, window=None, ignore=
     labels, hidden = _labels_of(labels, grid, label_map, ignore)
     if regions is not None: labels, kw['classes'] = _in_regions(labels, regions, kw.get('classes'))
     image, missing = _without_nan(_channels_of(np.concatenate(images) if parts[1:] else images[0], channels), nan)
-    kw['valid'] = _valid_of([kw.get('valid'), hidden, missing], parts, grid)
+    kw['valid'] = _valid_of(kw.get('valid'), hidden, parts, grid)
     affine = _affine(first.get('affine'), kw.get('spacing'))
     spacing = None if 'affine' in kw else first.get('spacing')
     kw = {'name': first.get('name', ''), 'spacing': spacing, 'affine': affine, **kw}
-    try: return Sample(image, labels, **kw)
+    try: return _without_missing(Sample(image, labels, **kw), missing)
     except ValueError as e: raise ValueError(_told(e, first.get('file'))) from e
+
+
+def _without_missing(sample, missing):
+    "The sample in which voxels that were NaN in any channel do not count."
+    if missing is None: return sample
+    known = ~missing.reshape(sample.image.shape).any(0)
+    return sample.replace(valid=known if sample.valid is None else known & sample.valid)
 
 
 def _told(error, file):

@@ -13,7 +13,7 @@ from .labels import as_classes, as_labels, as_stack, class_count, class_names, f
 from .labels import region_values, renaming, to_numpy
 
 # %% auto #0
-__all__ = ['ARRAYS', 'Spacing', 'as_spacing', 'voxel_size', 'at_right_angles', 'Sample']
+__all__ = ['ARRAYS', 'why_not', 'Spacing', 'as_spacing', 'voxel_size', 'at_right_angles', 'Sample']
 
 # %% ../../nbs/api/data/sample.ipynb #a57f2b28
 def _hints(valid, spacing, affine):
@@ -56,13 +56,28 @@ def _usual(image):
     return 2
 
 
+def why_not(
+    shape: tuple,  # of an image
+    other: tuple,  # of its labels
+) -> str:
+    "What may be wrong where labels have another shape than their image."
+    if other != shape and other == shape[::-1]: return '; one of them is turned: exchange its axes, e.g. labels=mask.T'
+    off = [abs(a - b) for a, b in zip(shape, other)]
+    if len(shape) == len(other) and max(off) == 1: return (
+        ', by one at its border, so one of them was resampled: resample it to the size of the other, or cut both, e.g. '
+        f'sample.crop({", ".join(f"(0, {min(a, b)})" for a, b in zip(shape, other))})')
+    return ''
+
+
 def _misfit(image, labels, hints):
     "Why no number of axes suits."
     for what, axes in hints:
         if axes in (2, 3) and image.ndim in (axes, axes + 1): continue
         if what == 'valid': return f'valid of {axes} axes does not fit an image of shape {image.shape}'
         return f'{what} is for {axes} spatial axes, which does not fit an image of shape {image.shape}'
-    if labels is not None: return f'labels of shape {labels.shape} does not fit an image of shape {image.shape}'
+    if labels is not None:
+        hint = why_not(image.shape[-labels.ndim:], labels.shape)
+        return f'labels of shape {labels.shape} does not fit an image of shape {image.shape}{hint}'
     return f'image must be (C, H, W) or (C, X, Y, Z), got shape {image.shape}'
 
 # %% ../../nbs/api/data/sample.ipynb #de5308d7
