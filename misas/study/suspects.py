@@ -16,7 +16,7 @@ from ..data.sample import Sample
 from ..transforms.sides import side_pairs
 
 # %% auto #0
-__all__ = ['GOOD', 'LEFT', 'RISE', 'CLEAR', 'masks_of', 'dice', 'best_shift', 'shifted', 'Fault', 'turns', 'turned',
+__all__ = ['GOOD', 'LEFT', 'RISE', 'CLEAR', 'LEAST', 'masks_of', 'dice', 'best_shift', 'shifted', 'Fault', 'turns', 'turned',
            'best_numbers', 'renumbered', 'contrast', 'contrasts', 'believable', 'find_faults', 'settled', 'mended',
            'blamed', 'fault_lines']
 
@@ -184,8 +184,9 @@ def _contrast_around(sample, parts):
     if sample.valid is not None: near &= sample.valid
     return contrast(sample.image, parts, near) if near.any() else 0.
 
-# %% ../../nbs/api/study/suspects.ipynb #fb67bbb9
+# %% ../../nbs/api/study/suspects.ipynb #58b8dcc6
 GOOD, LEFT, RISE, CLEAR = .75, .6, .1, 1.15  # Dice after; share of 1 - Dice that may be left; rise; ratio of contrasts
+LEAST = .6  # Dice of each class that was exchanged
 
 
 def believable(before: float, after: float) -> bool:
@@ -208,9 +209,18 @@ def find_faults(
     if ways: found.append(_best_turn(ways, before))
     numbers = best_numbers(own, truth, is_stack(sample.labels))
     if numbers != tuple(range(len(numbers))):
-        found.append(Fault('numbers', numbers, before, dice(own, masks_of(renumbered(sample.labels, numbers), n))))
+        new = masks_of(renumbered(sample.labels, numbers), n, sample.valid)
+        sure = _all_agree(own, new, numbers, is_stack(sample.labels))
+        if sure: found.append(Fault('numbers', numbers, before, dice(own, new)))
     found = sorted((one for one in found if believable(before, one.after)), key=lambda one: -one.after)
     return [one._replace(contrast=contrasts(sample, mended(sample.labels, one))) for one in found]
+
+
+def _all_agree(own, new, numbers, stack):
+    "Does each class that was exchanged agree, the background too? Else a model that fills the picture looks inverted."
+    if not stack: own, new = (np.concatenate([~one.any(0, keepdims=True), one]) for one in (own, new))
+    moved = [k for k, number in enumerate(numbers) if number != k and (own[k].any() or new[k].any())]
+    return all(dice(own[k:k + 1], new[k:k + 1]) > LEAST for k in moved)
 
 
 def settled(
