@@ -83,7 +83,15 @@ def _mean_interval(values, group, groups, level, draws):  # -> estimate, low, hi
     error = np.sqrt((away**2).sum(0)/_ratio(groups))/len(values)
     resampled = np.concatenate([_t_values(counts, size, away, error) for counts in draws])
     low, high = _interval(np.sort(resampled, 0), (1 - level)/2)
+    error = _jackknife(size, away)
+    if len(values)**2/(size**2).sum() < .6*_fewest(level): error = np.nan*error  # one or two clusters decide
     return estimate, estimate - high*error, estimate - low*error
+
+
+def _jackknife(size, away):
+    "Standard error of a mean from the means without each of the clusters; of equal ones that of Cochran's ratio."
+    rest = np.maximum(size.sum() - size, 1)
+    return np.sqrt(((away/rest)**2).sum(0)*_ratio(len(size)))
 
 
 def _ratio(groups): return max(groups - 1, 1)/groups  # of a variance by n to one by n - 1

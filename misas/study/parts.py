@@ -32,19 +32,25 @@ def column(
     argument,  # for the error
 ):  # -> Series or dict: sample -> value; None: each case stands for itself
     "What is known of each case. ValueError for a column that is not there, or a patient who is not known."
-    if name is None or isinstance(name, Mapping) or hasattr(name, 'index') and not isinstance(name, str): return name
+    if name is None: return None
+    if isinstance(name, Mapping) or hasattr(name, 'index') and not isinstance(name, str):
+        return _all_known(name, argument, argument)
     if cases is None:
         if name == 'auto': return None
         raise ValueError(
             f'{argument} must be a dict or Series from sample to {argument} where there is no study, got a name')
     table = cases.set_index('sample')
-    if name == 'auto':
-        if 'patient' not in table: return None
-        lost = table.index[table.patient.isna()]
-        if len(lost): raise ValueError(
-            f'{argument}: the patient of case {lost[0]!r} is not known; fill it in, or pass {argument}=None')
-        return table.patient
+    if name == 'auto': return _all_known(table.patient, argument, 'patient') if 'patient' in table else None
     if name not in table:
         there = ', '.join(table) or 'none but their names'
         raise ValueError(f'{argument}: cases have no column {name!r}; they have {there}')
-    return table[name]
+    return _all_known(table[name], argument, name)
+
+
+def _all_known(values, argument, what):
+    "Values of cases. ValueError where one is empty: all cases without a patient would count as one."
+    from pandas import isna
+    lost = [case for case, value in values.items() if isna(value) or not str(value).strip()]
+    if lost: raise ValueError(
+        f'{argument}: the {what} of case {lost[0]!r} is not known; fill it in, or pass {argument}=None')
+    return values
