@@ -79,7 +79,7 @@ def _scale(ds, number):
     slope = tag(ds, 'RescaleSlope', number) or ds.get('DoseGridScaling') or 1
     return float(slope), float(tag(ds, 'RescaleIntercept', number) or 0)
 
-
+# %% ../../nbs/api/data/dicom.ipynb #6a6fffd8
 def _negative(ds, slope, intercept):
     "What an image in negative has to be taken from: the lowest value that its bits can hold plus the highest."
     if ds.PhotometricInterpretation != 'MONOCHROME1': return None

@@ -266,7 +266,7 @@ def _of_tags(tags, pages=1, at=0):
     return Pixels(max(tags.get(258, (1,))), tags.get(277, 1), kind, tags.get(262) == 0,
                   turned if turned in _TURNS else 1, pages, at)
 
-
+# %% ../../nbs/api/data/formats.ipynb #839c8c1c
 _TURNS = {  # EXIF orientation -> how to turn (C, H, W), rows and columns exchanged first
     2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1), 5: (True, 1, 1), 6: (True, 1, -1), 7: (True, -1, -1),
     8: (True, -1, 1)}

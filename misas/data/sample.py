@@ -199,12 +199,8 @@ ARRAYS = 'image', 'labels', 'valid', 'affine'
 class Sample:
     "An image with its labels, geometry and names; immutable."
     image: np.ndarray  # (C, H, W) or (C, X, Y, Z), float32; a single channel may be left out
-    labels: np.ndarray | None = (
-        None  # (*S), whole numbers, 0 is background; or (K, *S) masks of classes that may overlap
-    )
-    spacing: tuple | None = (
-        None  # mm, one number a spatial axis or one for all; None: from the affine, else 1.0 and not known
-    )
+    labels: np.ndarray | None = None  # (*S) whole numbers, 0 is background; or (K, *S) masks of classes that may overlap
+    spacing: tuple | None = None  # mm, one number an axis or one for all; None: from the affine, else 1.0 and not known
     classes: tuple | None = None  # names by label value, background first; of masks one name each
     name: str = ''  # shown in titles, tables and errors
     affine: np.ndarray | None = None  # voxel index -> mm in RAS, (4, 4) for a volume
@@ -235,7 +231,7 @@ class Sample:
     @property
     def n_channels(self) -> int: "Of the image."; return self.image.shape[0]
     @property
-    def overlapping(self) -> bool: "Are the labels masks of classes that may overlap?"; return is_stack(self.labels)
+    def overlapping(self) -> bool: "Are labels masks, which may overlap?"; return is_stack(self.labels)
 
     def replace(self, **changes: object) -> Sample:
         "A new sample with some fields changed; the arrays of the others are shared."
@@ -261,10 +257,9 @@ class Sample:
     def __reduce__(self): return _remake, (_fields(self),)  # read-only also when unpickled
 
     def __repr__(self):
-        size = ' x '.join(map(str, self.shape))
         mm = ' x '.join(f'{o:.4g}' for o in self.spacing) + ' mm' if self.spacing_known else 'spacing unknown'
         part = '' if self.valid is None else f', {self.valid.mean():.0%} valid'
-        channels = f'{self.n_channels} channel{"s"[:self.n_channels > 1]}'
+        channels, size = f'{self.n_channels} channel{"s"[:self.n_channels > 1]}', ' x '.join(map(str, self.shape))
         return f'Sample({self.name!r}, {channels}, {size}, {mm}, {_labels_in_words(self)}{part})'
 
 # %% ../../nbs/api/data/sample.ipynb #b0579d59
