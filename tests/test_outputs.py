@@ -4,7 +4,6 @@ import itertools
 import pickle
 import re
 import tempfile
-import traceback
 import warnings
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from misas.data.phantom import disc
 from misas.data.sample import Sample
 from misas.models.adapt import as_model
 from misas.models.files import load_file

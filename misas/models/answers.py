@@ -25,7 +25,8 @@ from .hold import untouched
 from misas.models.output import (
     ACTIVATIONS, NoGradient, Output, above, best_class, check_still, check_threshold, said_of, say, see, thresholds,
     with_class_axis)
-from .prepare import as_batch, ask, check_finite, checked, made_ready, naming, padded_hint, resized, signs_of_noise
+from .prepare import (
+    as_batch, ask, check_finite, checked, made_ready, naming, padded_hint, resized, signs_of_noise)
 from .several import choose_output
 
 if TYPE_CHECKING: import pandas as pd

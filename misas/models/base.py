@@ -29,7 +29,8 @@ class Model(Answers):
         self, name: str,  # of a class
     ) -> Model:  # two classes: background and that one
         "One class against all that it is not."
-        return KeptModel(self, (name,)) if self.overlapping is False else ChannelModel(self, name)
+        named = self.overlapping is False and self.classes is not None
+        return KeptModel(self, (name,)) if named else ChannelModel(self, name)
 
     def regions(
         self, **regions: int | str | tuple,  # name=a label value or several, or names of classes

@@ -174,16 +174,20 @@ def _misfits(self: OnnxModel, image):
 
 @patch
 def missing(self: OnnxModel, image):
-    size = tuple(self.input.shape[2:])
-    return ('size', size) if self._misfits(image) and all(isinstance(n, int) for n in size) else None
+    channels, *size = self.input.shape[1:]
+    fits = len(size) == image.ndim - 1 and (channels == len(image) or not isinstance(channels, int))
+    return ('size', tuple(size)) if fits and self._misfits(image) and all(isinstance(n, int) for n in size) else None
 
 
 @patch
 def hint(self: OnnxModel, image):
     fixed = self.input.shape[1:]
     if not self._misfits(image): return ''
-    size = ', '.join(map(str, fixed[1:]))
-    return f' (the file wants {" x ".join(map(str, fixed))}: channels first; size=({size}) resizes)'
+    wants = f' (the file wants {" x ".join(map(str, fixed))}'
+    if self.missing(image): return f'{wants}: channels first; size=({", ".join(map(str, fixed[1:]))}) resizes)'
+    if len(fixed) == image.ndim and fixed[-1] == len(image) != fixed[0]:
+        return f'{wants}, channels last: export it with channels first, or pass a function that asks it)'
+    return f'{wants}: channels first)'
 
 # %% ../../nbs/api/models/onnx.ipynb #649622ca
 def _by_name(f, names, outputs): return f(dict(zip(names, outputs)))

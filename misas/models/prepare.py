@@ -338,7 +338,8 @@ def signs_of_noise(
         found = _signs_for(model, given)
         if found is None: continue
         if found.whole and found.negative:  # an oracle that rounds? Of what is not negative, labels are not either
-            found = replace(found, negative=_signs_for(model, given.abs()).negative)
+            bright = _signs_for(model, given.abs())
+            found = replace(found, negative=bright is None or bright.negative)
         return found
     return None
 
