@@ -14,6 +14,7 @@ from ..data.slices import best_slice, slice_array, take_slice
 from ..data.labels import to_numpy
 from . import plot
 from .draw import nearest
+from .thin import points, too_thin
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['WARM', 'COLD', 'STEPS', 'SIGNS', 'map_limit', 'check_limit', 'palette', 'map_colours', 'over_grey', 'smooth_map',
            'as_map', 'as_mask', 'of_channel', 'map_slice', 'flat_map', 'focus', 'tint', 'outline', 'overlay_map',
-           'draw_map', 'colour_bar', 'show_map', 'panels', 'size_mm', 'side_by_side']
+           'covers', 'draw_map', 'colour_bar', 'show_map', 'panels', 'size_mm', 'side_by_side']
 
 # %% ../../nbs/api/view/maps.ipynb #209bde33
 WARM = (205, 55, 0), (255, 235, 70)  # from small to large, above zero
@@ -220,13 +221,18 @@ def overlay_map(
     return out if mask is None else outline(out, mask[rows][:, cols])
 
 # %% ../../nbs/api/view/maps.ipynb #b02650dc
+def covers(ax, map, mask) -> bool:
+    "Would the outline of a mask hide what a map (H, W) says there?"
+    return bool(np.any(map)) and too_thin(mask, points(ax, mask.shape))
+
+
 def draw_map(ax, sample, map, mask, limit, window=None, title='', **look):
-    "Image, colours and outline of a slice (what `flat_map` gives) on axes."
+    "Image, colours and outline of a slice (what `flat_map` gives) on axes; no outline that would cover its target."
     fig = plot.show(sample, ax=ax, window=window, title='', legend=False)
     if ax is None: ax = fig.axes[0]
     ax.set_title(plot.plain_text(title), fontsize=8.5)
     ax.imshow(map_colours(map, limit, **look), aspect=sample.spacing[0]/sample.spacing[1], interpolation='nearest')
-    if mask is not None and mask.any():
+    if mask is not None and mask.any() and not covers(ax, map, mask):
         for colour, width in (('k', 1.8), ('w', .8)): plot.outline(ax, mask, colour, width)
     ax.set(xlim=(-.5, sample.shape[1] - .5), ylim=(sample.shape[0] - .5, -.5))
     return ax
@@ -274,7 +280,7 @@ def show_map(
     bar: bool = True,  # draw the colour bar?
     **look: object,  # opacity, threshold, sign: see `palette`
 ) -> 'Figure':
-    "A map over its image, with its target outlined in white."
+    "A map over its image, with its target outlined in white, where the outline would not cover it."
     image, total = of_channel(sample, as_map(sample, map), channel)
     total = smooth_map(total, sample.spacing, smooth)
     flat, values, mask = flat_map(image, total, as_mask(sample, target), index, axis)
