@@ -30,6 +30,15 @@ def _as_it_says(obj, kw):
     return kw | {name: value for name, value in says.items() if kw.get(name) in (None, 'auto')}
 
 
+def _no_model(obj):
+    "What was given for a model, and what to do instead."
+    if isinstance(obj, type): return f'the class {obj.__name__}: make one, e.g. {obj.__name__}()'
+    if hasattr(obj, 'image') and hasattr(obj, 'labels'): return f'a {type(obj).__name__}: the model comes first'
+    if isinstance(obj, dict) and obj and all(isinstance(one, torch.Tensor) for one in obj.values()):
+        return 'weights alone: build the network, load them (net.load_state_dict(...)), and pass the network'
+    return type(obj).__name__
+
+
 def _adapt(obj, device, trusted, kw):
     "The adapter for `obj`."
     if isinstance(obj, (str, Path)):
@@ -40,9 +49,8 @@ def _adapt(obj, device, trusted, kw):
     kw = _as_it_says(obj, kw)
     if isinstance(obj, torch.nn.Module): return TorchModel(obj, device=device, **kw)
     if all(hasattr(obj, a) for a in ('dls', 'model', 'loss_func')): return FastaiModel(obj, device=device, **kw)
-    if isinstance(obj, type) or not callable(obj):
-        got = obj if isinstance(obj, type) else type(obj).__name__
-        raise TypeError(f'obj must be a Learner, an nn.Module, a function, or a path to a model file, got {got}')
+    if isinstance(obj, type) or not callable(obj): raise TypeError(
+        f'obj must be a Learner, an nn.Module, a function, or a path to a model file, got {_no_model(obj)}')
     if device is not None: raise ValueError('device is for networks; a function runs where it runs')
     return FunctionModel(obj, **kw)
 
@@ -64,12 +72,13 @@ def as_model(
     output: int | str | Callable | None = None,  # which of several outputs: index, name, or a function of all of them
     resize_output: bool = False,  # resize logits or probabilities of another size to the network's input, linearly
     name: str | None = None,  # in tables and errors
+    version: str | None = None,  # of what it depends on and a study cannot see, such as files that a function reads
     trusted: bool = False,  # may code in a .pkl, .pt or TorchScript file be run?
 ) -> Model:
     """A `Model` of anything that segments. Predictions lie on the grid of the image that was asked about.
     With several channels, 'sigmoid' and 'masks' mean classes that may overlap; `classes` has no background then."""
     if isinstance(obj, Model):
-        given = classes, preprocess, multiple_of, size, device, batch_size, window, threshold, output, name
+        given = classes, preprocess, multiple_of, size, device, batch_size, window, threshold, output, name, version
         if any(v is not None for v in given) or activation != 'auto' or resize_output:
             raise ValueError('obj is a Model already; pass the options when you make it')
         return obj
@@ -79,4 +88,5 @@ def as_model(
         batch_size=batch_size, threshold=threshold, output=output, resize_output=resize_output)
     if name is not None: kw['name'] = name
     model = _adapt(obj, device, trusted, kw)
+    if version is not None: model.version = version  # see `misas.data.fingerprint.unknown`
     return model if window is None else model.sliding(window, overlap)

@@ -184,7 +184,7 @@ def _contrast_around(sample, parts):
     if sample.valid is not None: near &= sample.valid
     return contrast(sample.image, parts, near) if near.any() else 0.
 
-# %% ../../nbs/api/study/suspects.ipynb #58b8dcc6
+# %% ../../nbs/api/study/suspects.ipynb #c0cd45a5
 GOOD, LEFT, RISE, CLEAR = .75, .6, .1, 1.15  # Dice after; share of 1 - Dice that may be left; rise; ratio of contrasts
 LEAST = .6  # Dice of each class that was exchanged
 
@@ -207,13 +207,18 @@ def find_faults(
     found = [Fault('shift', shift, before, after)] if max(map(abs, shift)) > 1 else []
     ways = [(how, dice(own, turned(truth, how))) for how in turns(sample.shape)]
     if ways: found.append(_best_turn(ways, before))
-    numbers = best_numbers(own, truth, is_stack(sample.labels))
-    if numbers != tuple(range(len(numbers))):
-        new = masks_of(renumbered(sample.labels, numbers), n, sample.valid)
-        sure = _all_agree(own, new, numbers, is_stack(sample.labels))
-        if sure: found.append(Fault('numbers', numbers, before, dice(own, new)))
+    found += _other_numbers(sample, own, truth, before)
     found = sorted((one for one in found if believable(before, one.after)), key=lambda one: -one.after)
     return [one._replace(contrast=contrasts(sample, mended(sample.labels, one))) for one in found]
+
+
+def _other_numbers(sample, own, truth, before):
+    "The exchange of classes that agrees best, if there is one."
+    stack = is_stack(sample.labels)
+    numbers = best_numbers(own, truth, stack)
+    if numbers == tuple(range(len(numbers))): return []
+    new = masks_of(renumbered(sample.labels, numbers), len(own), sample.valid)
+    return [Fault('numbers', numbers, before, dice(own, new))] if _all_agree(own, new, numbers, stack) else []
 
 
 def _all_agree(own, new, numbers, stack):
