@@ -199,6 +199,17 @@ def test_exif(tmp_path, suffix, turn):
         with Image.open(tmp_path/'a.png') as im: assert np.array_equal(as_sample(im).image[0], shown)
 
 
+def test_exif_of_16_bit_colours(tmp_path):
+    values = np.random.default_rng(0).integers(0, 65536, (12, 16, 3)).astype(np.uint16)
+    sitk.WriteImage(sitk.GetImageFromArray(np.rot90(values).copy(), isVector=True), tmp_path/'a.png')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data, text = (tmp_path/'a.png').read_bytes(), exif.tobytes()[6:]
+    chunk = struct.pack('>I', len(text)) + b'eXIf' + text + struct.pack('>I', zlib.crc32(b'eXIf' + text))
+    (tmp_path/'a.png').write_bytes(data[:33] + chunk + data[33:])
+    assert np.array_equal(load(tmp_path/'a.png').image, np.moveaxis(values, -1, 0))
+
+
 def test_resolution_of_pictures_is_not_used(tmp_path):
     for suffix in ('.tif', '.png', '.jpg'):
         Image.fromarray(GREY).save(tmp_path/f'a{suffix}', dpi=(72, 72))
@@ -316,6 +327,8 @@ def test_negatives_alone_and_in_a_series(tmp_path):
         assert np.array_equal(alone.image[0], 4095. - pixels) and np.array_equal(series.image[0, ..., z], alone.image[0].T)
         narrow = load(tmp_path/'s'/f'{z}.dcm', window=(300, 200))
         assert np.array_equal(load(tmp_path/'s', window=(300, 200)).image[0, ..., z], narrow.image[0].T)
+    pet = write_dicom(tmp_path/'pet.dcm', GREY, 'MONOCHROME1', RescaleSlope=2, Units='BQML')
+    assert np.array_equal(load(pet).image[0], GREY*2.)  # measured, however it is shown
     write_dicom(tmp_path/'s'/'1.dcm', slices[1], BitsStored=12, ImagePositionPatient=[0, 0, 5], **PLACE)
     with pytest.raises(ValueError, match='negative'): load(tmp_path/'s')
 
@@ -363,6 +376,8 @@ def test_masks_that_were_blurred(tmp_path):
     with pytest.raises(ValueError, match='smoothed'): as_sample(np.zeros((48, 64)), np.asarray(soft))
     Image.open(tmp_path/'m.jpg').save(tmp_path/'was.png')
     with pytest.raises(ValueError, match='smoothed'): load(tmp_path/'i.png', tmp_path/'was.png')
+    Image.fromarray(disc).save(tmp_path/'m.tif', compression='jpeg')
+    with pytest.raises(ValueError, match='JPEG'): load(tmp_path/'i.png', tmp_path/'m.tif')
     Image.fromarray(np.full((48, 64), 0, np.uint8)).save(tmp_path/'flat.jpg')
     assert not load(tmp_path/'i.png', tmp_path/'flat.jpg').labels.any()  # nothing can be wrong with it
     with pytest.raises(ValueError, match='JPEG'): as_sample(np.zeros((48, 64)), Image.open(tmp_path/'m.jpg'))

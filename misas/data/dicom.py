@@ -82,7 +82,8 @@ def _scale(ds, number):
 # %% ../../nbs/api/data/dicom.ipynb #6a6fffd8
 def _negative(ds, slope, intercept):
     "What an image in negative has to be taken from: the lowest value that its bits can hold plus the highest."
-    if ds.PhotometricInterpretation != 'MONOCHROME1': return None
+    has_unit = ds.get('Units') or ds.get('RescaleType') not in (None, '', 'US')  # HU are HU, however they are shown
+    if ds.PhotometricInterpretation != 'MONOCHROME1' or has_unit: return None
     half = 2**(int(ds.BitsStored) - 1)
     ends = np.array([-half, half - 1] if ds.PixelRepresentation else [0, 2*half - 1])
     if 'ModalityLUTSequence' in ds:
@@ -95,7 +96,7 @@ def _measured(ds, number):
     "Where a frame holds measured values (H, W); None: everywhere."
     ends = [ds.get(k) for k in ('PixelPaddingValue', 'PixelPaddingRangeLimit') if ds.get(k) is not None]
     if ds.get('PixelPaddingValue') is None or ds.get('SamplesPerPixel', 1) != 1: return None
-    whole, signed = 2**int(ds.BitsAllocated), bool(ds.PixelRepresentation)
+    whole, signed = 2**int(ds.BitsAllocated), bool(ds.get('PixelRepresentation'))
     ends = [(int(o) + whole//2) % whole - whole//2 if signed else int(o) % whole for o in ends]
     values = _numbers(ds, number)
     valid = (values < min(ends)) | (values > max(ends))

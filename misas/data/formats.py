@@ -301,14 +301,22 @@ def read_picture(path: Path, labels=False, page=None) -> dict:
     from PIL import Image, UnidentifiedImageError
     pixels = _pixels_of(path, page)
     if pixels.white_is_0: _tell_white(path.name, pixels, labels)
-    if pixels.reduced: return dict(image=_by_itk(path, pixels, page))
+    if pixels.reduced: return dict(image=_turned(_by_itk(path, pixels, page), _exif_turn(path)))
     try: im = Image.open(path if pixels.turned == 1 else _without_turn(path, pixels))
     except UnidentifiedImageError: return dict(image=_by_itk(path, pixels, page))
     with im:
         several = im.format in ('GIF', 'WEBP', 'PNG')  # not MPO, a JPEG with previews
         count = getattr(im, 'n_frames', 1) if several else pixels.pages
         im.seek(page_number(page, count))
-        return dict(image=upright(im, labels, pixels), lossy=im.format in ('JPEG', 'MPO'))
+        lossy = im.format in ('JPEG', 'MPO') or im.info.get('compression') in ('jpeg', 'tiff_jpeg', 'webp')
+        return dict(image=upright(im, labels, pixels), lossy=lossy)
+
+
+def _exif_turn(path):
+    "The EXIF orientation of a PNG; TIFFs that are turned have another way."
+    from PIL import Image
+    if ending(path) != '.png': return 1
+    with Image.open(path) as im: return im.getexif().get(0x0112, 1)
 
 
 def _tell_white(name, pixels, labels):

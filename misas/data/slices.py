@@ -10,7 +10,7 @@ from itertools import permutations
 import numpy as np
 
 from .labels import is_stack
-from .sample import Sample
+from .sample import Sample, as_spacing
 
 # %% auto #0
 __all__ = ['OPPOSITE', 'axis_letters', 'slice_axes', 'slice_array', 'slice_letters', 'cuts', 'take_slice', 'best_slice']
@@ -92,10 +92,17 @@ def take_slice(
     if index is None:
         index = best_slice(sample.image[0] if sample.labels is None else sample.labels, axis, sample.valid)
     def cut(array): return None if array is None else slice_array(array, index, axis, sample.affine)
-    row, _, col, _ = slice_axes(sample.affine, axis)
-    return Sample(cut(sample.image), cut(sample.labels), spacing=(sample.spacing[row], sample.spacing[col]),
+    return Sample(cut(sample.image), cut(sample.labels), spacing=_slice_spacing(sample, axis),
                   classes=sample.classes, name=f'{sample.name}[{"xyz"[axis % 3]}={index}]', valid=cut(sample.valid),
                   spacing_known=sample.spacing_known)
+
+
+def _slice_spacing(sample, axis):
+    "Size of the pixels of a slice; of sheared voxels their steps in the plane of the slice."
+    row, flip_r, col, flip_c = slice_axes(sample.affine, axis)
+    mm, steps = (sample.spacing[row], sample.spacing[col]), getattr(sample.spacing, 'steps', None)
+    if steps is None: return mm
+    return as_spacing(mm, np.linalg.qr(steps[:, [row, col]]*(1 - 2*np.array([flip_r, flip_c])))[1])
 
 
 def best_slice(
