@@ -215,8 +215,10 @@ def _pairs(old, new):
 
 def _doubt(what, unsaid):
     "What to do about it."
-    function = unsaid[0].partition(' uses ')[0] if ' uses ' in unsaid[0] else 'it'
-    cure = f'{function}.version = "1"' if function.isidentifier() and function != 'it' else 'an attribute version'
+    function, uses, _ = unsaid[0].partition(' uses ')
+    cures = [f'{function}.version = "1"']*bool(uses and function.isidentifier())
+    if what.startswith('models.'): cures.append('as_model(..., version="1")')
+    cure = ', or '.join(cures) or 'an attribute version'
     return (f'{what}: {"; ".join(unsaid)}, so a study cannot know whether it is the same next time: give it a version '
             f'({cure}), and another one whenever that changes')
 
