@@ -36,7 +36,8 @@ def _nearest(values, at):
     Halfway between two, the one nearer to the centre, so that flips commute."""
     shape, flat = values.shape[-len(at):], 0
     for axis, n in zip(at, shape):
-        flat = flat*n + torch.floor(axis*(1 - 1e-9) + (.5 + 1e-9*(n - 1)/2)).clamp_(0, n - 1).long()
+        near = axis.mul(1 - 1e-9).add_(.5 + 1e-9*(n - 1)/2).floor_().clamp_(0, n - 1).long()
+        flat = near.add_(flat*n)
     lead = values.shape[:-len(at)]
     found = values.reshape(-1, int(np.prod(shape)))[:, flat]
     return found.movedim(0, 1).reshape(len(flat), *lead, *flat.shape[1:])
@@ -44,7 +45,7 @@ def _nearest(values, at):
 
 def _linear(image, at):
     "`image` (C, *S), a double tensor, at the coordinates, by linear interpolation."
-    scaled = [2*axis/max(n - 1, 1) - 1 for axis, n in zip(at[::-1], image.shape[:0:-1])]
+    scaled = [axis.mul(2/max(n - 1, 1)).sub_(1) for axis, n in zip(at[::-1], image.shape[:0:-1])]
     grid = torch.stack(scaled, -1)
     return F.grid_sample(image.expand(len(grid), *image.shape), grid, padding_mode='border', align_corners=True)
 
@@ -126,11 +127,10 @@ def resample(
 ) -> list[tuple]:  # (image, labels, valid) for each result; labels are a label map or masks, as those of the sample
     "The core: pull image, labels and valid voxels of a sample through any number of maps at once."
     shape = tuple(shape or sample.shape)
-    exact = [i for i, pair in enumerate(maps) if _centres_meet(pair)]
-    rest = [i for i in range(len(maps)) if i not in exact]
+    kinds = ['exact' if _centres_meet(pair) else 'halfway' if _halfway([pair]).any() else 'between' for pair in maps]
     out = [None]*len(maps)
-    for part, how in ((exact, 0), (rest, order)):
-        if not part: continue
+    for kind in dict.fromkeys(kinds):
+        part, how = [i for i, one in enumerate(kinds) if one == kind], 0 if kind == 'exact' else order
         for i, one in zip(part, _resampled(sample, [maps[i] for i in part], shape, how, fill)): out[i] = one
     return out
 
