@@ -199,7 +199,7 @@ ARRAYS = 'image', 'labels', 'valid', 'affine'
 class Sample:
     "An image with its labels, geometry and names; immutable."
     image: np.ndarray  # (C, H, W) or (C, X, Y, Z), float32; a single channel may be left out
-    labels: np.ndarray | None = None  # (*S) whole numbers, 0 is background; or (K, *S) masks of classes that may overlap
+    labels: np.ndarray | None = None  # (*S) whole numbers, 0 is background; or (K, *S) masks, which may overlap
     spacing: tuple | None = None  # mm, one number an axis or one for all; None: from the affine, else 1.0 and not known
     classes: tuple | None = None  # names by label value, background first; of masks one name each
     name: str = ''  # shown in titles, tables and errors
