@@ -251,6 +251,17 @@ def test_no_range_where_nobody_said_what_holds(net):
     assert usual_drop(None, 'dice') == .1 and usual_drop(None, 'volume') == INF
 
 
+@pytest.mark.parametrize('metric', ['dice', 'hausdorff95', 'volume', Metric('size', total, better='')])
+def test_pairs_of_transforms(net, metric, tmp_path):
+    grid = sensitivity_grid(net, healthy(), (Brightness([.8, 1, 1.2]), Blur([0, 1])), metrics=metric, progress=False)
+    told = str(grid.summary())
+    if metric in ('dice', 'hausdorff95'): assert 'predicted where there is none at 2 of 6 pairs' in told
+    grid.to_html(tmp_path/'grid.html')
+    if metric != 'dice': return
+    lost = sensitivity_grid(net, ill(inside=.3), (Brightness([.9, 1]), Blur([0, 1])), progress=False)
+    assert 'so nothing can make it worse' in str(lost.summary()) and 'stays' not in str(lost.summary())
+
+
 # infinite scores
 
 def test_infinite_scores_are_counted():

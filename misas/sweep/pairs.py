@@ -12,13 +12,13 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..doors import door
-from ..metrics.limits import check_drop, holds as within
+from ..metrics.limits import check_drop, directed, holds as within, room, usual_drop
 from ..metrics.metric import Metric
 from .ceiling import ceilings, forgiven
 from .scoring import Probe, Scoring, unpack_labels
 from ..transforms.base import Stack, Transform, sweep_values
 from ..view import page, plot as pictures
-from ..view.words import Summary, amount_text, cell_text, score_text, scores_text
+from ..view.words import Summary, amount_text, cell_text, gone_text, score_text, scores_text
 
 if TYPE_CHECKING:
     import pandas
@@ -222,7 +222,7 @@ def plot(
     rows, cols = map(len, self.values)
     size = (1.6 + .55*cols)*len(names), 1.4 + .42*rows
     if ax is None: _, ax = plt.subplots(1, len(names), figsize=size, squeeze=False)
-    line = bool(drop or not metric.unit)
+    line = directed(metric) and bool(drop or not metric.unit)
     for one, (name, scores) in zip(np.ravel(ax), panels):
         _write(one, scores, metric.bad(scores) if metric.better else -scores)  # neither good nor bad: more is brighter
         around = _cell_borders(self.holds(drop, metric.name, name)) if line else ()
@@ -274,7 +274,7 @@ def summary(
 ) -> Summary:  # prints as text; `.frame` holds the numbers
     "How many pairs of values each class bears, and where it is worst."
     metric = self._metric(metric)
-    drop, unit = check_drop(drop, metric), metric.unit_in(self.sample.ndim)
+    drop, unit = usual_drop(drop, metric), metric.unit_in(self.sample.ndim)
     what = f'{self.model} on {self._name}: {metric.name} under {self.transform.name}'
     told = [self._sentence(name, metric, drop, unit) for name in self.foreground]
     return Summary('\n'.join([f'{what}, {len(self._found)} pairs of values.', *told]), self.frame)
@@ -284,14 +284,36 @@ def summary(
 def _sentence(self: SensitivityGrid, name, metric, drop, unit):
     "One line about one class."
     scores = self.scores(metric.name, name)
-    same, bad, zero = scores[self._same], metric.bad(scores), self.transform.zero
-    if np.isnan(bad).all(): return f'- {name}: neither there nor predicted, so it has no score.'
-    i, j = np.unravel_index(np.nanargmax(bad), bad.shape)
+    same, zero, gone = scores[self._same], self.transform.zero, np.isnan(scores)
+    no_numbers = gone_text(int(gone.sum()), int(np.isinf(scores).sum()), scores.size, 'pairs')
+    if gone.all(): return f'- {name}: no score at any pair.'
+    if not directed(metric):
+        ends = score_text(np.nanmin(scores)), score_text(np.nanmax(scores), unit)
+        return f'- {name}: {score_text(same, unit)} {zero}; {" to ".join(ends)}. {no_numbers}'.rstrip()
+    i, j = np.unravel_index(np.nanargmax(metric.bad(scores)), scores.shape)
     worst = f'worst {score_text(scores[i, j], unit)} at {self.transform.text((self.values[0][i], self.values[1][j]))}'
-    if not np.isfinite(same): return f'- {name}: no score to compare with {zero}; {worst}.'
-    count = self.holds(drop, metric.name, name).sum()
-    hold = f'stays within {amount_text(drop, unit)} of that at {count} of {bad.size} pairs'
-    return f'- {name}: {score_text(same, unit)} {zero}; {hold}; {worst}.'
+    if gone[self._same]: start = self._found_later(metric, zero, gone)
+    else: start = f'{score_text(same, unit)} {zero}{self._hold(name, metric, same, drop, unit)}'
+    return f'- {name}: {start}; {worst}. {no_numbers}'.rstrip()
+
+
+@patch
+def _found_later(self: SensitivityGrid, metric, zero, gone):
+    "Of a class without a score unchanged."
+    if not metric.tells_absence(): return f'no score to compare with {zero}'
+    false = 'predicted where there is none' if self.reference == 'labels' else 'predicted'
+    return f'neither there nor predicted {zero}; {false} at {(~gone).sum()} of {gone.size} pairs'
+
+
+@patch
+def _hold(self: SensitivityGrid, name, metric, same, drop, unit):
+    "At how many pairs it holds; nothing where nobody said what does."
+    left = room(metric, same)
+    if left == 0: return ' (missed, or found where there is none), so nothing can make it worse'
+    if np.isinf(drop): return ''
+    if left <= drop: return f', too bad to get worse by {amount_text(drop, unit)}'
+    held = self.holds(drop, metric.name, name)
+    return f'; stays within {amount_text(drop, unit)} of that at {held.sum()} of {held.size} pairs'
 
 
 @patch
