@@ -292,10 +292,10 @@ def _foretell(method, question):
     wanted, kind = gigabytes(method, question), question.model.innermost.dtype
     if kind in COARSE: warnings.warn(
         f'{question.model.name} computes in {COARSE[kind]}, so scores are rounded and maps are coarse; '
-        'a copy in single precision, copy.deepcopy(net).float(), gives finer ones', stacklevel=3)
+        'a copy in single precision, copy.deepcopy(net).float(), gives finer ones', stacklevel=4)
     if wanted > MUCH: warnings.warn(
         f'{method.name} keeps features of {question.model.name} in about {wanted:.1f} GB for an image of this size; '
-        'integrated_gradients takes about a quarter of that', stacklevel=3)
+        'integrated_gradients takes about a quarter of that', stacklevel=4)
 
 
 def explained(

@@ -61,7 +61,7 @@ class Study(Results):
         self._asked = study_settings(self.models, self.runnable, scoring)
         told = said_of_settings(self.settings, self._asked)
         self.settings = self._with_asked(self.settings)
-        for text in told: warnings.warn(text, stacklevel=2)
+        for text in told: warnings.warn(text, stacklevel=3)  # behind the door
 
     def _with_asked(self, old):
         "The settings in the folder and those asked for. ValueError where they contradict each other."
@@ -101,7 +101,7 @@ def run(
     told += [*said_of_cases(counts), *self._said_of_loading(counts.unknown)]
     if failed: told.append(
         f'{len(failed)} of {counts.cases} cases failed, wholly or in part; the first: {failed[0]}. See .failures')
-    for text in told: warnings.warn(text, stacklevel=2)
+    for text in told: warnings.warn(text, stacklevel=3)  # behind the door
     return self
 
 # %% ../../nbs/api/study/study.ipynb #9bb2a3fd
