@@ -107,7 +107,7 @@ def noise(
     return torch.randn(shape, generator=generator)*torch.logspace(-2, 4, shape[-1])
 
 # %% ../../nbs/api/models/output.ipynb #cef85574
-MANY = 20_000  # voxels are enough to tell
+MANY = 5_000  # voxels are enough to tell
 EITHER = "pass activation='softmax' if each voxel belongs to one class, or activation='sigmoid' if classes overlap"
 
 
