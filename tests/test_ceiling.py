@@ -260,6 +260,16 @@ def test_channels_have_noise_of_their_own_and_share_what_they_share():
         assert np.array_equal(kind(channels=1)(two, value).image[1], kind()(two, value).image[1])
 
 
+def test_repeats_differ_in_their_seeds_alone():
+    for t in (Noise([0, .1], seed=4), Motion(), Noise().at(.1) + Brightness()):
+        several = t.repeats(4)
+        assert several[0] is t and len({one.name for one in several}) == len({one.to_json() for one in several}) == 4
+        assert all(one.values == t.values for one in several)
+    made = [sensitivity(oracle(), coded(wires((30, 30))), t, progress=False).frame.score for t in Noise([0, .4]).repeats(4)]
+    assert len({score[1] for score in made}) == 4 and {score[0] for score in made} == {1}
+    with pytest.raises(ValueError, match='no seed'): Rotation().repeats()
+
+
 def test_a_study_and_a_sweep_have_the_same_chance(tmp_path):
     from misas.study.study import Study
     cases = [case.replace(name=f'case {k}', labels=(case.image[0] > .5).astype(int)) for k, case in enumerate(CASES)]
@@ -407,6 +417,12 @@ def test_in_a_datablock_of_fastai(tmp_path):
     with pytest.raises(TypeError, match='fastcore.transform'):
         class Grey(Transform):
             def encodes(self, x): return x
+
+
+def test_a_transform_of_another_library_says_whose_it_is():
+    monai = pytest.importorskip('monai.transforms')
+    for given in (monai.Flip(), monai.Zoom):
+        with pytest.raises(TypeError, match='ms'): sensitivity(oracle(), disc(), given)
 
 
 def test_right_calls_are_left_alone():

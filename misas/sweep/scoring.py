@@ -23,6 +23,7 @@ from ..models.adapt import as_model
 from ..models.base import Model, check_overlap
 from ..models.steady import steady
 from ..transforms.base import FunctionTransform, Transform
+from ..transforms.namesakes import not_ours
 
 # %% auto #0
 __all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'check_count', 'as_transform', 'in_pixels', 'told_in', 'in_units_of',
@@ -164,7 +165,7 @@ def as_transform(transform) -> Transform:
     "A transform with one number to vary, from an object or a class. TypeError or ValueError for anything else."
     if isinstance(transform, type) and issubclass(transform, Transform): transform = transform()
     if not isinstance(transform, Transform):
-        raise TypeError(f'transform must be a Transform, e.g. Rotation(), got {transform!r}')
+        raise TypeError(f'transform must be a Transform, e.g. Rotation(), got {transform!r}{not_ours(transform)}')
     if transform.n_values == 1: return transform
     cure = 'fix all but one with .at(value), or vary two with sensitivity_grid'
     if not transform.n_values: cure = 'leave one of its parts without .at(value)'

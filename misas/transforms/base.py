@@ -308,6 +308,24 @@ def to_json(self: Transform) -> str:
     return as_json(self.settings())
 
 
+def _reseeded(transform, k):
+    "The same with another seed, if it has one."
+    if not hasattr(transform, 'seed'): return transform
+    return Transform.from_settings({**transform.settings(), 'seed': transform.seed + k})
+
+
+@patch
+def repeats(
+    self: Transform, n: int = 5,  # how many
+) -> list[Transform]:  # itself first
+    "The same with other seeds, to see how much hangs on chance. ValueError where nothing is drawn by chance."
+    parts = [(self, None)] if not isinstance(self, Stack) else self.parts
+    if not any(hasattr(t, 'seed') for t, _ in parts): raise ValueError(
+        f'{self.name} has no seed: it gives the same every time, and there is nothing to repeat')
+    if not isinstance(self, Stack): return [self, *(_reseeded(self, k) for k in range(1, n))]
+    return [self, *(Stack([(_reseeded(t, k), v) for t, v in parts]) for k in range(1, n))]
+
+
 @patch(cls_method=True)
 def from_own_settings(cls: Transform, settings: dict, functions: tuple = ()) -> Transform:
     "A transform of this class from its settings (but for its name). ValueError where they do not fit."

@@ -11,7 +11,7 @@ from .scale import as_values
 from .settings import arguments
 
 # %% auto #0
-__all__ = ['NAMESAKES', 'whose', 'check_call', 'own_values', 'check_methods']
+__all__ = ['NAMESAKES', 'whose', 'not_ours', 'check_call', 'own_values', 'check_methods']
 
 # %% ../../nbs/api/transforms/namesakes.ipynb #b016e117
 _FASTAI, _TORCHVISION, _MONAI, _TORCHIO = (
@@ -37,6 +37,16 @@ def whose(
     named = ', '.join(f'{where}.{name}' for where in others.values())
     replaced = '"from misas.all import *" has replaced it: write "import misas.all as ms" instead'
     return f'{made}; if you meant {named}, {replaced}'
+
+# %% ../../nbs/api/transforms/namesakes.ipynb #75ccd5a2
+def not_ours(
+    given,  # in place of a transform
+) -> str:
+    "That it comes from another library, and what to write; nothing where that is not so."
+    cls = given if isinstance(given, type) else type(given)
+    if cls.__name__ not in NAMESAKES or cls.__module__.startswith('misas.'): return ''
+    ours = f'ms.{cls.__name__}()'
+    return f'; this {cls.__name__} is that of {cls.__module__}: write "import misas.all as ms" and {ours}'
 
 # %% ../../nbs/api/transforms/namesakes.ipynb #61c86e12
 def check_call(
