@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['ALL_METHODS', 'METHODS', 'LIMIT', 'COMMON', 'MUCH', 'COARSE', 'method_of', 'no_gradient', 'refusal', 'methods',
-           'Attribution', 'Incomplete', 'checked', 'complete', 'own_options', 'check_refusal', 'gigabytes', 'explained',
+           'Attribution', 'Incomplete', 'checked', 'complete', 'own_options', 'gigabytes', 'check_refusal', 'explained',
            'run_method', 'attribute']
 
 # %% ../../nbs/api/attribution/attribute.ipynb #b58a845a
@@ -264,13 +264,7 @@ def own_options(
     for name, value in others.items(): _check_option(name, value, method.options[name])
     return {**method.options, **others}
 
-# %% ../../nbs/api/attribution/attribute.ipynb #1fd9d2fa
-def check_refusal(method: Method, question: Question, options: dict) -> None:
-    "Refused where the method must not run."
-    with untouched(question.module): reason = refusal(method, question, options)
-    if reason: raise Refused(f'{method.name} refuses {question.model.name}: {reason}')
-
-
+# %% ../../nbs/api/attribution/attribute.ipynb #ad778692
 MUCH = 1.  # GB, from which on it is said
 
 
@@ -296,6 +290,12 @@ def _foretell(method, question):
     if wanted > MUCH: warnings.warn(
         f'{method.name} keeps features of {question.model.name} in about {wanted:.1f} GB for an image of this size; '
         'integrated_gradients takes about a quarter of that', stacklevel=4)
+
+# %% ../../nbs/api/attribution/attribute.ipynb #1fd9d2fa
+def check_refusal(method: Method, question: Question, options: dict) -> None:
+    "Refused where the method must not run."
+    with untouched(question.module): reason = refusal(method, question, options)
+    if reason: raise Refused(f'{method.name} refuses {question.model.name}: {reason}')
 
 
 def explained(

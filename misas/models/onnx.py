@@ -67,7 +67,7 @@ def without_softmax(
     out.graph.node.remove(node)
     return out, kind
 
-# %% ../../nbs/api/models/onnx.ipynb #18aadb37
+# %% ../../nbs/api/models/onnx.ipynb #b40d066f
 def _digest(path):
     "What is in a file, in 64 characters."
     digest = hashlib.sha256()
@@ -83,7 +83,7 @@ def _beside(path):
     files = [Path(path).parent/name.decode(errors='replace') for name in dict.fromkeys(found)]
     return [file for file in files if file.is_file()]
 
-
+# %% ../../nbs/api/models/onnx.ipynb #18aadb37
 class OnnxModel(Model):
     "A model made of an ONNX file."
     graph: bytes | None = None  # that is run instead of the file
