@@ -184,7 +184,7 @@ def _contrast_around(sample, parts):
     if sample.valid is not None: near &= sample.valid
     return contrast(sample.image, parts, near) if near.any() else 0.
 
-# %% ../../nbs/api/study/suspects.ipynb #c0cd45a5
+# %% ../../nbs/api/study/suspects.ipynb #4cd54582
 GOOD, LEFT, RISE, CLEAR = .75, .6, .1, 1.15  # Dice after; share of 1 - Dice that may be left; rise; ratio of contrasts
 LEAST = .6  # Dice of each class that was exchanged
 
@@ -227,7 +227,7 @@ def _all_agree(own, new, numbers, stack):
     moved = [k for k, number in enumerate(numbers) if number != k and (own[k].any() or new[k].any())]
     return all(dice(own[k:k + 1], new[k:k + 1]) > LEAST for k in moved)
 
-
+# %% ../../nbs/api/study/suspects.ipynb #2c115787
 def settled(
     found: dict,  # name of a case -> its `find_faults`
 ) -> dict:  # name -> Fault
@@ -267,7 +267,7 @@ def blamed(fault: Fault) -> str:
     if changed > CLEAR*as_they_are: return 'labels'
     return 'model' if as_they_are > CLEAR*changed else ''
 
-# %% ../../nbs/api/study/suspects.ipynb #30353d60
+# %% ../../nbs/api/study/suspects.ipynb #44b779c1
 def _pixels(shifts):
     "Shifts of the labels in words: where they lie, not how they must be moved."
     unit = 'pixels' if len(shifts[0]) == 2 else 'voxels'
