@@ -13,7 +13,7 @@ from .settings import arguments
 # %% auto #0
 __all__ = ['NAMESAKES', 'whose', 'not_ours', 'check_call', 'own_values', 'check_methods']
 
-# %% ../../nbs/api/transforms/namesakes.ipynb #b016e117
+# %% ../../nbs/api/transforms/namesakes.ipynb #d496fc9a
 _FASTAI, _TORCHVISION, _MONAI, _TORCHIO = (
     'fastai.vision.augment', 'torchvision.transforms.v2', 'monai.transforms', 'torchio.transforms')
 NAMESAKES = {  # a class of misas -> libraries that have one of that name
@@ -34,7 +34,7 @@ def whose(
     made = f'this {name} is that of misas, which changes a sample by one number, {name}()(sample, value)'
     others = NAMESAKES.get(name, {})
     if not others: return made
-    named = ', '.join(f'{where}.{name}' for where in others.values())
+    named = ' or '.join(f'{where}.{name}' for where in list(others.values())[:2])  # the best known
     replaced = '"from misas.all import *" has replaced it: write "import misas.all as ms" instead'
     return f'{made}; if you meant {named}, {replaced}'
 
@@ -62,7 +62,7 @@ def check_call(
     if len(args) > len(one_by_one):
         raise TypeError(f'{cls.__name__} takes its arguments other than values by name: {whose(cls)}')
 
-# %% ../../nbs/api/transforms/namesakes.ipynb #6d9fc1d4
+# %% ../../nbs/api/transforms/namesakes.ipynb #5f2649d5
 def own_values(transform, values) -> tuple[float, ...]:
     "Values of a transform as numbers. An error says so where they may be meant for a class of the same name."
     if callable(values): raise TypeError(
@@ -70,9 +70,11 @@ def own_values(transform, values) -> tuple[float, ...]:
         f'{whose(type(transform))}')
     try: return as_values(values, transform)
     except ValueError as e:
-        theirs = not isinstance(values, list) or all(isinstance(v, int) for v in values)
+        sizes = isinstance(values, list) and all(isinstance(v, int) and v > 16 for v in values)
+        theirs = sizes or not isinstance(values, list)
         if not theirs or type(transform).__name__ not in NAMESAKES: raise
-        raise ValueError(f'{e}; {whose(type(transform))}') from None
+        told = str(e) if len(str(e)) < 90 else f'{values!r} are no values of {transform.name}'
+        raise ValueError(f'{told}; {whose(type(transform))}') from None
 
 # %% ../../nbs/api/transforms/namesakes.ipynb #3ebab194
 _THEIRS = {'encodes': 'fastai', 'decodes': 'fastai', 'setups': 'fastai', 'apply_transform': 'TorchIO',
