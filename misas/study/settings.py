@@ -23,7 +23,7 @@ from ..transforms.scale import as_scale
 # %% auto #0
 __all__ = ['FORMAT', 'LOST', 'GROWING', 'CODES', 'DOUBTS', 'as_models', 'as_transforms', 'in_doubt', 'transform_settings',
            'described_transform', 'described_metric', 'described_scoring', 'study_settings', 'versions',
-           'said_of_versions', 'differences', 'taken_up', 'said_of_settings', 'merged', 'read_settings']
+           'said_of_versions', 'differences', 'taken_up', 'merged', 'said_of_settings', 'read_settings']
 
 # %% ../../nbs/api/study/settings.ipynb #c0741fca
 def as_models(
@@ -191,6 +191,23 @@ def _code_name(settings):
     return next((name for name in CODES if name in settings), None) if isinstance(settings, dict) else None
 
 
+def merged(
+    old: dict,  # settings in the folder
+    new: dict,  # settings asked for
+    folder,  # for the error
+) -> dict:
+    "The settings in the folder and what the new ones add. ValueError where they contradict each other."
+    lines, old = [], taken_up(old, new)
+    for k in new:
+        both = set(old[k]) & set(new[k]) if k in GROWING else None
+        pair = [settings.get(k) for settings in (old, new)]
+        if both is not None: pair = [{name: one[name] for name in one if name in both} for one in pair]
+        lines += differences(*pair, k)
+    if lines: raise ValueError(
+        f'{folder}: holds a study with other settings: {"; ".join(lines)}. Use another folder, or the old settings')
+    return {**old, **{k: {**old[k], **new[k]} for k in GROWING}}
+
+# %% ../../nbs/api/study/settings.ipynb #642231d9
 def said_of_settings(
     old: dict | None,  # in the folder
     new: dict,  # asked for
@@ -221,23 +238,6 @@ def _doubt(what, unsaid):
     cure = ', or '.join(cures) or 'an attribute version'
     return (f'{what}: {"; ".join(unsaid)}, so a study cannot know whether it is the same next time: give it a version '
             f'({cure}), and another one whenever that changes')
-
-
-def merged(
-    old: dict,  # settings in the folder
-    new: dict,  # settings asked for
-    folder,  # for the error
-) -> dict:
-    "The settings in the folder and what the new ones add. ValueError where they contradict each other."
-    lines, old = [], taken_up(old, new)
-    for k in new:
-        both = set(old[k]) & set(new[k]) if k in GROWING else None
-        pair = [settings.get(k) for settings in (old, new)]
-        if both is not None: pair = [{name: one[name] for name in one if name in both} for one in pair]
-        lines += differences(*pair, k)
-    if lines: raise ValueError(
-        f'{folder}: holds a study with other settings: {"; ".join(lines)}. Use another folder, or the old settings')
-    return {**old, **{k: {**old[k], **new[k]} for k in GROWING}}
 
 # %% ../../nbs/api/study/settings.ipynb #0962a9ab
 def _today(settings):
