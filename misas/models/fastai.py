@@ -109,7 +109,7 @@ def warn_of_opener(
     if same is None: what = 'may do more than load() (there is no file to try)'
     warnings.warn(
         f'{name} opens its files by {steps[1][0].name}(), which {what} and does not run on images that are open: '
-        'pass preprocess=f(image) that does the same, or preprocess=lambda x: x if nothing is missing', stacklevel=5)
+        'pass preprocess=f(image) that does the same, or preprocess=lambda x: x if nothing is missing', stacklevel=6)
 
 # %% ../../nbs/api/models/fastai.ipynb #4a19b48c
 def _tensor_image():
