@@ -340,7 +340,7 @@ def _by_itk(path, pixels, page):
             'save it as .nrrd, or each channel as a file')
     return _opaque(values) if pixels.channels == 4 else values
 
-
+# %% ../../nbs/api/data/formats.ipynb #8d8a11a8
 def upright(
     im,  # a Pillow image
     labels=False,  # do its numbers mean classes?
