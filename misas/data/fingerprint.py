@@ -275,7 +275,10 @@ def _functions(cls):
     found = [(k, getattr(value, '__func__', getattr(value, 'fget', value))) for k, value in vars(cls).items()]
     return [(k, one) for k, one in found if isinstance(one, FunctionType)]
 
-# %% ../../nbs/api/data/fingerprint.ipynb #ce6e482a
+# %% ../../nbs/api/data/fingerprint.ipynb #6de0f563
+def _is_script(obj): return isinstance(obj, sys.modules['torch'].jit.ScriptModule)
+
+
 @lru_cache(1)
 def _plumbing(): return {*vars(sys.modules['torch'].nn.Module()), '_compiled_call_impl', '__jit_unused_properties__'}
 
@@ -301,23 +304,23 @@ def _hooks(held):
         found += [(kind, hook, *(number in flag for flag in flags)) for number, hook in held[kind].items()]
     return found
 
-
-def _is_script(obj): return isinstance(obj, sys.modules['torch'].jit.ScriptModule)
-
-
+# %% ../../nbs/api/data/fingerprint.ipynb #a165165e
 def _script(obj):
     "TorchScript has its own code, constants and attributes."
     layers = [m for m in obj.modules() if _is_script(m)]
     graphs = ''.join(str(m.inlined_graph) for m in layers if m._c._has_method('forward'))
-    names, parts = sorted(set(re.findall(r'GetAttr\[name="(\w+)"\]', graphs))), []
-    for layer in layers:
-        code = layer.code_with_constants if layer._c._has_method('forward') else ('', None)
-        steps = re.sub(r'\.___torch_mangle_\d+', '', code[0])  # a number that counts classes of the session
-        weights = {n for n, _ in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]}
-        kept = [(n, layer._c.getattr(n)) for n in names if n not in weights and layer._c.hasattr(n)]
-        own = [(n, value) for n, value in kept if type(value).__name__ != 'ScriptModule']
-        parts.append([steps, getattr(code[1], 'const_mapping', {}), own, layer.original_name])
-    return 'TorchScript', [parts, dict(obj.state_dict())]
+    names = sorted(set(re.findall(r'GetAttr\[name="(\w+)"\]', graphs)))
+    return 'TorchScript', [[_scripted(layer, names) for layer in layers], dict(obj.state_dict())]
+
+
+def _scripted(layer, names):
+    "Code, constants and attributes of a layer of TorchScript."
+    code, constants = layer.code_with_constants if layer._c._has_method('forward') else ('', None)
+    steps = re.sub(r'\.___torch_mangle_\d+', '', code)  # a number that counts classes of the session
+    weights = {n for n, _ in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]}
+    kept = [(n, layer._c.getattr(n)) for n in names if n not in weights and layer._c.hasattr(n)]
+    own = [(n, value) for n, value in kept if type(value).__name__ != 'ScriptModule']
+    return [steps, getattr(constants, 'const_mapping', {}), own, layer.original_name]
 
 
 _KINDS += [_class, _network]
