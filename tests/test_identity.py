@@ -544,5 +544,6 @@ class ReadsInside(nn.Module):
 def test_unknown(f): assert unknown(as_model(f))
 
 
-@pytest.mark.parametrize('f', [above, ThresholdModel(.5), Memory(), Looking(), Flip(), Noise(), nn.Conv2d(1, 2, 3), np.mean, missed], ids=str)
+@pytest.mark.parametrize('f', [above, ThresholdModel(.5), Memory(), Looking(), Flip(), Noise(), nn.Conv2d(1, 2, 3), np.mean, missed],
+                         ids=['function', 'model', 'memory', 'looking', 'flip', 'noise', 'convolution', 'mean', 'missed'])
 def test_known(f): assert unknown(f) == []

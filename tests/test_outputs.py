@@ -126,7 +126,8 @@ class Head(nn.Module):
 
 
 @pytest.mark.parametrize('end, n, kind', [(nn.Identity(), 1, 'sigmoid'), (torch.sigmoid, 1, 'none'), (nn.Softmax(1), 3, 'none'), (nn.LogSoftmax(1), 3, 'softmax'),
-                                          (nn.Identity(), 2, 'softmax'), (nn.Hardsigmoid(), 1, 'none')], ids=str)
+                                          (nn.Identity(), 2, 'softmax'), (nn.Hardsigmoid(), 1, 'none')],
+                         ids=['logit', 'sigmoid', 'softmax', 'log-softmax', 'logits', 'hard sigmoid'])
 def test_networks(end, n, kind):
     for image in IMAGES.values():
         model = as_model(Head(end, n))

@@ -10,10 +10,11 @@ import numpy as np
 from .metric import METRICS, Metric, as_metric
 
 # %% auto #0
-__all__ = ['COLUMNS', 'one_metric', 'size_name', 'score_tables', 'of_samples', 'worst_value']
+__all__ = ['COLUMNS', 'KEPT', 'one_metric', 'size_name', 'score_tables', 'ceiling_tables', 'of_samples', 'worst_value']
 
 # %% ../../nbs/api/metrics/tables.ipynb #c44ea1b6
 COLUMNS = 'model sample transform value unit class metric score'.split()
+KEPT = [*COLUMNS, 'ceiling']  # by a study: what a perfect model would score; NaN where nothing is resampled
 
 
 def one_metric(
@@ -47,10 +48,11 @@ def _metric_of(metric):
 def score_tables(
     frame, transforms: dict,  # tidy; name -> transform, with its identity, unit and words
     metric=None,  # see `one_metric`
+    column: str = 'score',  # or 'ceiling'
 ) -> dict:  # (model, transform, class) -> DataFrame of scores, a row a sample, a column a value
     "Scores of one metric (sizes, where 0 is best), in the order of models, transforms and classes in the frame."
     frame, metric = one_metric(frame, metric)
-    frame = frame.assign(score=metric.size(frame.score))
+    frame = frame.assign(score=metric.size(frame[column]))
     unknown = [t for t in dict.fromkeys(frame['transform']) if t not in transforms]
     if unknown:
         raise ValueError(f'transform {unknown[0]!r} of the frame is not among transforms: {", ".join(transforms)}')
@@ -61,6 +63,12 @@ def score_tables(
     parts = sorted(
         frame.groupby(keys, sort=False, observed=True), key=lambda part: [o[k] for o, k in zip(order, part[0])])
     return {key: _table(part, key, transforms[key[1]]) for key, part in parts}
+
+
+def ceiling_tables(frame, transforms: dict, metric=None) -> dict:
+    "The same of what a perfect model would score; empty where nobody asked for that, or nothing is resampled."
+    known = 'ceiling' in frame and frame.ceiling.notna().any()
+    return score_tables(frame, transforms, metric, 'ceiling') if known else {}
 
 
 def _table(part, key, transform):
@@ -94,8 +102,9 @@ def of_samples(
 def worst_value(
     table,  # samples x values, see `score_tables`
     metric: Metric,
+    bad: np.ndarray | None = None,  # how bad these scores are; None: as `metric` has it
 ):  # -> a value, the lowest one of several; NaN where no score is defined
     "The value at which the median over the cases is worst, undefined scores left out."
-    bad = metric.bad(table.to_numpy())
+    if bad is None: bad = metric.bad(table.to_numpy())
     some = ~np.isnan(bad).all(0)
     return table.columns[some][np.nanmedian(bad[:, some], 0).argmax()] if some.any() else np.nan

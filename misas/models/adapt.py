@@ -78,7 +78,7 @@ def as_model(
     """A `Model` of anything that segments. Predictions lie on the grid of the image that was asked about.
     With several channels, 'sigmoid' and 'masks' mean classes that may overlap; `classes` has no background then."""
     if isinstance(obj, Model):
-        given = classes, preprocess, multiple_of, size, device, batch_size, window, threshold, output, name, version
+        given = classes, preprocess, multiple_of, size, device, batch_size, window, threshold, output, name
         if any(v is not None for v in given) or activation != 'auto' or resize_output:
             raise ValueError('obj is a Model already; pass the options when you make it')
         return obj
@@ -88,5 +88,4 @@ def as_model(
         batch_size=batch_size, threshold=threshold, output=output, resize_output=resize_output)
     if name is not None: kw['name'] = name
     model = _adapt(obj, device, trusted, kw)
-    if version is not None: model.version = version  # see `misas.data.fingerprint.unknown`
     return model if window is None else model.sliding(window, overlap)

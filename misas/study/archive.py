@@ -17,7 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.files import as_file_name, read_json, whole, write_json
-from ..metrics.tables import COLUMNS
+from ..metrics.tables import COLUMNS, KEPT
 
 # %% auto #0
 __all__ = ['REST', 'Archive', 'Listed', 'listed', 'locked', 'now']
@@ -43,19 +43,22 @@ class Archive:
         return self.folder/'units'/as_file_name(model)/as_file_name(transform)/f'{as_file_name(case)}.parquet'
 
 # %% ../../nbs/api/study/archive.ipynb #09bab14b
+_NUMBERS = 'value', 'score', 'ceiling'
+
+
 @patch
 def write(
     self: Archive,
     model, transform, case,  # names
-    rows,  # tuples in the order of `COLUMNS`
+    rows,  # tuples in the order of `KEPT`, or `COLUMNS` where there is no ceiling
     ndim=None,  # number of spatial axes of the image
 ):
     "Keep the scores of a unit. OSError where that cannot be written."
     import pyarrow as pa
     import pyarrow.parquet as pq
     columns = {}
-    for name, cells in zip(COLUMNS, zip(*rows)):
-        kind = pa.float64() if name in ('value', 'score') else pa.string()
+    for name, cells in zip(KEPT, zip(*rows)):
+        kind = pa.float64() if name in _NUMBERS else pa.string()
         columns[name] = pa.array(list(cells), kind)
     table = pa.table(columns)
     if ndim: table = table.replace_schema_metadata({'ndim': str(ndim)})
@@ -69,24 +72,32 @@ def _read(path):
     import pyarrow.parquet as pq
     try:
         with pq.ParquetFile(path) as file:  # read_table takes three times as long
-            return file.read(COLUMNS, use_threads=False).select(COLUMNS)
+            there = KEPT if 'ceiling' in file.schema_arrow.names else COLUMNS
+            table = file.read(there, use_threads=False).select(there)
+        return table if there is KEPT else _without_ceiling(table)
     except (pa.ArrowInvalid, pa.ArrowException, OSError, KeyError) as e:
         why = str(e).splitlines()[0][:80]
         raise ValueError(
             f'{path}: is damaged ({why}); delete it and run the study again, which makes only this one') from None
+
+
+def _without_ceiling(table):
+    "A table of an earlier version, or of what resamples nothing."
+    import pyarrow as pa
+    return table.append_column('ceiling', pa.array(np.full(len(table), np.nan)))
 
 # %% ../../nbs/api/study/archive.ipynb #e56d3d4e
 @patch
 def frame(
     self: Archive,
     files=None,  # only these, in this order; None: all
-):  # -> DataFrame with the columns `COLUMNS`
+):  # -> DataFrame with the columns `KEPT`
     "The rows of all units. ValueError naming a file that is damaged."
     import pandas as pd
     import pyarrow as pa
     tables = [_read(p) for p in (self.files() if files is None else files)]
     if tables: return pa.concat_tables(tables).to_pandas()
-    return pd.DataFrame({k: np.array([], float if k in ('value', 'score') else object) for k in COLUMNS})
+    return pd.DataFrame({k: np.array([], float if k in _NUMBERS else object) for k in KEPT})
 
 
 @patch

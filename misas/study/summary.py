@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..metrics.limits import LIMITS, check_drop, directed, excess, fails, limits, room, usual_drop
-from ..metrics.tables import of_samples, one_metric, score_tables, worst_value
+from ..metrics.tables import ceiling_tables, of_samples, one_metric, score_tables, worst_value
 from ..statistics import bootstrap
+from ..sweep.ceiling import forgiven
 
 # %% auto #0
 __all__ = ['NUMBERS', 'KEYS', 'MEDIANS', 'COUNTED', 'per_case', 'summarise', 'rank', 'worst']
@@ -25,13 +26,19 @@ def _harm(bad, at):
     return np.mean(rest - bad[at]) if np.isfinite(bad[at]) and len(rest) else np.nan
 
 
-def _of_cases(table, transform, metric, drop):
-    "`NUMBERS` for every case of a table of scores, samples x values."
+def _judged(table, ceiling, transform, metric):
+    "How bad each score is, less what a perfect model would have lost; samples x values."
+    at, best = list(table.columns).index(transform.identity), None if ceiling is None else ceiling.to_numpy().T
+    return forgiven(metric, table.to_numpy().T, best, at).T
+
+
+def _of_cases(table, bads, transform, metric, drop):
+    "`NUMBERS` for every case of a table of scores, samples x values, and of how bad these are."
     import pandas as pd
     scores, values = table.to_numpy(), list(table.columns)
     at, absence = values.index(transform.identity), metric.tells_absence()
     rows = []
-    for score, bad in zip(scores, metric.bad(scores)):
+    for score, bad in zip(scores, bads):
         *ends, undefined, infinite = limits(values, score, bad, at, drop, transform.scale.ordered, absence)
         worse = fails(excess(bad, at, absence), 0 if np.isnan(bad[at]) else drop)
         rows.append((*ends, _harm(bad, at), int(worse.sum()), room(metric, score[at]), undefined, infinite))
@@ -58,12 +65,14 @@ def per_case(
     They are NaN where values are cases (a flip), and where the score unchanged is infinite or undefined; but for a
     class that is neither there nor predicted unchanged (a healthy case, of metrics that tell it) they say where
     something is found. At `fails` values the score is worse by more than `drop`, `room` is how much worse it can get.
-    Undefined scores neither hold nor break: they are left out, and counted."""
+    Undefined scores neither hold nor break: they are left out, and counted. Where pixels are resampled, only what is
+    worse than a perfect model would be counts (column `ceiling`, see `misas.sweep.ceiling`)."""
     import pandas as pd
     metric, drop = _checked(frame, metric, drop)
-    parts = []
+    parts, best = [], ceiling_tables(frame, transforms, metric)
     for key, table in score_tables(frame, transforms, metric).items():
-        numbers = _of_cases(table, transforms[key[1]], metric, drop).reset_index()
+        bads = _judged(table, best.get(key), transforms[key[1]], metric)
+        numbers = _of_cases(table, bads, transforms[key[1]], metric, drop).reset_index()
         parts.append(numbers.assign(**_head(key, transforms, metric))[[*KEYS, *NUMBERS]])
     return pd.concat(parts, ignore_index=True)
 
@@ -99,16 +108,21 @@ def summarise(
     In `healthy` cases the class is neither there nor predicted unchanged (of metrics that tell it), in `found` of
     them it is at some value, the nearest ones being `found below` and `found above`. `undefined` and `infinite` count
     scores over cases and values. Without `drop`, for a metric with a unit, there are no limits; where nothing is
-    better, `worst` is the median farthest from unchanged."""
+    better, `worst` is the median farthest from unchanged. `ceiling` is what a perfect model would score there, where
+    resampling costs it anything."""
     import pandas as pd
     metric = one_metric(frame, metric)[1]
     rows, how, drop = [], dict(level=level, n=n, seed=seed), usual_drop(drop, metric)
+    ceilings = ceiling_tables(frame, transforms, metric)
     for key, table in score_tables(frame, transforms, metric).items():
-        changed = transforms[key[1]]
-        numbers = _of_cases(table, changed, metric, drop) if directed(metric) else _undirected(table, changed)
+        changed, best, bads = transforms[key[1]], ceilings.get(key), None
+        if directed(metric): bads = _judged(table, best, changed, metric)
+        numbers = _undirected(table, changed) if bads is None else _of_cases(table, bads, changed, metric, drop)
         for group, members in _groups(by, table.index):
             clusters = of_samples(cluster, table.index[members])
-            row = _of_cohort(table[members], numbers[members], clusters, metric, drop, how)
+            some = None if bads is None else bads[members]
+            row = _of_cohort(table[members], some, numbers[members], clusters, metric, drop, how)
+            row['ceiling'] = _ceiling_of(best, members, row['worst at'], changed)
             row |= _counted(table[members], numbers[members], changed, metric, drop)
             rows.append(_head(key, transforms, metric) | dict(group=group) | row)
     return pd.DataFrame(rows)[_columns(by)]
@@ -132,7 +146,7 @@ def _with_ends(names): return [column for name in names for column in (name, f'{
 def _columns(by):
     "The order of columns in `summarise`."
     head = [k for k in KEYS if k != 'sample'] + ['group']*(by is not None)
-    counts, worst = ['cases', 'clusters', 'scored'], ['worst', 'worst at']
+    counts, worst = ['cases', 'clusters', 'scored'], ['worst', 'worst at', 'ceiling']
     return [*head, *counts, *_with_ends(MEDIANS[:3]), *worst, *_with_ends(MEDIANS[3:]), *COUNTED]
 
 
@@ -141,7 +155,7 @@ def _lost(numbers, drop):
     return (numbers.room == 0) | (np.isfinite(drop) & (numbers.room <= drop))
 
 
-def _of_cohort(table, numbers, clusters, metric, drop, how):
+def _of_cohort(table, bads, numbers, clusters, metric, drop, how):
     "The numbers of one row of `summarise`."
     scored = numbers.unchanged.notna()  # where something is found in healthy cases is told apart, see `_counted`
     able = numbers[MEDIANS].where(scored)
@@ -150,8 +164,15 @@ def _of_cohort(table, numbers, clusters, metric, drop, how):
     found = bootstrap(able.to_numpy(float), 'median', clusters=clusters, **how)
     row = dict(cases=len(table), clusters=len(set(clusters)), scored=int(scored.sum()))
     for name, *ends in zip(MEDIANS, found.estimate, found.low, found.high): row |= dict(zip(_with_ends([name]), ends))
-    at = worst_value(table, metric) if directed(metric) else _farthest(table, row['unchanged'])
+    at = _farthest(table, row['unchanged']) if bads is None else worst_value(table, metric, bads)
     return row | {'worst': np.nan if np.isnan(at) else table[at].median(), 'worst at': at}
+
+
+def _ceiling_of(best, members, at, transform):
+    "The median score of a perfect model at a value, where it is another one than unchanged."
+    if best is None or np.isnan(at): return np.nan
+    there, unchanged = best[members][at].median(), best[members][transform.identity].median()
+    return np.nan if there == unchanged else there
 
 
 def _farthest(table, unchanged):

@@ -66,7 +66,9 @@ def of_transform(
     if not np.isnan(row['worst at']) and row['scored']:
         worst = score_text(row['worst'], unit, undefined=DASH)
         what = 'worst median' if not np.isnan(row['harm']) else 'median farthest from that'
-        parts.append(f'{what} {worst} {t.scale.preposition} {t.text(row["worst at"])}')
+        best = score_text(row['ceiling'], unit, undefined='')
+        if best: best = f' (of a perfect model {best}: resampling)'
+        parts.append(f'{what} {worst}{best} {t.scale.preposition} {t.text(row["worst at"])}')
     told = '; '.join(filter(None, parts)) or 'no scores to compare'
     return f'{told}.{_gone(row, len(values))}'
 
@@ -189,4 +191,4 @@ def _without_truth(text):
     "The same of cases whose truth is not known: none of them is called healthy."
     for known, unknown in (('healthy', 'empty'), ('neither there nor predicted', 'not predicted')):
         text = text.replace(known, unknown)
-    return f'Against the own predictions on the unchanged images (no truth; empty: nothing is predicted in them).\n{text}'
+    return f'Against the own predictions on the unchanged images (no truth; empty: nothing predicted in them).\n{text}'

@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from ..data.cohort import Case
 from ..data.files import as_file_name
-from .archive import Archive
 from ..models.steady import steady
+from .archive import Archive
+from ..sweep.ceiling import ceilings
 from ..sweep.scoring import Probe, Scoring
 from ..transforms.base import sweep_values
 
@@ -108,16 +111,24 @@ def _reason(e, timeout=None):
 
 
 def _scored(work, name, sample, unit, unchanged, check):
-    "The rows of a unit. `check` raises when time is up."
+    "The rows of a unit, in the order of `KEPT`. `check` raises when time is up."
     model, transform = unit
     probe = Probe(work.models[model], sample, work.transforms[transform], work.scoring, unchanged)
-    unit, rows = probe.transform.unit, []
-    for value, _, table in probe.at(sweep_values(probe.transform)):
+    unit, values, rows = probe.transform.unit, sweep_values(probe.transform), []
+    best = iter(_best(probe, values))
+    for value, _, table in probe.at(values):
         check()
-        for class_name, scores in zip(probe.foreground, table):
+        for class_name, *scores in zip(probe.foreground, table, next(best)):
             head = model, name, transform, value, unit, class_name
-            rows += [(*head, metric, score) for metric, score in zip(work.scoring.metrics, scores)]
+            rows += [(*head, metric, *numbers) for metric, *numbers in zip(work.scoring.metrics, *scores)]
     return rows
+
+
+def _best(probe, values):
+    "What a perfect model would score at each value: (classes, metrics), NaN where there is no such thing."
+    found = ceilings(probe.transform, probe.sample, values, probe.scoring, probe.model.n_classes)
+    if found is None: return np.full((len(values), len(probe.foreground), len(probe.scoring.metrics)), np.nan)
+    return found
 
 # %% ../../nbs/api/study/work.ipynb #b34f4305
 def _ask(work, name, sample, model, transforms):

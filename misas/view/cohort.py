@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..metrics.tables import of_samples, one_metric, score_tables, worst_value
+from ..metrics.tables import ceiling_tables, of_samples, one_metric, score_tables, worst_value
 from ..statistics import bootstrap
 from .panels import beside, legend, looks, panels, whiskers
 from .plot import measure, plain_text, score_ends
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 __all__ = ['HARM', 'cohort_curves', 'distribution', 'ranking', 'by_group']
 
 # %% ../../nbs/api/view/cohort.ipynb #57286d73
+def _perfect(frame, transforms, metric):
+    "Median score of a perfect model at each value, where resampling costs it anything."
+    best = {key: table.median() for key, table in ceiling_tables(frame, transforms, metric).items()}
+    return {key: one for key, one in best.items() if one.nunique() > 1}
+
+
 def _spread(table, band, clusters, **kw):
     "(middle, low, high) of each value."
     scores = table.to_numpy()
@@ -86,13 +92,14 @@ def _gone(scores):
     return ', '.join(f'{n} of {scores.size} {what}' for what, n in counts.items() if n)
 
 
-def _signs(tables, band, cases, zero):
+def _signs(tables, band, cases, zero, perfect):
     "Handles of a legend: what the band, the pale lines, the dashed line and the signs mean."
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     out = [Patch(color='.6', alpha=.4, label=f'median, {band}')]
     if cases: out.append(Line2D([], [], label='one case', color='.5', lw=.7))
     out.append(Line2D([], [], label=zero, color='k', lw=1, ls='--'))
+    if perfect: out.append(Line2D([], [], label='a perfect model', color='.8', lw=5))
     far = any(np.isinf(table.median()).any() for table in tables.values())
     if far: out.append(Line2D([], [], label='median infinite', color='.5', marker='^', ls=''))
     gone = any(table.isna().all().any() for table in tables.values())
@@ -116,7 +123,7 @@ def cohort_curves(
     "Median score of a cohort, a panel a transform; of several models a line each, and a row of panels a class."
     if band not in ('interval', 'quartiles'): raise ValueError(f"band must be 'interval' or 'quartiles', got {band!r}")
     tables, metric = score_tables(frame, transforms, metric), one_metric(frame, metric)[1]
-    part, look = looks(tables, colours)
+    perfect, (part, look) = _perfect(frame, transforms, metric), looks(tables, colours)
     names = list(dict.fromkeys(key[1] for key in tables))
     rows = [None] if part else list(dict.fromkeys(key[2] for key in tables))
     axs, ends = panels(len(rows), len(names), n_cols, size, axs), _all_ends(tables)
@@ -127,10 +134,11 @@ def cohort_curves(
             spread = _spread(table, band, of_samples(cluster, table.index), level=level, n=n, seed=seed)
             at = scale.places(table.columns) + scale.beside(k, len(here), .16)
             _cohort_line(ax, at, table.to_numpy(), spread, ends, scale.ordered, cases, **look[key[part]])
+            if key in perfect: ax.plot(at, perfect[key], '-' if scale.ordered else '_', color='.8', lw=5, zorder=1.5)
         if here: _finish(ax, here, rows[i], transforms[names[j]], ends)
     for ax in axs[:, ::n_cols].flat: ax.set_ylabel(measure(metric, units, sized=True))
     told = dict(interval=f'{100*level:g} % interval', quartiles='quartiles')[band]
-    legend(axs.flat[0].figure, look, *_signs(tables, told, cases, transforms[names[-1]].zero))
+    legend(axs.flat[0].figure, look, *_signs(tables, told, cases, transforms[names[-1]].zero, perfect))
     return axs.flat[0].figure
 
 # %% ../../nbs/api/view/cohort.ipynb #df74db88
