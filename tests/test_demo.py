@@ -41,7 +41,7 @@ def test_demo(tmp_path):
     assert done.returncode == 0 and done.stderr == '', done.stderr
     assert sorted(os.listdir(tmp_path/'new')) == FILES and os.listdir(tmp_path) == ['new']
     frame = pd.read_csv(tmp_path/'new'/'sensitivity.csv')
-    assert list(frame) == ['transform', 'value', 'unit', 'class', 'metric', 'score'] and set(frame['transform']) == {'rotation', 'brightness'}
+    assert list(frame) == ['transform', 'value', 'unit', 'class', 'metric', 'score', 'ceiling'] and set(frame['transform']) == {'rotation', 'brightness'}
     for k in ('WM: 0.9', 'GM: 0.9', 'first_steps.ipynb', 'demo_learner', *FILES): assert k in done.stdout
 
 

@@ -238,10 +238,15 @@ def test_kill_workers_of_a_cluster(tmp_path, cluster, client, undisturbed):
     same_in_the_end(folder, undisturbed)
 
 
+def really_bright(x):
+    "Is it the bright case, rather than what a network is asked to find out whether it is steady?"
+    return len(x) == 1 and x.max() > 5 and x.min() >= 0
+
+
 class Deadly(ThresholdModel):
     "Kills its process when it sees something very bright."
     def forward(self, x):
-        if x.max() > 5: os.kill(os.getpid(), signal.SIGKILL)
+        if really_bright(x): os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(x)
 
 
@@ -533,12 +538,12 @@ def test_names_that_are_no_file_names(tmp_path):
 # --- what fails, and what is said of it
 
 def hang(x):
-    if x.max() > 5: time.sleep(60)
+    if really_bright(x): time.sleep(60)
     return (x[:, 0] > .5).astype(int)
 
 
 def choke(x):
-    if x.max() > 5: raise RuntimeError('too bright for me\nand more lines')
+    if really_bright(x): raise RuntimeError('too bright for me\nand more lines')
     return (x[:, 0] > .5).astype(int)
 
 

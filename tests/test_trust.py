@@ -514,7 +514,7 @@ def test_bad_options(options, match):
     (lambda: table(discs(12), patient=list('abcdabcdabcd')), 'at least 9 patients.* there are 4'),
     (lambda: [one.regions(disc=('disc',)) for one in discs(9)], 'classes that overlap'), (lambda: shells(9), 'value 2|classes'),
     (lambda: [one.replace(image=0*one.image + .1) for one in discs(9)], 'the same for all known images'), (lambda: 5, 'samples must be'),
-    (lambda: [*discs(9), *discs(1, 20, shape=(9, 9, 9))], '2D'), (lambda: [discs(1)[0]]*2, "two cases called 'disc 0 0'")])
+    (lambda: [*discs(9), *discs(1, 20, shape=(9, 9, 9))], 'slicewise'), (lambda: [discs(1)[0]]*2, "two cases called 'disc 0 0'")])
 def test_bad_cases(cases, match):
     with pytest.raises((ValueError, TypeError)) as e: learned(finder(), cases())
     assert_sentence(e, match)

@@ -246,7 +246,9 @@ class Habits(NamedTuple):
     keeps: frozenset
 
 
-CALLS = '__call__', 'forward', 'apply', 'apply_many', 'many', 'back', 'predict', 'transform', '__getattr__'
+CALLS = (
+    '__call__', 'forward', 'apply', 'apply_many', 'many', 'back', 'predict', 'transform', '__getattr__',
+    'hook_fn')  # of a Hook of fastai, which keeps the features that its U-Net joins later
 
 
 def habits(cls: type) -> Habits:

@@ -153,8 +153,7 @@ class Asked:
     ):
         model = steady(model.on(sample), sample)
         self.model, self.sample, self.threshold = _sized(model, internal_batch), sample, threshold
-        chance = self.model.predict(sample)
-        self.evaluations = 1  # predictions so far
+        self.evaluations, chance = 1, self.model.predict(sample)  # predictions so far; the first
         self.at_once = internal_batch or images_at_once(sample.shape, self.model.device)
         self.k, self.cls = class_of(cls, list(self.model.decide(chance)), self._names())
         self.already = self.found(chance[0])  # (*S) bool: where the class is in the unchanged image

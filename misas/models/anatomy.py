@@ -255,6 +255,10 @@ def anatomy(
 ) -> Anatomy:
     "Look at one forward pass of the network in `model`."
     module = model.network
-    with untouched(module), watched(module) as seen:
-        if hookable(module): model.predict(x)
+    inner = model.innermost
+    for _ in range(2):
+        before = inner.noise_seen
+        with untouched(module), watched(module) as seen:
+            if hookable(module): model.predict(x)
+        if inner.noise_seen == before: break  # else it was asked about noise as well, as it is once
     return seen() or Anatomy([], set(), 0, 1, True, x.ndim - 2)

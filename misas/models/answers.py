@@ -110,6 +110,8 @@ def missing(self: Answers, image):
     return None
 @patch
 def made_of(self: Answers): "What else its answers depend on."; return ()
+@patch
+def rest(self: Answers): "Give back what was only taken to work in."
 
 
 @patch
@@ -181,6 +183,12 @@ def _signs(self: Answers, x):
     "Signs of its output for noise instead of `x`, asked once; None if it takes none."
     if not self._noise: self._noise = (signs_of_noise(self, x),)
     return self._noise[0]
+
+
+@patch(as_prop=True)
+def noise_seen(self: Answers) -> bool:
+    "Has it been asked about noise? That is more than one pass of its network."
+    return bool(self._noise)
 
 
 @patch

@@ -249,6 +249,7 @@ def steady(
     state = state_of(inner)
     if inner.examined is None or inner.examined[0] != state:
         found = examine(model, sample)
+        inner.rest()
         if found is None: return model
         before, inner.habits = inner.habits, found[0]
         inner.examined = state, found[0] is None

@@ -53,9 +53,9 @@ class Channel:
 
 class Anew(Question):
     "A question whose images are prepared as if read from a file: what preprocessing measures, it measures on each."
-    def _inner(self, model):
+    def _inner(self, model, **how):
         self._seen = []  # nothing is measured on the sample for another image
-        return super()._inner(model)
+        return super()._inner(model, **how)
 
 
 def asked_about(

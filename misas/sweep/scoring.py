@@ -248,7 +248,7 @@ class Probe:
         own = self.scoring.reference == 'prediction'
         if own: sample = sample.replace(labels=None)
         match_classes(self.model, sample)
-        steady(self.model, sample)
+        if unchanged is None: steady(self.model, sample)
         first = self._ask_unchanged(sample, unchanged)
         if own: sample = sample.replace(labels=first, classes=self.model.classes)
         names = match_classes(self.model, sample)  # again: now more is known of the model

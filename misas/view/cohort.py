@@ -29,6 +29,10 @@ def _perfect(frame, transforms, metric):
     return {key: one for key, one in best.items() if one.nunique() > 1}
 
 
+def _perfect_line(ax, at, scores, ordered):
+    if scores is not None: ax.plot(at, scores, '-' if ordered else '_', color='.8', lw=5, zorder=1.5)
+
+
 def _spread(table, band, clusters, **kw):
     "(middle, low, high) of each value."
     scores = table.to_numpy()
@@ -134,7 +138,7 @@ def cohort_curves(
             spread = _spread(table, band, of_samples(cluster, table.index), level=level, n=n, seed=seed)
             at = scale.places(table.columns) + scale.beside(k, len(here), .16)
             _cohort_line(ax, at, table.to_numpy(), spread, ends, scale.ordered, cases, **look[key[part]])
-            if key in perfect: ax.plot(at, perfect[key], '-' if scale.ordered else '_', color='.8', lw=5, zorder=1.5)
+            _perfect_line(ax, at, perfect.get(key), scale.ordered)
         if here: _finish(ax, here, rows[i], transforms[names[j]], ends)
     for ax in axs[:, ::n_cols].flat: ax.set_ylabel(measure(metric, units, sized=True))
     told = dict(interval=f'{100*level:g} % interval', quartiles='quartiles')[band]
