@@ -119,7 +119,7 @@ class OnnxModel(Model):
 
     def _open(self):
         "Read the file."
-        self._taken = {'memory': False}  # has the session taken memory to work in? Copies of the model share it
+        self._arena = {'used': False}  # has the session taken memory to work in? Copies of the model share it
         try: self.session = self._session(str(self.path))
         except Exception as e:
             why = str(e).strip().splitlines()[0][:120]
@@ -143,7 +143,7 @@ class OnnxModel(Model):
 @patch
 def forward(self: OnnxModel, x):
     if self._threads != torch.get_num_threads(): self._reopen()
-    self._taken['memory'] = True
+    self._arena['used'] = True
     found = self.session.run(None, {self.input.name: x.detach().cpu().numpy()})
     out = {o.name: torch.from_numpy(a).to(x.device) for o, a in zip(self.session.get_outputs(), found)}
     self._note(out, x)
@@ -240,7 +240,7 @@ def for_logits(self: OnnxModel, gradient):
 @patch
 def rest(self: OnnxModel):
     "Give back what onnxruntime took to work in; it would keep it beside the gradients of the translation."
-    if self._taken['memory'] and self.device.type == 'cpu' and self.path.is_file(): self._open()
+    if self._arena['used'] and self.device.type == 'cpu' and self.path.is_file(): self._open()
 
 # %% ../../nbs/api/models/onnx.ipynb #0a97a971
 class Translation(TorchModel):
