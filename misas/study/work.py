@@ -110,12 +110,13 @@ def _reason(e, timeout=None):
     return (str(e).strip() or type(e).__name__).splitlines()[0]
 
 
-def _scored(work, name, sample, unit, unchanged, check):
-    "The rows of a unit, in the order of `KEPT`. `check` raises when time is up."
+def _scored(work, name, sample, unit, unchanged, known, check):
+    """The rows of a unit, in the order of `KEPT`. `known`: what perfect models would score, of earlier units.
+    `check` raises when time is up."""
     model, transform = unit
     probe = Probe(work.models[model], sample, work.transforms[transform], work.scoring, unchanged)
     unit, values, rows = probe.transform.unit, sweep_values(probe.transform), []
-    best = iter(_best(probe, values))
+    best = iter(_best(probe, values, known))
     for value, _, table in probe.at(values):
         check()
         for class_name, *scores in zip(probe.foreground, table, next(best)):
@@ -124,14 +125,17 @@ def _scored(work, name, sample, unit, unchanged, check):
     return rows
 
 
-def _best(probe, values):
+def _best(probe, values, known):
     "What a perfect model would score at each value: (classes, metrics), NaN where there is no such thing."
-    found = ceilings(probe.transform, probe.sample, values, probe.scoring, probe.model.n_classes)
-    if found is None: return np.full((len(values), len(probe.foreground), len(probe.scoring.metrics)), np.nan)
+    key = probe.transform.name, probe.model.n_classes
+    if key in known: return known[key]
+    found = ceilings(probe.transform, probe.sample, values, probe.scoring, key[1])
+    if found is None: found = np.full((len(values), len(probe.foreground), len(probe.scoring.metrics)), np.nan)
+    if probe.scoring.reference == 'labels': known[key] = found  # else every model has a truth of its own
     return found
 
 # %% ../../nbs/api/study/work.ipynb #b34f4305
-def _ask(work, name, sample, model, transforms):
+def _ask(work, name, sample, model, transforms, known):
     "All units of one model and one case. The failures."
     failed, unchanged = [], None
     for transform in transforms:
@@ -139,7 +143,7 @@ def _ask(work, name, sample, model, transforms):
         try:
             with limited(work.timeout) as check:
                 if unchanged is None: unchanged = steady(work.models[model], sample).segment([sample])[0]
-                rows = _scored(work, name, sample, (model, transform), unchanged, check)
+                rows = _scored(work, name, sample, (model, transform), unchanged, known, check)
         except (Exception, TimeOut) as e:
             reason = _reason(e, work.timeout)
             if unchanged is None: return [failure(name, model, '', reason)]  # so the others would fail as well
@@ -153,13 +157,13 @@ def work_on(
     task: Task,
 ) -> list:  # of failures
     "Predict and score one case; units are written when they are done. Only an OSError of the study's folder is raised."
-    name, failed = task.case.name, []
+    name, failed, known = task.case.name, [], {}
     if work.noted: work.note(name).write_text('\n')
     try: sample = task.case.sample() if task.units else None
     except Exception as e: failed.append(failure(name, '', '', _reason(e)))
     else:
         for model in dict.fromkeys(m for m, _ in task.units):
-            failed += _ask(work, name, sample, model, [t for m, t in task.units if m == model])
+            failed += _ask(work, name, sample, model, [t for m, t in task.units if m == model], known)
     keep_failures(work, task, failed)
     if work.noted: work.note(name).unlink(missing_ok=True)
     return failed
