@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from numbers import Real
 
@@ -162,7 +162,9 @@ def cluster(
         return
     try: opened = Client(client, timeout='10s')
     except (OSError, ValueError) as e: raise ValueError(f'client {client}: no scheduler answers there') from e
-    with opened: yield opened
+    try: yield opened
+    finally:
+        with suppress(OSError): opened.close()  # the scheduler may be gone
 
 
 def _open_client():

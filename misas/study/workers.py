@@ -116,8 +116,11 @@ class _Cluster:
     "Workers of a Dask cluster. RuntimeError where it has none."
     def __init__(self, client):
         from distributed import CancelledError, TimeoutError as NoWorker
+        from distributed.client import ClosedClientError
+        from distributed.comm import CommClosedError
         from distributed.scheduler import KilledWorker
-        self.client, self.death, self.gone = client, KilledWorker, CancelledError
+        self.client, self.death = client, KilledWorker
+        self.gone = CancelledError, ClosedClientError, CommClosedError, NoWorker
         try: client.wait_for_workers(1, timeout=60)
         except NoWorker: raise RuntimeError('client: no worker has joined the cluster within 60 s; start one') from None
 
