@@ -241,12 +241,12 @@ def zeros_text(
     transform: Transform,
     before: Sample, after: Sample,  # unchanged, and at a value at which something breaks
 ) -> str:
-    "That a background of exact zeros was lifted; nothing where there is none, or where it stays."
+    "That a background of exact zeros is one no more; nothing where there is none, or where it stays."
     zero = (before.image == 0).all(0)
     if transform.keep_zeros or transform.moves_labels or zero.mean() < LEAST or after.shape != before.shape: return ''
-    lifted = (after.image != 0).any(0)[zero].mean()
-    if lifted < .5: return ''
-    return (f'{zero.mean():.0%} of the image is exactly 0, and {transform.name} lifts that: a network that knows the '
+    changed = (after.image != 0).any(0)[zero].mean()
+    if changed < .5: return ''
+    return (f'{zero.mean():.0%} of the image is exactly 0, and {transform.name} changes that: a network that knows the '
             'background by its zeros may fail for this alone. See whether it still does with keep_zeros=True.')
 
 # %% ../../nbs/api/sweep/sentences.ipynb #e3c3fd47
