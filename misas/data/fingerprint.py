@@ -22,7 +22,7 @@ import numpy as np
 from .code import around, facts, home, is_library, outside, version_of
 
 # %% auto #0
-__all__ = ['CALLS', 'MEANINGLESS', 'fingerprint', 'Habits', 'habits', 'unknown', 'without_version']
+__all__ = ['CALLS', 'MEANINGLESS', 'fingerprint', 'Habits', 'habits', 'doubts', 'unknown']
 
 # %% ../../nbs/api/data/fingerprint.ipynb #fa67d3b7
 def _is_network(obj): return 'torch' in sys.modules and isinstance(obj, sys.modules['torch'].nn.Module)
@@ -395,11 +395,24 @@ def _reduced(obj): return obj.__reduce_ex__(4)
 _KINDS += [_special, _object]
 
 # %% ../../nbs/api/data/fingerprint.ipynb #6223634a
+def doubts(
+    obj: object,  # as for `fingerprint`
+) -> tuple[list, str | None]:  # see `unknown`; its fingerprint if nothing in it had a `version`, None where nothing has
+    "What a fingerprint leaves open."
+    graph = _Graph(obj, arrays=False)
+    return _left_open(graph), fingerprint(obj, versions=False) if graph.declared else None
+
+
 def unknown(
     obj: object,  # as for `fingerprint`
 ) -> list:  # of texts; empty where all is known
     "What an object may depend on that its fingerprint cannot tell, unless it has a `version`."
-    graph, found, seen, todo = _Graph(obj, arrays=False), [], set(), [0]
+    return _left_open(_Graph(obj, arrays=False))
+
+
+def _left_open(graph):
+    "What is not known of the parts of an object, but for those below a `version`."
+    found, seen, todo = [], set(), [0]
     while todo:
         number = todo.pop()
         if number in seen or number in graph.declared: continue
@@ -407,10 +420,3 @@ def unknown(
         found += graph.unknown.get(number, [])
         todo += graph.parts[number]
     return sorted(set(found))
-
-
-def without_version(
-    obj: object,  # as for `fingerprint`
-) -> str | None:  # None where nothing in it has a version
-    "The fingerprint that an object would have if nothing in it had a `version`."
-    return fingerprint(obj, versions=False) if _Graph(obj, arrays=False).declared else None

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from ..data.code import WRITTEN_DOWN, is_library
 from ..data.files import read_json
-from ..data.fingerprint import fingerprint, unknown, without_version
+from ..data.fingerprint import doubts, fingerprint
 from ..metrics.metric import Metric, as_metric
 from ..models.adapt import as_model
 from .archive import Archive
@@ -73,7 +74,7 @@ def in_doubt(
     obj: object,  # a Model, transforms, the function of a metric
 ) -> dict:  # empty where its fingerprint tells all
     "What cannot be known of an object, and its fingerprint without the `version` that somebody gave it for that."
-    lost, bare = unknown(obj), without_version(obj)
+    lost, bare = doubts(obj)
     return {**({'not known': lost} if lost else {}), **({'without version': bare} if bare else {})}
 
 
@@ -132,11 +133,15 @@ def study_settings(
 # %% ../../nbs/api/study/settings.ipynb #a2d765b4
 def versions() -> dict:  # name -> version
     "What results may depend on besides the settings."
-    found = dict(python=platform.python_version())
-    for name in WRITTEN_DOWN:
-        try: found[name] = version(name)
-        except PackageNotFoundError: pass
-    return found
+    found = {name: _installed(name) for name in WRITTEN_DOWN}
+    return dict(python=platform.python_version()) | {name: known for name, known in found.items() if known}
+
+
+@cache
+def _installed(name):
+    "The version of a library; '' where it is not there."
+    try: return version(name)
+    except PackageNotFoundError: return ''
 
 
 def said_of_versions(
