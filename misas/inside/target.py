@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from ..data.labels import class_names, mask_of, to_numpy
 from ..data.sample import Sample
-from ..metrics.masks import depth_mm
+from ..metrics.masks import outline_mm
 from ..models.base import Model
 
 # %% auto #0
@@ -53,10 +53,25 @@ def near_outline(
     spacing: Sequence[float],  # mm
     band: float | None = None,  # mm on each side; None: one voxel
 ) -> np.ndarray:  # bool (*S)
-    "Voxels beside the outline of a mask, on both sides."
-    inside, outside = depth_mm(mask, spacing), depth_mm(~mask, spacing)
-    to_other = np.where(mask, inside, outside)  # 1 voxel or more
-    return to_other <= (max(spacing) if band is None else band + min(spacing)/2)
+    "Voxels beside the outline of a mask, on both sides: its neighbours along each axis, or all with their middle near."
+    from scipy.ndimage import binary_dilation, binary_erosion
+    if band is None: return binary_dilation(mask) & ~binary_erosion(mask, border_value=1)
+    return outline_mm(mask, spacing, band) <= band*(1 + 1e-6)
+
+
+def _boundary(target, mask, sample):
+    "A region along the outline of a mask, and its name. ValueError for a band of unknown size, or without voxels."
+    band = target.band
+    if band is None: return near_outline(mask, sample.spacing), 'boundary, one voxel on each side'
+    if not sample.spacing_known: raise ValueError(
+        f'band is in mm, but the spacing of sample {sample.name!r} is not known; '
+        'give it one, e.g. spacing=1.5, or leave band out for one voxel on each side')
+    near = near_outline(mask, sample.spacing, band)
+    if near.any() or mask.all(): return near, f'boundary, {band:g} mm on each side'
+    least = outline_mm(mask, sample.spacing).min()
+    raise ValueError(
+        f'band of {band:g} mm reaches the middle of no voxel of sample {sample.name!r}; '
+        f'choose {least:.4g} mm or more, or leave it out for one voxel on each side')
 
 
 def _voxel_mask(at, sample):
@@ -112,8 +127,7 @@ def _region(target, k, sample, prediction):
     if name == 'labels' and sample.labels is None:
         raise ValueError(f"region='labels' needs labels, and sample {sample.name!r} has none")
     mask = np.array(mask_of(sample.labels if name == 'labels' else prediction, k))  # of a stack it would be a view
-    around = name == 'boundary' and mask.any()
-    return near_outline(mask, sample.spacing, target.band) if around else mask, name
+    return _boundary(target, mask, sample) if name == 'boundary' and mask.any() else (mask, name)
 
 # %% ../../nbs/api/inside/target.ipynb #6080deba
 @dataclass(frozen=True, eq=False)
@@ -213,6 +227,14 @@ def _predicted(prediction, model):
     return [_numbered(model)[k] for k in here] or ['nothing']
 
 
+def _why_empty(region, k, prediction, model):
+    "Why no voxel is in a region."
+    if not isinstance(region, str): return 'the mask is empty'
+    if region == 'labels': return 'the labels do not hold it'
+    if mask_of(prediction, k).all(): return 'it fills the whole image, which leaves no outline'
+    return f'the model predicts only {", ".join(_predicted(prediction, model))}'
+
+
 @patch
 def freeze(
     self: Target,
@@ -224,10 +246,8 @@ def freeze(
     if prediction is None: prediction = model.segment(sample)[0]
     k, name = _class_number(self.cls, model)
     mask, text = _region(self, k, sample, prediction)
-    if sample.valid is not None: mask = mask & sample.valid
-    if mask.any(): return Frozen(mask, k, name, text, self.reduce, self.log_odds, bool(model.overlapping))
-    cure = 'the mask is empty'
-    if text in ('prediction', 'boundary'): cure = f'the model predicts only {", ".join(_predicted(prediction, model))}'
-    if text == 'labels': cure = 'the labels do not hold it'
-    where = f'region of {name} in sample {sample.name!r}'
-    raise ValueError(f'{where} has no voxels: {cure}; choose another class or region')
+    counted = mask if sample.valid is None else mask & sample.valid
+    if counted.any(): return Frozen(counted, k, name, text, self.reduce, self.log_odds, bool(model.overlapping))
+    why = 'none of its voxels counts (valid)' if mask.any() else _why_empty(self.region, k, prediction, model)
+    raise ValueError(
+        f'region of {name} in sample {sample.name!r} has no voxels: {why}; choose another class or region')

@@ -14,7 +14,7 @@ from ..data.labels import as_labels, is_stack, to_numpy
 from ..data.sample import Spacing, voxel_size
 
 # %% auto #0
-__all__ = ['confusion', 'counts', 'check_spacing', 'surface_distance', 'depth_mm', 'volume']
+__all__ = ['confusion', 'counts', 'check_spacing', 'surface_distance', 'depth_mm', 'outline_mm', 'volume']
 
 # %% ../../nbs/api/metrics/masks.ipynb #4d482093
 def confusion(
@@ -161,6 +161,48 @@ def depth_mm(
     near = binary_dilation(mask, np.ones((3,)*mask.ndim), reach) & ~mask  # no voxel further out is the nearest
     out = np.zeros(mask.shape)
     out[mask] = cKDTree(_places(near, spacing)).query(_places(mask, spacing))[0] if near.any() else np.inf
+    return out
+
+# %% ../../nbs/api/metrics/masks.ipynb #9ce92cd3
+def _with_faces(mask):
+    "A mask (*S) on a grid twice as fine, (*2 S + 1): its voxels, and all that touches them."
+    for axis in range(mask.ndim):
+        old = np.moveaxis(mask, axis, 0)
+        fine = np.zeros((2*len(old) + 1, *old.shape[1:]), bool)
+        fine[1::2] = old
+        fine[:-1:2] |= old
+        fine[2::2] |= old
+        mask = np.moveaxis(fine, 0, axis)
+    return mask
+
+
+def _box_around(mask, spacing, reach):
+    "Slices that hold a mask and what lies within `reach` mm, and at least a voxel, of it."
+    size = np.abs(np.linalg.inv(spacing.steps)).sum(1) if isinstance(spacing, Spacing) else 1/np.asarray(spacing)
+    more, at = 1 + np.ceil(reach*size).astype(int), np.argwhere(mask)
+    return tuple(slice(max(0, low - n), high + n + 1) for low, high, n in zip(at.min(0), at.max(0), more))
+
+
+def outline_mm(
+    mask,  # (*S) bool
+    spacing,  # mm: one number, or one for each axis, as a sample has it
+    reach: float = np.inf,  # mm: what lies further outside is not measured
+) -> np.ndarray:  # (*S) infinite where nothing was measured, or there is no outline
+    "How far the middle of each voxel is from the outline of a mask, on both sides."
+    from scipy.ndimage import distance_transform_edt
+    from scipy.spatial import cKDTree
+    mask = to_numpy(mask).astype(bool)
+    spacing, out = check_spacing(spacing, mask.ndim), np.full(mask.shape, np.inf)
+    if not mask.any() or mask.all(): return out
+    box = (...,) if reach == np.inf else _box_around(mask, spacing, reach)
+    outline = _with_faces(mask[box]) & _with_faces(~mask[box])
+    if not isinstance(spacing, Spacing):
+        middles = (slice(1, None, 2),)*mask.ndim
+        out[box] = distance_transform_edt(~outline, np.array(spacing)/2)[middles]
+    else:
+        middles = np.indices(mask[box].shape).reshape(mask.ndim, -1).T @ spacing.steps.T
+        faces = (np.argwhere(outline) - 1) @ spacing.steps.T/2
+        out[box] = cKDTree(faces).query(middles)[0].reshape(mask[box].shape)
     return out
 
 # %% ../../nbs/api/metrics/masks.ipynb #fad1a96b
