@@ -5,15 +5,21 @@
 # %% ../../nbs/api/inside/operations.ipynb #b897cb68
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..models.hold import evaluating, frugal
 
 # %% auto #0
-__all__ = ['first_tensor', 'kind', 'behind', 'graph']
+__all__ = ['LINEAR', 'PRODUCTS', 'NO_VALUES', 'first_tensor', 'kind', 'behind', 'graph', 'without_axes', 'leading', 'is_linear',
+           'name_of', 'Followed', 'following']
 
 # %% ../../nbs/api/inside/operations.ipynb #9211c260
 def first_tensor(out) -> torch.Tensor:
@@ -64,3 +70,107 @@ def graph(
     finally:
         for hook in hooks: hook.remove()
     return behind(out), made
+
+# %% ../../nbs/api/inside/operations.ipynb #243be27b
+LINEAR = {  # kinds of operations that are linear in all that they get together
+    'AccumulateGrad', 'Add', 'Sub', 'Rsub', 'Neg', 'Cat', 'Stack', 'View', 'UnsafeView', 'ReshapeAlias', 'Reshape',
+    'Permute', 'Transpose', 'T', 'MT', 'Mt', 'H', 'Squeeze', 'Unsqueeze', 'Clone', 'Alias', 'ToCopy', 'Copy', 'Slice',
+    'Select', 'Split', 'SplitWithSizes', 'UnsafeSplit', 'Unbind', 'Narrow', 'Expand', 'Repeat', 'Roll', 'Flip', 'Rot',
+    'ConstantPad', 'ReflectionPad', 'ReplicationPad', 'CircularPad', 'PixelShuffle', 'PixelUnshuffle',
+    'ChannelShuffle', 'AvgPool', 'AdaptiveAvgPool', 'MkldnnAdaptiveAvgPool', 'UpsampleNearest', 'UpsampleNearestExact',
+    'UpsampleLinear', 'UpsampleBilinear', 'UpsampleBicubic', 'UpsampleTrilinear', 'UpsampleBilinear2DAa',
+    'UpsampleBicubic2DAa', 'Mean', 'Sum', 'Diagonal', 'Unfold', 'Im2Col', 'Col2Im', 'AsStrided', 'Tril', 'Triu',
+    'Cumsum', 'Index', 'IndexSelect', 'IndexPut', 'Gather', 'MaskedFill', 'Where', 'Contiguous', 'Movedim', 'Identity'}
+PRODUCTS = {  # linear in each of two factors
+    'Mul', 'Div', 'Mm', 'Bmm', 'Mv', 'Dot', 'Addmm', 'Addbmm', 'Baddbmm', 'Matmul', 'Linear', 'MkldnnLinear',
+    'Convolution', 'ConvolutionOverrideable', 'MkldnnConvolution', 'CudnnConvolution', 'CudnnConvolutionTranspose',
+    'MiopenConvolution', 'SlowConv', 'SlowConvDilated', 'SlowConvTranspose', 'ConvDepthwise', 'ThnnConv'}
+
+
+def without_axes(kind: str) -> str:
+    "'AvgPool' of 'AvgPool2D': a kind without its number of axes."
+    return re.sub(r'(\d[dD]|Nd|90|\d)$', '', kind)
+
+
+def leading(
+    nodes: list,  # operations, see `behind`
+    sources: Iterable,  # operations that stand for the image, or for what a part of the network got
+) -> dict:  # {operation: which of its inputs depend on the image}; those without are left out
+    "Operations through which the image comes."
+    readers, found = {}, {}
+    for node in nodes:
+        for i, (other, _) in enumerate(node.next_functions): readers.setdefault(other, []).append((node, i))
+    todo = list(sources)
+    while todo:
+        for node, i in readers.get(todo.pop(), []):
+            if node not in found: todo.append(node)
+            found.setdefault(node, set()).add(i)
+    return found
+
+
+def is_linear(
+    node, ways: set,  # an operation, and which of its inputs depend on the image
+) -> bool:
+    "Is it linear in what depends on the image?"
+    what = without_axes(kind(node))
+    if 'BatchNorm' in what: return not node._saved_training
+    if what == 'Div': return ways == {0}
+    if what == 'Logsumexp': return node._saved_self.shape[node._saved_dim[0]] == 1  # of a single one
+    return what in LINEAR or what in PRODUCTS and len(ways) == 1
+
+# %% ../../nbs/api/inside/operations.ipynb #f843ee22
+NO_VALUES = {'zeros_like', 'ones_like', 'empty_like', 'full_like', 'rand_like', 'randn_like', 'new_zeros', 'new_ones',
+             'new_empty', 'new_full', 'new_empty_strided'}  # these take the shape of a tensor, and no values
+
+
+def name_of(func) -> str:
+    "'relu' for F.relu, torch.relu_, Tensor.relu and torch.ops.aten.relu: what a function of torch does."
+    name = getattr(func, '__name__', '')
+    if name.startswith('__i') and name != '__invert__': name = '__' + name[3:]
+    return name.strip('_').split('.')[0]
+
+
+def _tensors(given): return [one for one in tree_leaves(given) if isinstance(one, torch.Tensor)]
+
+
+class Followed(TorchFunctionMode):
+    "Inside, what depends on the image is followed, with its gradient or without."
+    def __init__(self, module: nn.Module | None):
+        super().__init__()
+        self.module, self.depth, self.hidden = module, 0, WeakTensorKeyDictionary()  # depend on it, without a gradient
+        self.given, self.outs = [], []  # operations that made what the network got; tensors that it gave
+        self.mixed = []  # names of functions that bring features together with such tensors, within the network
+
+    def call(self, func, args, kwargs):
+        "What a function does; for those who change that."
+        return func(*args, **kwargs)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        got = _tensors((args, kwargs))
+        live, hidden = any(t.requires_grad for t in got), any(t in self.hidden for t in got)
+        out = self.call(func, args, kwargs)
+        if not live and not hidden or name_of(func) in NO_VALUES: return out
+        made = _tensors(out)
+        if live and hidden and self.depth and made: self.mixed.append(name_of(func))
+        for one in made:
+            if not one.requires_grad: self.hidden[one] = True
+        return out
+
+# %% ../../nbs/api/inside/operations.ipynb #126f466e
+@contextmanager
+def following(follow: Followed) -> Iterator:
+    "Its module is at work inside."
+    def enter(m, args, kwargs):
+        follow.depth += 1
+        if follow.depth > 1: return  # a network may call itself
+        follow.given += [t.grad_fn for t in _tensors((args, kwargs)) if t.grad_fn is not None]
+    def leave(m, args, out):
+        follow.depth -= 1
+        if not follow.depth: follow.outs += _tensors(out)
+    module = follow.module
+    hooks = [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
+    try:
+        with follow: yield follow
+    finally:
+        for hook in hooks: hook.remove()
