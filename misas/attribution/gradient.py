@@ -58,38 +58,44 @@ def nothing(q: Question) -> torch.Tensor:
 # %% ../../nbs/api/attribution/gradient.ipynb #a907aac5
 def noisy_images(
     q: Question,
-    sigma: float,  # SD of the noise as a fraction of the image's range
+    sigma: float,  # SD of the noise as a fraction of the range
+    channel: int | None = None,  # whose range, for all channels; None: of each its own
 ) -> Callable:  # make(i, j): the next j - i noisy copies, (j - i, C, *S)
-    "Noisy copies of the image, the same for all methods with one seed."
-    generator, spread = q.generator(), sigma*float(q.x.max() - q.x.min())
+    "Noisy copies of the image, the same for all methods with one seed. ValueError for a channel that there is not."
+    if channel is not None and channel not in range(q.sample.n_channels): raise ValueError(
+        f'channel must be one of 0 to {q.sample.n_channels - 1} of sample {q.sample.name!r}, got {channel!r}')
+    every = tuple(range(2, q.x.ndim))
+    ranges = q.x.amax(every, keepdim=True) - q.x.amin(every, keepdim=True)  # (1, C, 1, ...)
+    ranges = (ranges if channel is None else ranges[:, [channel]]).double()
+    generator, spread = q.generator(), (sigma*ranges).to(q.x)
     def noise(): return spread*torch.randn(q.x.shape, generator=generator).to(q.x)
     def make(i, j): return torch.cat([q.x + noise() for _ in range(i, j)])
     return make
 
 
-def _noisy(q, n_samples, sigma):
+def _noisy(q, n_samples, sigma, channel):
     "Mean and mean square of the gradients of noisy copies (C, *S), in double precision."
     first, second = nothing(q), nothing(q)
     def use(i, gradients):
         first.add_(gradients.double().sum(0))
         second.add_(gradients.double().square().sum(0))
-    over_gradients(q, n_samples, noisy_images(q, sigma), use, 'noisy images')
+    over_gradients(q, n_samples, noisy_images(q, sigma, channel), use, 'noisy images')
     return first/n_samples, second/n_samples
 
 
-def smoothgrad(q: Question, n_samples=50, sigma=.05) -> Raw:
+def smoothgrad(q: Question, n_samples=50, sigma=.05, channel=None) -> Raw:
     "Mean gradient of noisy copies."
-    return Raw(_noisy(q, n_samples, sigma)[0])
+    return Raw(_noisy(q, n_samples, sigma, channel)[0])
 
 
-def smoothgrad_squared(q: Question, n_samples=50, sigma=.05) -> Raw:
+def smoothgrad_squared(q: Question, n_samples=50, sigma=.05, channel=None) -> Raw:
     "Mean squared gradient of noisy copies; without sign."
-    return Raw(_noisy(q, n_samples, sigma)[1])
+    return Raw(_noisy(q, n_samples, sigma, channel)[1])
 
 
-def vargrad(q: Question, n_samples=50, sigma=.05) -> Raw:
+def vargrad(q: Question, n_samples=50, sigma=.05, channel=None) -> Raw:
     "Variance of the gradients of noisy copies; without sign."
-    mean, square = _noisy(q, n_samples, sigma)
+    mean, square = _noisy(q, n_samples, sigma, channel)
     return Raw((square - mean.square()).clamp_min(0))
 
 # %% ../../nbs/api/attribution/gradient.ipynb #676980b3
@@ -167,14 +173,15 @@ def _gradient(name, run, words, origin, cost, unit, refuse=None, **options):
     return Method(name, 'gradient', run, words, origin, cost, refuse, **more)
 
 
+_NOISE = dict(n_samples=50, sigma=.05, channel=None)  # of noisy copies
 GRADIENT_METHODS = [
     _gradient('saliency', saliency, '1', 'Simonyan et al. 2013', _once, SLOPE),
     _gradient('input_x_gradient', input_x_gradient, '1', 'Shrikumar et al. 2016', _once, SHARE),
     _gradient('integrated_gradients', integrated_gradients, 'n_steps', 'Sundararajan et al. 2017', _along_path, SHARE,
               refuse_constant, baseline='blur', n_steps=50),
-    _gradient('smoothgrad', smoothgrad, 'n_samples', 'Smilkov et al. 2017', _sampled, SLOPE, n_samples=50, sigma=.05),
+    _gradient('smoothgrad', smoothgrad, 'n_samples', 'Smilkov et al. 2017', _sampled, SLOPE, **_NOISE),
     _gradient('smoothgrad_squared', smoothgrad_squared, 'n_samples', 'Hooker et al. 2019', _sampled, SQUARE,
-              n_samples=50, sigma=.05),
-    _gradient('vargrad', vargrad, 'n_samples', 'Adebayo et al. 2018', _sampled, SQUARE, n_samples=50, sigma=.05),
+              **_NOISE),
+    _gradient('vargrad', vargrad, 'n_samples', 'Adebayo et al. 2018', _sampled, SQUARE, **_NOISE),
     _gradient('gradient_shap', gradient_shap, 'n_samples', 'Erion et al. 2021', _shap, SHARE,
               refuse_constant, baseline='blur', n_samples=50)]

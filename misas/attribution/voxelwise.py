@@ -101,11 +101,11 @@ def _on_the_whole(q, target, x):
 
 # %% ../../nbs/api/attribution/voxelwise.ipynb #db6f0078
 def signed_max(
-    q: Question, n_samples=50, sigma=.05,
+    q: Question, n_samples=50, sigma=.05, channel=None,  # see `noisy_images`
     most=None,  # ask only so many voxels of the region, drawn at random; None: all
 ) -> Raw:  # with `error` where not all were asked
     "At each place the gradient of that voxel of the region which reacts most, with its sign; mean of noisy copies."
-    target, make, total = some_of(q, most), noisy_images(q, sigma), nothing(q)
+    target, make, total = some_of(q, most), noisy_images(q, sigma, channel), nothing(q)
     part, size, alone = Part(q, target), 0., 0.
     for i in q.steps(range(n_samples), 'noisy images'):
         x = make(i, i + 1)
@@ -140,7 +140,7 @@ def _cost(q, options):
     return options['n_samples'], options['n_samples']*min(voxels, options['most'] or voxels)
 
 
-_OPTIONS = dict(n_samples=50, sigma=.05, most=None)
+_OPTIONS = dict(n_samples=50, sigma=.05, channel=None, most=None)
 VOXELWISE_METHODS = [
     Method('signed_max', 'gradient', signed_max, 'n_samples x voxels', 'Spagnolo et al. 2026', _cost, refuse_one_number,
            options=_OPTIONS, library='misas', unit=SLOPE, slope=True)]

@@ -104,7 +104,7 @@ def instance_maps(
     kind: str = 'average',  # or 'signed_max'; see `instance_saliency`
     n: int = 50,  # noisy copies
     sigma: float = .05,  # SD of the noise, as a fraction of the range (maximum - minimum) of `channel`
-    *, channel: int | None = None,  # whose range that is, e.g. of FLAIR; None: of the image with all its channels
+    *, channel: int | None = None,  # whose range that is for all channels, e.g. of FLAIR; None: of each its own
     cls: str | int | None = None,  # the class; None: that of the instance, for a mask the first after the background
     most: int | None = None,  # 'signed_max': ask only so many voxels of a lesion, see `Attribution.error`; None: all
     seed: int = 0,  # of the noise

@@ -20,15 +20,13 @@ __all__ = ['KINDS', 'saliency_options', 'instance_saliency', 'instance_gradcam']
 KINDS = {'average': 'smoothgrad', 'signed_max': 'signed_max'}  # the method of `attribute` behind each
 
 
-def _share_of_range(sample, sigma, channel):
-    "`sigma` as a fraction of the range of the whole image, where it was meant as one of a channel's."
-    if channel is None: return sigma
+def _check_channel(sample, channel):
+    "ValueError for a channel that there is not, or whose range is nothing."
+    if channel is None: return
     if channel not in range(sample.n_channels): raise ValueError(
         f'channel must be one of 0 to {sample.n_channels - 1} of sample {sample.name!r}, got {channel!r}')
-    own = float(np.ptp(sample.image[channel]))
-    if not own:
+    if not np.ptp(sample.image[channel]):
         raise ValueError(f'channel {channel} of sample {sample.name!r} is the same everywhere; name another one')
-    return sigma*own/float(np.ptp(sample.image))
 
 
 def saliency_options(
@@ -37,7 +35,8 @@ def saliency_options(
     "What is asked of `attribute`. ValueError for a kind or channel that there is not."
     if kind not in KINDS: raise ValueError(f"kind must be 'average' or 'signed_max', got {kind!r}")
     if most is not None and kind == 'average': raise ValueError("most is for kind='signed_max'")
-    options = dict(n_samples=n, sigma=_share_of_range(sample, sigma, channel))
+    _check_channel(sample, channel)
+    options = dict(n_samples=n, sigma=sigma, channel=channel)
     if kind == 'signed_max': options['most'] = most
     return KINDS[kind], options
 
@@ -49,7 +48,7 @@ def instance_saliency(
     kind: str = 'average',  # 'average' (eq. 2) or 'signed_max' (eq. 3)
     n: int = 50,  # noisy copies
     sigma: float = .05,  # SD of the noise, as a fraction of the range (maximum - minimum) of `channel`
-    *, channel: int | None = None,  # whose range that is, e.g. of FLAIR; None: of the image with all its channels
+    *, channel: int | None = None,  # whose range that is for all channels, e.g. of FLAIR; None: of each its own
     cls: str | int | None = None,  # the class; None: that of the instance, for a mask the first after the background
     most: int | None = None,  # 'signed_max': ask only so many voxels of the lesion, see `Attribution.error`; None: all
     internal_batch: int | None = None,  # images in one pass; None: what suits the machine
