@@ -32,6 +32,7 @@ from .instances.synthetic import insert_lesion
 from .study.compare import compare
 from .study.diagnose import diagnose
 from .sweep.pairs import SensitivityGrid, sensitivity_grid
+from .sweep.repeated import repeated
 from .data.io import as_sample, load, save
 from .metrics.metric import Metric
 from .metrics.scores import score
@@ -84,6 +85,6 @@ __all__ = [
     'fit_temperature', 'impute', 'infidelity', 'insert_lesion', 'insertion', 'instance_gradcam',
     'instance_maps', 'instance_saliency', 'kernels', 'latent_factors', 'layers', 'load', 'load_autoencoder',
     'localisation', 'map_features', 'max_sensitivity', 'maximise', 'methods', 'parts', 'phantom', 'plot',
-    'predict_instances', 'random_target', 'randomisation_check', 'rank_methods', 'risk_coverage', 'save',
-    'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'tcav', 'to_html',
+    'predict_instances', 'random_target', 'randomisation_check', 'rank_methods', 'repeated', 'risk_coverage',
+    'save', 'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'tcav', 'to_html',
     'tolerance', 'transforms', 'traverse', 'zoo']
