@@ -6,32 +6,55 @@
 from __future__ import annotations
 
 import random
-from contextlib import contextmanager
-from functools import partial
+import warnings
+from collections import deque
+from functools import lru_cache, partial
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..doors import changed_for_a_while, open_changes
+from .kept import Kept
+
 # %% auto #0
 __all__ = ['CONVOLUTIONS', 'NORMS', 'same_luck', 'evaluating', 'hookable', 'untouched', 'out_of_place', 'frugal', 'trace']
 
 # %% ../../nbs/api/models/hold.ipynb #618b1555
-@contextmanager
-def same_luck():
-    "Whatever draws random numbers inside, the generators are afterwards as they were before."
+def _luck():
+    "The state of the generators; returns a function that puts it back."
     state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try: yield
-    finally:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    elsewhere = [torch.cuda.get_rng_state(device) for device in devices]
+    def put_back():
         random.setstate(state[0])
         np.random.set_state(state[1])  # noqa: NPY002
         torch.set_rng_state(state[2])
+        for device, one in zip(devices, elsewhere): torch.cuda.set_rng_state(one, device)
+    return put_back
 
 
+def _nothing(): "To change."
+
+
+def same_luck() -> changed_for_a_while:
+    "Whatever draws random numbers inside, the generators are afterwards as they were before."
+    return changed_for_a_while(_nothing, _luck())
+
+# %% ../../nbs/api/models/hold.ipynb #4ede30af
 def _modes(module):
     "The mode of every submodule that has one; frozen TorchScript has none."
     return [(m, m.training) for m in module.modules() if hasattr(m, 'training')]
+
+
+def _set_modes(modes):
+    "Without the `train` of a module, and without its `__setattr__`: they may do more."
+    for m, mode in modes:
+        own = m.__dict__
+        if 'training' not in own: m.training = mode  # TorchScript
+        elif own['training'] is not mode: own['training'] = mode
 
 
 def _evaluate(module):
@@ -40,15 +63,74 @@ def _evaluate(module):
     except NotImplementedError: pass
 
 
-@contextmanager
-def evaluating(module: nn.Module):
-    "Evaluation mode for a while; every submodule gets its own mode back, also after an error."
-    modes = _modes(module)
-    try:
-        _evaluate(module)
-        yield module
-    finally:
-        for m, mode in modes: m.training = mode
+_STILL = WeakKeyDictionary()  # network -> states in which it was seen to change nothing
+
+
+def _state(modes):
+    "What decides whether a network changes something: its modules, their modes and hooks."
+    return hash(tuple((id(m), type(m), mode, *_additions(m.__dict__)) for m, mode in modes))
+
+
+def _additions(own):
+    hooks = own.get('_forward_pre_hooks'), own.get('_forward_hooks')
+    return *(0 if one is None else len(one) for one in hooks), id(own.get('forward'))
+
+
+def _of_torch(f): return (getattr(f, '__module__', None) or '').startswith('torch.')
+
+
+@lru_cache(256)
+def _kind_does_more(kind):
+    switches = kind.train, kind.eval, kind.__setattr__
+    return not all(map(_of_torch, switches)) or hasattr(kind, 'training') and not _of_torch(kind)
+
+
+def _does_more(m):
+    "Is there more to its `eval()` than a switch?"
+    own = [m.__dict__[name] for name in ('train', 'eval') if name in m.__dict__]
+    return _kind_does_more(type(m)) or not all(map(_of_torch, own))
+
+
+def _is_still(module, modes, what):
+    "Was it seen to leave itself alone: all that it holds, or its 'weights'?"
+    if any(mode for _, mode in modes) and any(_does_more(m) for m, _ in modes): return False
+    return (what, _state(modes)) in _STILL.get(module, ())
+
+
+def _is_held(module):
+    "Is somebody else going to put it back?"
+    return any(getattr(one, 'module', None) is module for one in open_changes())
+
+# %% ../../nbs/api/models/hold.ipynb #9bba1c0a
+class evaluating(changed_for_a_while):
+    "Evaluation mode for a while; the network is afterwards as it was, whatever `eval` and `forward` do to it."
+    def __init__(self, module: nn.Module):
+        self.modes, self.kept, asked = _modes(module), None, module
+        if not _is_held(module) and not _is_still(module, self.modes, 'all'):
+            self.kept, self.state, self.module = Kept(module), _state(self.modes), module
+        super().__init__(partial(self._begin, asked), self._back)
+
+    def _begin(self, module):
+        if not self.modes or any(mode for _, mode in self.modes): _evaluate(module)
+        return self
+
+    def _back(self):
+        _set_modes(self.modes)
+        if self.kept is not None: self.kept.put_back()
+
+    def __exit__(self, kind, *rest):
+        try:
+            if kind is None and self.kept is not None: self._learn()
+        finally: self.end()
+
+    def _learn(self):
+        "Does it leave itself alone?"
+        _set_modes(self.modes)
+        if not self.kept.differs(): _STILL.setdefault(self.module, set()).add(('all', self.state))
+
+    def apart(self, out: object) -> object:
+        "What the network returned, with copies of tensors that are going to be put back."
+        return out if self.kept is None else self.kept.apart(out)
 
 # %% ../../nbs/api/models/hold.ipynb #b946ebd5
 def hookable(
@@ -58,76 +140,77 @@ def hookable(
     return module is not None and not any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
 
 
-def _picture_of(m):
-    "What a module holds, with copies of its dictionaries (hooks, parameters, buffers, submodules)."
-    return {k: (v, v.copy()) if isinstance(v, (dict, set, list)) else (v, None) for k, v in vars(m).items()}
-
-
-def _put_back(m, held):
-    "Give a module what it held."
-    for k in [k for k in vars(m) if k not in held]: del m.__dict__[k]
-    for k, (value, content) in held.items():
-        if content is not None:  # compared they cannot be: they hold tensors
-            value.clear()
-            (value.extend if isinstance(value, list) else value.update)(content)
-        m.__dict__[k] = value
-
-# %% ../../nbs/api/models/hold.ipynb #ac10d96a
-def _remembered(module):
-    "All that could change in a network; returns a function that puts it back."
-    held = {m: _picture_of(m) for m in module.modules()} if hookable(module) else {}
-    modes = _modes(module)
-    weights = [(w, w.requires_grad, w.grad) for w in module.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    def put_back():
-        for m, picture in held.items(): _put_back(m, picture)
-        for m, mode in modes: m.training = mode
-        for weight, needs, grad in weights:
-            weight.requires_grad_(needs)
-            weight.grad = grad
-        with torch.no_grad():
-            for buffer, values in buffers:
-                if buffer.shape != values.shape: buffer.resize_(values.shape)
-                buffer.copy_(values)
-    return put_back
-
-
-def _ready_to_be_watched(module):
+def _ready_to_be_watched(module, modes):
     "Evaluation mode, no gradients of weights, and compiled modules as they are written."
-    _evaluate(module)
-    for weight in module.parameters(): weight.requires_grad_(False)
+    if not modes or any(mode for _, mode in modes): _evaluate(module)
+    for weight in module.parameters():
+        if weight.requires_grad and weight.is_leaf: weight.requires_grad_(False)
     for m in module.modules() if hookable(module) else ():
         if getattr(m, '_compiled_call_impl', None) is not None: m._compiled_call_impl = None
 
 
-@contextmanager
-def untouched(
-    module: nn.Module | None,
-):
+def _with_gradients():
+    "Gradients are computed; returns a function that goes back to how it was."
+    before, guard = torch.is_grad_enabled(), None
+    if torch.is_inference_mode_enabled(): guard = torch.inference_mode(False)
+    def begin():
+        if guard is not None: guard.__enter__()
+        torch.set_grad_enabled(True)
+    def end():
+        if guard is not None and not torch.is_inference_mode_enabled(): guard.__exit__(None, None, None)
+        torch.set_grad_enabled(before)
+    return begin, end
+
+# %% ../../nbs/api/models/hold.ipynb #ac10d96a
+_LOST = ('{} changed its weights in a way that it did not before, and no copy of them was kept: '
+         'load them again, and ask a copy of it, copy.deepcopy(net)')
+
+
+class untouched(changed_for_a_while):
     "Whatever happens inside, the network and the random generators are afterwards as they were."
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with same_luck(), torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
-        if module is None:
-            yield
-            return
-        put_back = _remembered(module)
+    def __init__(self, module: nn.Module | None):
+        self.luck, (self.compute, self.as_before) = _luck(), _with_gradients()
+        self.kept, self.modes = None, [] if module is None else _modes(module)
+        self.held = module is not None and _is_held(module)
+        super().__init__(partial(self._begin, module), self._back)
+        self.module = module
+
+    def _begin(self, module):
+        self.compute()
+        if module is None: return
+        self.trusted, self.state = self.held or _is_still(module, self.modes, 'weights'), _state(self.modes)
+        self.kept = Kept(module, wholly=not self.trusted)
+        _ready_to_be_watched(module, self.modes)
+
+    def _back(self):
+        if self.kept is not None: self.kept.put_back()
+        _set_modes(self.modes)
+        self.luck()
+        self.as_before()
+
+    def __exit__(self, kind, *rest):
         try:
-            _ready_to_be_watched(module)
-            yield
-        finally: put_back()
+            if self.kept is not None and not self.held: self._learn(kind is None)
+        finally: self.end()
+
+    def _learn(self, finished):
+        "Does it leave its weights alone?"
+        known = _STILL.setdefault(self.module, set())
+        if self.trusted and self.kept.lost():
+            known.clear()
+            warnings.warn(_LOST.format(type(self.module).__name__), stacklevel=4)
+        elif finished and not self.kept.overwritten(): known.add(('weights', self.state))
 
 # %% ../../nbs/api/models/hold.ipynb #e77c6e3c
-@contextmanager
 def out_of_place(
     module: nn.Module,
-):
+) -> changed_for_a_while:
     "Inside, in-place activations work on copies, since hooks cannot follow a tensor that changes under them."
     changed = [m for m in module.modules() if getattr(m, 'inplace', None) is True]
-    try:
-        for m in changed: m.inplace = False
-        yield changed
-    finally:
-        for m in changed: m.inplace = True
+    def to(inplace):
+        for m in changed: m.inplace = inplace
+        return changed
+    return changed_for_a_while(partial(to, False), partial(to, True))
 
 # %% ../../nbs/api/models/hold.ipynb #911dcfbd
 CONVOLUTIONS = {getattr(nn, f'Conv{kind}{n}d') for kind in ('', 'Transpose') for n in (1, 2, 3)}
@@ -157,23 +240,39 @@ def _forgetful(forward, input, *args, **kwargs):
     with saved_tensors_hooks(keep, give): return forward(input, *args, **kwargs)
 
 
-@contextmanager
 def frugal(
     module: nn.Module | None,
-):
+) -> changed_for_a_while:
     "Inside, convolutions and BatchNorms do not keep their inputs for the gradient, which does not need them."
     able = hookable(module) and torch.is_grad_enabled()
     changed = [m for m in module.modules() if _linear(m)] if able else []
-    for m in changed: m.forward = partial(_forgetful, m.forward)
-    try: yield changed
-    finally:
-        for m in changed: del m.forward
+    def begin():
+        for m in changed: m.__dict__['forward'] = partial(_forgetful, m.forward)
+        return changed
+    def end():
+        for m in changed: m.__dict__.pop('forward', None)
+    return changed_for_a_while(begin, end)
 
 # %% ../../nbs/api/models/hold.ipynb #36b7caeb
-def _bytes(t): return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def _bytes(t):
+    if t.is_meta or t.is_quantized or torch.nn.parameter.is_lazy(t): return str(t)
+    if t.layout != torch.strided: t = t.to_dense()
+    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def _hooks(m): return {k: tuple(v) for k, v in vars(m).items() if 'hooks' in k and isinstance(v, dict)}
 def _of_module(m):
-    return type(m), getattr(m, 'training', None), _hooks(m), sorted(vars(m)), getattr(m, 'inplace', None)
+    named = {k: _told(v) for k, v in vars(m).items() if 'hooks' not in k and k not in ('_parameters', '_modules')}
+    return type(m), getattr(m, 'training', None), _hooks(m), sorted(vars(m)), named
+
+
+def _told(value):
+    "What something holds, as numbers and texts; of what is not known which one it is."
+    if isinstance(value, torch.Tensor): return id(value), value.requires_grad, tuple(value.shape), _bytes(value)
+    if isinstance(value, np.ndarray): return value.shape, value.tobytes()
+    if isinstance(value, dict): return type(value), [(k, _told(v)) for k, v in value.items()]
+    if isinstance(value, (list, tuple, deque)): return type(value), [_told(one) for one in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else id(value)
 
 
 def _of_weights(w):
@@ -184,7 +283,7 @@ def _of_weights(w):
 def trace(
     module: nn.Module,
 ) -> dict:  # comparable with ==
-    "Everything that a method could have left on a network: state, gradients, hooks, modes, attributes."
+    "Everything that a method could have left on a network: state, gradients, hooks, modes, what attributes hold."
     state = {k: _bytes(v) for k, v in module.state_dict().items() if isinstance(v, torch.Tensor)}
     modules = [(name, *_of_module(m)) for name, m in module.named_modules()]
     tensors = [(name, *_of_weights(w)) for name, w in module.named_parameters()]

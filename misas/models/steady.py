@@ -127,7 +127,7 @@ def _asked(model, x, seed, habits=None):
     "The network's output with habits taken away; everybody else's luck is another one with each seed."
     model.habits = habits
     with seeded(seed): out = as_ever(model, x, model.forward)
-    return model.plain(choose_output(out, model.output, tuple(x.shape[2:])))
+    return model.plain(choose_output(out, model.output, tuple(x.shape[2:]))).clone()  # it may use its memory again
 
 
 LARGE = 2**18  # voxels, from which on a batch is asked about only once
@@ -161,7 +161,7 @@ def _cure(
 def _habits_of(model, x):
     "Habits of a network, asked about a prepared image (1, C, *S). None: nothing helps."
     ndim = x.ndim - 2
-    first = _asked(model, x, 1).clone()
+    first = _asked(model, x, 1)
     among, again = _beside(model, x), _asked(model, x, 3)
     if alike(first, again, ndim):
         return Habits(company=not all(alike(first, one, ndim, LOOSE) for one in among), single=not among)
