@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,8 @@ from .voxelwise import VOXELWISE_METHODS
 from ..data import io
 from ..data.sample import Sample
 from ..doors import door
+from ..inside.layers import features
+from ..inside.honest import Doubt, doubt
 from ..inside.question import Question, Refused
 from ..inside.target import Frozen, Target
 from ..models.base import Model
@@ -38,9 +40,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['ALL_METHODS', 'METHODS', 'LIMIT', 'COMMON', 'MUCH', 'COARSE', 'method_of', 'no_gradient', 'refusal', 'methods',
-           'Attribution', 'Incomplete', 'checked', 'complete', 'own_options', 'gigabytes', 'check_refusal', 'explained',
-           'run_method', 'attribute']
+__all__ = ['ALL_METHODS', 'METHODS', 'LIMIT', 'COMMON', 'MUCH', 'COARSE', 'method_of', 'no_gradient', 'not_heard', 'found_out',
+           'refusal', 'methods', 'Attribution', 'Incomplete', 'checked', 'complete', 'own_options', 'gigabytes',
+           'check_refusal', 'doubted', 'explained', 'run_method', 'attribute']
 
 # %% ../../nbs/api/attribution/attribute.ipynb #b58a845a
 ALL_METHODS = [
@@ -57,8 +59,25 @@ def method_of(name: str) -> Method:
 
 def no_gradient(question: Question) -> str:
     "Why a method that needs the image's gradient refuses, and what to do instead; '' where there is one."
-    why = question.unreached.removeprefix(f'{question.model.name}: ')
-    return f'{why}; use a method without gradients, such as occlusion' if why else ''
+    return question.unreached.removeprefix(f'{question.model.name}: ')
+
+
+def not_heard(question: Question, layer: str) -> str:
+    "Why no gradient comes back to a layer; '' if one does. Not counted."
+    def find():
+        before = replace(question.passes)
+        try:
+            with question.refusing(): features(question, layer)
+        except Refused as e: return str(e).removeprefix(f'{question.model.name}: ')
+        finally: question.passes = before
+        return ''
+    return question.once(f'not heard from {layer}', find)
+
+
+def found_out(method: Method, question: Question, options: dict) -> str:
+    "Why a method would have to give up on its way, for want of a gradient."
+    if method.needs == 'features' and 'layer' in options: return not_heard(question, options['layer'])
+    return no_gradient(question) if method.needs == 'gradient' else ''
 
 
 def refusal(
@@ -66,17 +85,18 @@ def refusal(
     ahead=False,  # also of what it would find out by itself?
 ) -> str | None:
     "Why this method must not run, or None."
-    looked_up = method.needs == 'gradient' and (ahead or question.module is None)
-    if looked_up and (why := no_gradient(question)): return why
-    try: return method.refuse(question, options) if method.refuse else None
+    try:
+        with question.refusing(): why = method.refuse(question, options) if method.refuse else None
+        return why or (found_out(method, question, options) if ahead else '') or None
     except ImportError as e: return str(e)
+    except Refused as e: return str(e).removeprefix(f'{question.model.name}: ')
 
 # %% ../../nbs/api/attribution/attribute.ipynb #b4ad920a
 def methods(
     model: Model | None = None,  # or anything `as_model` takes
     sample: Sample | None = None,  # or anything `as_sample` takes
     target: Target | Frozen | str | int | None = None,  # see `attribute`
-) -> 'pd.DataFrame':  # name, family, dimensions, passes, needs, library, origin (forward, backward, gigabytes, refused)
+) -> 'pd.DataFrame':  # name, family, dimensions, passes, needs, library, origin (forward, backward, gigabytes, refused, warning)
     "The table of methods; for a model, an image and a target also what each would cost there, and why it would refuse."
     import pandas as pd
     rows = [(m.name, m.family, '2D, 3D', m.words, m.needs, m.library, m.origin) for m in METHODS.values()]
@@ -91,6 +111,7 @@ def methods(
         memory = [0. if one[2] else gigabytes(how, question) for how, one in zip(METHODS.values(), asked)]
     forward, backward, refused = zip(*asked)
     table = table.assign(forward=forward, backward=backward, gigabytes=np.round(memory, 2), refused=refused)
+    table['warning'] = [_foretold(*one, question) for one in zip(METHODS.values(), refused)]
     return table.astype(dict(forward='Int64', backward='Int64'))
 
 
@@ -98,6 +119,12 @@ def _no_score(question):
     "Why there is no score to explain; '' where there is one."
     try: return '' if np.isfinite(question.value) else 'the score is not finite'
     except Refused as e: return str(e)
+
+
+def _foretold(method, refused, question):
+    "What is wrong with the gradient of a method that runs."
+    found = None if refused else doubted(method, question)
+    return found.sentence if found else ''
 
 
 def _cost(method, question, none):
@@ -124,6 +151,7 @@ class Attribution:
     baseline_score: float | None = None  # of an image without anything to see; near `score`, there is little to explain
     error: float | None = None  # of a map from only some voxels of the region: about what fraction of it is missed
     asked: dict = field(default_factory=dict, repr=False)  # how it was called
+    doubt: Doubt | None = None  # why the gradient of the network is not what a small change does
 
     @property
     def total(self) -> np.ndarray: "The map summed over channels, (*S)."; return self.map.sum(0)
@@ -154,7 +182,9 @@ class Attribution:
         kept = ''
         if self.handed_back: kept = '; hands back {:.3g} of {:.3g}, biases get the rest'.format(*self.handed_back)
         error = '' if self.error is None else f'; asked for some voxels only, which misses about {100*self.error:.2g} %'
-        return f'{self.method} of the {self.target.text}, which is {self.score:.3g}{base}{gap}{kept}{error}; {cost}'
+        doubt = f'; {self.doubt.text}' if self.doubt else ''
+        told = f'{base}{gap}{kept}{error}{doubt}'
+        return f'{self.method} of the {self.target.text}, which is {self.score:.3g}{told}; {cost}'
 
     def __repr__(self): return f'Attribution({self.text})'
 
@@ -183,6 +213,7 @@ def plot(
     "Picture of the map over the image, the target outlined."
     title = self.method
     if self.handed_back: title += ', {:.3g} of {:.3g}'.format(*self.handed_back)
+    if self.doubt: title += f', gradient off by {100*self.doubt.off:.0f} %'
     words = dict(target=self.target.mask, title=title, about=self.target.text, unit=self.unit)
     return plot_attribution(self.sample, self.map, **{**words, **kw})
 
@@ -215,6 +246,8 @@ def checked(raw: Raw, method: str, question: Question) -> np.ndarray:  # float32
         raise ValueError(f'{which}: the map has shape {map.shape}, expected one or {channels} channels of {shape}')
     if not np.isfinite(map).all():
         raise ValueError(f'{which}: the map holds NaN or infinite values, so it must not be believed')
+    if not map.any() and METHODS[method].needs != 'scores' and question.flat:
+        raise Refused(f'{method} refuses {question.model.name}: {question.flat}')
     if not map.any(): raise ValueError(
         f'{which}: the map is zero everywhere; the target does not depend on the image there '
         '(a saturated output, or a region out of sight), so choose another target, baseline or method')
@@ -227,9 +260,10 @@ def complete(attribution: Attribution) -> Attribution:
     if gap is None or gap <= LIMIT: return attribution
     which = f'{attribution.method} of {attribution.model.name} for the {attribution.target.text}'
     steps = 'take more n_steps, ' if 'n_steps' in attribution.options else 'take '
+    cure = f'{steps}a baseline nearer to the image, or a method without a baseline, such as smoothgrad'
+    if attribution.doubt: cure = attribution.doubt.sentence
     raise Incomplete(
-        f'{which}: contributions miss {100*gap:.0f} % of the difference between image and baseline; {steps}'
-        'a baseline nearer to the image, or a method without a baseline, such as smoothgrad', attribution)
+        f'{which}: contributions miss {100*gap:.0f} % of the difference between image and baseline; {cure}', attribution)
 
 # %% ../../nbs/api/attribution/attribute.ipynb #729a2521
 COMMON = dict(baseline='blur', n_steps=50, layer='auto')  # options of many methods, with the defaults of `attribute`
@@ -298,6 +332,11 @@ def check_refusal(method: Method, question: Question, options: dict) -> None:
     if reason: raise Refused(f'{method.name} refuses {question.model.name}: {reason}')
 
 
+def doubted(method: Method, question: Question) -> Doubt | None:
+    "Why a gradient must not be believed as it is, where the method takes one."
+    return doubt(question) if method.needs == 'gradient' else None
+
+
 def explained(
     question: Question, method: Method, options: dict, raw: Raw,
     asked: dict,  # arguments of `attribute`
@@ -306,7 +345,9 @@ def explained(
     passes = question.passes.forwards, question.passes.backwards
     map = checked(raw, method.name, question)
     about = question.target, question.sample, question.model, question.prediction, options, question.value, passes
-    return complete(Attribution(map, method.name, *about, raw.delta, raw.gap, raw.base, raw.error, asked))
+    found = doubted(method, question)
+    if found: warnings.warn(f'{question.model.name}: {found.sentence}', stacklevel=4)
+    return complete(Attribution(map, method.name, *about, raw.delta, raw.gap, raw.base, raw.error, asked, found))
 
 
 def run_method(method: Method, question: Question, options: dict) -> Raw:

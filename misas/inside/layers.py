@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from .question import Question, Refused
+from ..models.gradients import why_lost
 
 # %% auto #0
 __all__ = ['EVENLY', 'placement', 'enlarge', 'bring_home', 'Features', 'channels', 'listen', 'pick_layer', 'refuse_layers',
@@ -121,6 +122,7 @@ def listen(
     grids, kept = [], []
     def enter(_, args): grids.append(tuple(args[0].shape[2:]))
     def leave(_, args, out):
+        if out.is_quantized and not grads: return kept.append(out.dequantize())
         kept.append(out.detach().requires_grad_(grads))
         return kept[-1].clone()  # what comes after may change it in place
     hooks = [q.module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
@@ -143,7 +145,7 @@ def pick_layer(
     try: name = seen.pick_layer() if layer == 'auto' else layer
     except ValueError as e: raise Refused(str(e)) from None
     module, call = seen.layer(name), next(c for c in seen.calls if c.name == name)
-    gives = f'an output of shape {call.shape}' if call.shape else 'no single tensor'
+    gives = f'an output of shape {call.shape}' if call.shape and not call.packed else 'no single tensor'
     if not seen.gives_maps(call):
         raise Refused(f'layer {name!r} gives {gives}, no feature maps (N, K, *S); choose another one')
     times = call.n//seen.forwards
@@ -227,6 +229,12 @@ def features(
         if x is None: found.norm = mean_removed_by(score, kept[0])
         found.grads = _back_to(kept, score)
     silent = x is None and not any(grad.any() for grad in found.grads)
-    if not found.grads or silent:
-        raise Refused(f'layer {name!r} has no influence on the {q.target.text}; choose another one')
+    if not found.grads or silent: raise Refused(_unheard(q, name, module))
     return found
+
+
+def _unheard(q, name, module):
+    "Why no gradient comes back to a layer, and what to do instead."
+    if why := why_lost(lambda: listen(q, module, True, lambda: q.target.of(q.look(q.x)))):
+        return f'no gradient comes back to layer {name!r}{why}; use a method without gradients, such as occlusion'
+    return f'layer {name!r} has no influence on the {q.target.text}; choose another one'

@@ -49,6 +49,6 @@ def unreached(
 ) -> str:
     "Why the image gets no gradient from the model's logits; '' if it does. One forward pass."
     try: model.logits(x.detach().requires_grad_())
-    except NoGradient as e: return str(e) if e.cause == 'output' else f'{e}; {e.cure}'
+    except NoGradient as e: return f'{e}; {e.advice}'
     except NoLogits as e: return str(e)
     return ''

@@ -24,6 +24,7 @@ from .network import asks_itself, differentiable, with_logits
 from .target import Frozen, Target, as_target
 from ..models.adapt import as_model
 from ..models.anatomy import Anatomy, watched
+from ..models.gradients import lost_gradients
 from ..models.prepare import as_batch
 from ..models.steady import steady
 from ..models.hold import frugal, out_of_place, untouched
@@ -88,7 +89,7 @@ class Question:
         self.seed = check_count('seed', seed, least=0)
         self.ndim, self.shape = self.sample.ndim, self.sample.shape
         self.module, self.passes = self.model.network, Passes()
-        self._value = self._anatomy = None  # not asked yet
+        self._value = self._rounding = self._anatomy = None  # not asked yet
         self._kept = {}
         steady(self.model, self.sample)
         with untouched(self.module): self._prepare(target)
@@ -154,8 +155,7 @@ def _asks_odds(target): return target.log_odds or target.reduce == 'dice'
 def refused(why: NoLogits | NoGradient) -> Refused:
     "No logits, or no gradient, as a refusal that says what to do instead."
     if isinstance(why, NoLogits): return Refused(f'{why}; or explain Target(..., log_odds=True)')
-    if why.cause == 'output': return Refused(f'{why}; {why.cure}')
-    return Refused(f'{why}; {why.cure}, or use a method that needs none, such as occlusion')
+    return Refused(f'{why}; {why.advice}')
 
 
 @patch
@@ -201,9 +201,9 @@ def apart(self: Question, x) -> torch.Tensor:
 
 
 @patch
-def remember(self: Question, score):
-    "The score of the unchanged image, so that it need not be asked again."
-    self._value = float(score)
+def remember(self: Question, score, rounding=None):
+    "The score of the unchanged image, so that it need not be asked again; and how much of it is rounding, if known."
+    self._value, self._rounding = float(score), rounding
 
 
 @patch(as_prop=True)
@@ -220,8 +220,9 @@ def score(
 ) -> torch.Tensor:  # (n,)
     "Scores of images. Differentiable; passes are counted. Refused where there are no logits or no gradients."
     asked = self.x if x is None else x
-    scores = self.target.of(self.apart(asked) if apart else self.logits(asked))
-    if x is None: self.remember(scores.detach())
+    logits = self.apart(asked) if apart else self.logits(asked)
+    scores = self.target.of(logits)
+    if x is None: self.remember(scores.detach(), self.target.rounding(logits))
     if not asked.requires_grad or not torch.is_grad_enabled(): return scores
     if scores.requires_grad: scores.register_hook(self._backward)
     return scores
@@ -233,6 +234,16 @@ def value(self: Question) -> float:
     if self._value is None:
         with untouched(self.module), torch.no_grad(): self.score(apart=True)
     return self._value
+
+
+@patch(as_prop=True)
+def rounding(self: Question) -> float:
+    "Scores that differ by no more say nothing; see `Frozen.rounding`. Not counted."
+    if self._rounding is None:
+        before = replace(self.passes)
+        with untouched(self.module), torch.no_grad(): self.score(apart=True)
+        self.passes = before
+    return self._rounding
 
 
 @patch
@@ -312,7 +323,7 @@ class Whole:
 def about(self: Question, target) -> Question:
     "The same model and image, another target: what is known of these is not asked again."
     other = copy(self)
-    other.passes, other._value = Passes(), None
+    other.passes, other._value, other._rounding = Passes(), None, None
     other.target = other._frozen(target)
     if _asks_odds(other.target) != _asks_odds(self.target): other._kept = {}
     other._chain()
@@ -354,10 +365,30 @@ def _overwrites(self: Question):
 
 @patch(as_prop=True)
 def unreached(self: Question) -> str:
-    "Why the image gets no gradient; '' if it does. Not counted."
+    "Why the image gets no gradient; '' if it does. Tried there and back, not counted."
     def find():
-        with untouched(self.module), frugal(self.module): return why_unreached(self.net, self.x)
+        with untouched(self.module), frugal(self.module): why = why_unreached(self.net, self.x)
+        return why or self._way_back()
     return self.once('unreached', find)
+
+
+@patch
+def _way_back(self: Question):
+    "Why the gradient of the score does not come back, or only zeros of operations without a slope; '' if it does."
+    before = replace(self.passes)
+    try:
+        with untouched(self.module): return '' if self.gradient().any() else self.flat
+    except Refused as e: return str(e)
+    finally: self.passes = before
+
+
+@patch(as_prop=True)
+def flat(self: Question) -> str:
+    "Which operations have a slope of zero, so that no gradient says anything; '' where none was seen."
+    def find():
+        with untouched(self.module): return lost_gradients(lambda: self.look(self.x.detach().requires_grad_()))[1]
+    names = ', '.join(self.once('flat', find))
+    return f'the slope of {names} is zero; use a method without gradients, such as occlusion' if names else ''
 
 # %% ../../nbs/api/inside/question.ipynb #7e6b1f3d
 @patch(as_prop=True)

@@ -53,7 +53,8 @@ class Call:
     name: str
     module: nn.Module
     kind: str  # name of its class
-    shape: tuple = ()  # of its output
+    shape: tuple = ()  # of its output, of several the first
+    packed: bool = False  # does it come in a list or tuple?
     after_activation: bool = False
     n: int = 0  # times called for one image
     ops: set = field(default_factory=set)  # activations that ran in it, outside its submodules
@@ -153,7 +154,8 @@ def _is_leaf(module): return not any(True for _ in module.children())
 @patch
 def gives_maps(self: Anatomy, call: Call) -> bool:
     "Does a layer give feature maps (N, K, *S)? Their size is one of a convolution or pooling; (N, *S, K) has another."
-    return len(call.shape) == self.ndim + 2 and (not self.map_sizes or call.shape[2:] in self.map_sizes)
+    if call.packed or len(call.shape) != self.ndim + 2: return False
+    return not self.map_sizes or call.shape[2:] in self.map_sizes
 
 
 def _voxels(call): return int(np.prod(call.shape[2:]))
@@ -207,6 +209,7 @@ class _Diary:
         call = self.watch.stack.pop()
         self.calls.pop(m, None)
         self.calls[m] = call  # at the end: the order in which they end
+        call.packed = isinstance(out, (list, tuple))
         while isinstance(out, (list, tuple)) and out: out = out[0]
         call.shape = tuple(out.shape) if isinstance(out, torch.Tensor) else ()
         call.after_activation, call.n = self.watch.last in ACTIVATION_OPS - {*GATES}, call.n + 1

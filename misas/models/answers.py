@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from ..data.labels import foreground as foreground_names
 from ..data.sample import Sample
 from ..doors import door
 from .anatomy import anatomy, differentiable
+from .gradients import open_checkpoints, why_lost
 from .habits import as_ever, same_again
 from .hold import untouched
 from misas.models.output import (
@@ -158,7 +160,8 @@ def raw(
     what: str = 'an input',  # or 'a window', for errors
 ) -> torch.Tensor:  # (N, K, *S) or (N, *S)
     "The network's output on the grid of its input: the one that is meant, checked, resized if that was asked for."
-    with naming(self, x[0]): out = as_ever(self, x, self.forward)
+    opened = open_checkpoints() if torch.is_grad_enabled() else nullcontext()
+    with naming(self, x[0]), opened: out = as_ever(self, x, self.forward)
     with said_of(self.name): out = choose_output(out, self.output, tuple(x.shape[2:]))
     out = checked(self.plain(out), x, self.name, what, self.resize_output, partial(padded_hint, self, x[:1]))
     check_finite(out, self.name)
@@ -253,7 +256,8 @@ def logits(self: Answers, x) -> torch.Tensor:
     gradient = isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled()
     out = ask(self.for_logits(gradient), x, True)
     if not gradient or out.requires_grad: return out
-    raise NoGradient(f'{self.name}: its output does not depend on the image in a differentiable way', 'output')
+    why = why_lost(partial(ask, self.for_logits(gradient), x, True))
+    raise NoGradient(f'{self.name}: its output does not depend on the image in a differentiable way{why}', 'output')
 
 # %% ../../nbs/api/models/answers.ipynb #3c448f96
 @patch

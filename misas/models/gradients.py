@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 # %% auto #0
 __all__ = ['FLAT', 'lost_gradients', 'why_lost', 'open_checkpoints']
 
-# %% ../../nbs/api/models/gradients.ipynb #9fc1967b
+# %% ../../nbs/api/models/gradients.ipynb #a7d4c866
 FLAT = {'floor', 'ceil', 'round', 'trunc', 'fix', 'sign', 'sgn', 'floor_divide', '__floordiv__'}  # a slope of zero
 _WORDS = dict(gt='>', lt='<', ge='>=', le='<=', eq='==', ne='!=', __get__='.data', quantize_per_tensor='quantisation')
 _SHAPES_ONLY = 'new_', '_like'  # these take the shape of what they get, no values
@@ -40,6 +40,9 @@ def _runs_within(codes):
     return frame is not None
 
 
+def _is_ours(frame): return frame.f_globals.get('__name__', '').startswith(('misas.inside.', 'misas.models.'))
+
+
 class _Losses(TorchFunctionMode):
     "Notes the operations at which gradients end."
     def __init__(self):
@@ -50,7 +53,7 @@ class _Losses(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out, kwargs = func(*args, **(kwargs or {})), kwargs or {}
         name = getattr(func, '__name__', str(func)).removesuffix('_')
-        if not _any_gradient((args, kwargs)) or _runs_within(self.rules): return out
+        if not _any_gradient((args, kwargs)) or _is_ours(sys._getframe(1)) or _runs_within(self.rules): return out
         if name in FLAT: self.flat[name] = True
         is_made = any(isinstance(o, torch.Tensor) for o in tree_leaves(out))
         if is_made and not _any_gradient(out) and _takes_values(name): self.ends[self._said(name)] = True

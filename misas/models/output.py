@@ -5,6 +5,7 @@
 # %% ../../nbs/api/models/output.ipynb #ac8daff5
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -355,31 +356,47 @@ def above(
 CURES = {
     'preprocess': 'write it with torch operations',
     'in place': 'write that operation without _ or +=',
-    'output': 'use a method without gradients, such as occlusion'}
+    'inference': 'leave inference_mode out, or take a copy of a network that was built in it (copy.deepcopy)',
+    'checkpoint': 'leave them out in evaluation mode',
+    'kept': 'detach what it keeps'}
+_WITHOUT = 'use a method without gradients, such as occlusion'  # where there is nothing to be mended
 _WHY = {
     'preprocess': 'its preprocess leaves torch, so no gradient reaches the image',
     'in place': 'it changes features in place that its own gradient needs',
+    'inference': 'it works with tensors made under torch.inference_mode, through which no gradient passes',
+    'checkpoint': 'it holds checkpoints that cannot be gone through backwards a second time',
+    'kept': 'it uses features that it kept from an earlier image',
+    'whole': 'its features are whole numbers or quantised, which have no gradient',
+    'derivative': 'it holds an operation without a derivative',
     'output': 'its output does not depend on the image in a differentiable way'}
-_TORCH_SAYS = {  # words in an error of torch -> what they mean
+_TORCH_SAYS = {  # words in an error of torch -> what they mean; a group is the name of an operation
     'on Tensor that requires grad': 'leaves torch',
-    'in-place operation': 'in place',
-    'inplace operation': 'in place',
-    'register a hook on a tensor': 'output',
-    'does not require grad': 'output',
-    'not have been used in the graph': 'output'}
+    'in-?place operation|modified in-?place': 'in place',
+    r'derivative for \W*(?:aten::)?(\w+)\W* is not implemented': 'derivative',
+    r'backward through (\S+?)(?:\.default)? but no autograd formula': 'derivative',
+    'the backward or vjp method|not differentiable': 'derivative',
+    'nference tensor': 'inference',
+    r'CheckpointError|torch\.utils\.checkpoint|Checkpointing is not compatible': 'checkpoint',
+    'through the graph a second time': 'kept',
+    'nly Tensors of floating point .*can require gradients': 'whole',
+    'register a hook on a tensor|does not require grad|not have been used in the graph': 'output'}
 
 # %% ../../nbs/api/models/output.ipynb #411866ff
 class NoGradient(ValueError):
     "The image gets no gradient."
     def __init__(
         self, text: str,  # one sentence
-        cause: str,  # 'preprocess', 'in place' or 'output'
+        cause: str,  # 'preprocess', 'in place', 'output', ...
     ):
         super().__init__(text)
         self.cause = cause
 
     @property
-    def cure(self) -> str: "What to do about it."; return CURES[self.cause]
+    def cure(self) -> str: "What to do about it."; return CURES.get(self.cause, _WITHOUT)
+    @property
+    def advice(self) -> str:
+        "What to do about it, or instead."
+        return f'{self.cure}, or use a method that needs none, such as occlusion' if self.cause in CURES else self.cure
     def __reduce__(self): return type(self), (str(self), self.cause)
 
 
@@ -389,10 +406,17 @@ def no_gradient(
     place: str = 'output',  # where it was raised: 'preprocess', or 'output' for the network
 ) -> NoGradient | None:  # None: the error is about something else
     "What torch says about a gradient, in our words."
-    meaning = next((m for words, m in _TORCH_SAYS.items() if words in str(error)), None)
+    said = next((found for words in _TORCH_SAYS if (found := re.search(words, str(error)))), None)
+    meaning = _TORCH_SAYS[said.re.pattern] if said else _unwritten(error)
     if meaning is None: return None
     cause = place if meaning == 'leaves torch' else meaning
-    return NoGradient(f'{name}: {_WHY[cause]}', cause)
+    which = f' ({said.group(1)})' if said and said.re.groups else ''
+    return NoGradient(f'{name}: {_WHY[cause]}{which}', cause)
+
+
+def _unwritten(error):
+    "Does somebody's own operation say that its way back is not written?"
+    return 'derivative' if type(error) is NotImplementedError and 'Could not run' not in str(error) else None
 
 # %% ../../nbs/api/models/output.ipynb #0e99f4e0
 @contextmanager

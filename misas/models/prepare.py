@@ -220,7 +220,7 @@ def naming(
     try: yield
     except (NoGradient, NoLogits): raise
     except Exception as e:
-        why = no_gradient(e, model.name) if image.requires_grad else None
+        why = no_gradient(e, model.name) if image.requires_grad or torch.is_grad_enabled() else None
         if why is not None: raise why from e
         what = (str(e).strip() or type(e).__name__).splitlines()[0]
         hint, missing = model.hint(image) or tried_hint(model, image[None]), model.missing(image)
