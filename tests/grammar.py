@@ -6,6 +6,7 @@ from which rules can be computed slowly and without hooks:
 - ('linear', f): f is linear in its input, but for a constant
 - ('relu',): a ReLU, however it is written
 - ('each', f): another function of single values
+- ('gate', f): one that is known as a gate, which guided methods take as it is
 - ('pool', f): a max pooling; f(x) -> result, index of the maximum in the flattened space
 - ('smooth', f): gates and norms; guided methods take their derivative, DeepLIFT and LRP have no rule
 - ('cut', f): a part of its gradient is missing, so that no rule can be right
@@ -46,6 +47,7 @@ def doubled(x, nd): return F.interpolate(x, scale_factor=2, mode='nearest')
 def linear(module): return module, ('linear', module)
 def relu(module): return module, ('relu',)
 def each(module, f=None): return module, ('each', f or module)
+def gate(module): return module, ('gate', module)
 def smooth(module): return module, ('smooth', module)
 def cut(module): return module, ('cut', module)
 def scaled(nd): return nn.Parameter(torch.rand(CHANNELS, *[1]*nd) + .5)
@@ -187,7 +189,7 @@ EACH = [
     Step('LeakyReLU', lambda nd: each(nn.LeakyReLU(.1))), Step('PReLU', lambda nd: each(nn.PReLU(CHANNELS))),
     Step('leaky called ReLU', lambda nd: each(LeakyCalledReLU())), Step('subclass that is none', lambda nd: each(LeakySubclass())),
     Step('ELU', lambda nd: each(nn.ELU())), Step('Softplus', lambda nd: each(nn.Softplus())),
-    Step('Tanh', lambda nd: each(nn.Tanh())), Step('Sigmoid', lambda nd: each(nn.Sigmoid())),
+    Step('Tanh', lambda nd: each(nn.Tanh())), Step('Sigmoid', lambda nd: gate(nn.Sigmoid())),
     Step('GELU', lambda nd: each(nn.GELU())), Step('SiLU', lambda nd: each(nn.SiLU())),
     Step('F.hardswish', lambda nd: each(Fn(F.hardswish))), Step('ReLU6', lambda nd: each(nn.ReLU6())),
     Step('abs', lambda nd: each(Fn(torch.abs))), Step('leaky in place', lambda nd: each(nn.LeakyReLU(.2, inplace=True))),
@@ -349,7 +351,7 @@ def computed(forms, x):
 
 
 def _one(form, x):
-    what = form[0]
+    what, x = form[0], x.clone()  # some work in place
     if what == 'relu': return x.clamp_min(0)
     if what == 'pool': return form[1](x)[0]
     if what == 'sum': return x + computed(form[1], x)
@@ -393,7 +395,7 @@ def rescaled(forms, x, base, g):
         pairs.append((x, base))
         x, base = _one(form, x).detach(), _one(form, base).detach()
     for form, (x, base) in zip(forms[::-1], pairs[::-1]):
-        if form[0] in ('relu', 'each'): g = g*_ratio(lambda x, form=form: _one(form, x), x, base)
+        if form[0] in ('relu', 'each', 'gate'): g = g*_ratio(lambda x, form=form: _one(form, x), x, base)
         elif form[0] == 'pool': g = _through_pool(form[1], x, base, g)
         elif form[0] == 'sum': g = g + rescaled(form[1], x, base, g)
         elif form[0] == 'chain': g = rescaled(form[1], x, base, g)

@@ -75,9 +75,10 @@ def not_heard(question: Question, layer: str) -> str:
 
 
 def found_out(method: Method, question: Question, options: dict) -> str:
-    "Why a method would have to give up on its way, for want of a gradient."
+    "Why a method would have to give up on its way, for want of a gradient or of a rule."
     if method.needs == 'features' and 'layer' in options: return not_heard(question, options['layer'])
-    return no_gradient(question) if method.needs == 'gradient' else ''
+    why = no_gradient(question) if method.needs == 'gradient' else ''
+    return why or method.foresee and method.foresee(question, options) or ''
 
 
 def refusal(

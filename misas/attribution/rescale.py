@@ -93,12 +93,18 @@ class _Pooled(torch.autograd.Function):
         return back.view(ctx.shape), None, None, None
 
 # %% ../../nbs/api/attribution/rescale.ipynb #477629ff
+def _others_keep():
+    "Does somebody else decide what is kept for the gradient, such as a checkpoint? Before torch 2.8 it does not say."
+    ask = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
+    return ask is None or ask(False) is not None
+
+
 class Rescaling(Followed):
     "Inside, functions with a rule go back by it. The first pass, of the baseline, notes what they get, for the second."
     def __init__(self, module, kept: deque | None = None, looks_only=False):
         super().__init__(module)
         self.kept, self.is_first = deque() if kept is None else kept, kept is None
-        self.notes = not looks_only  # nothing is noted either while checkpoints compute a part once more
+        self.notes = not looks_only
         self.strays = False  # does the image take another way than the baseline?
 
     def call(self, func, args, kwargs):
@@ -119,14 +125,20 @@ class Rescaling(Followed):
 
     def _each(self, name, func, args, kwargs):
         def f(x): return func(x, *args[1:], **kwargs)
+        self._leave_room(f, args[0])
         return _Rescaled.apply(args[0], f, self._of_baseline(name, args[0]))
 
     def _pool(self, name, indices, args, kwargs):
         indices = indices or kwargs.get('return_indices') or any(one is True for one in args[6:])
         both = getattr(F, f'{name}_with_indices')
         def f(x): return both(x, *args[1:], **kwargs)
+        self._leave_room(f, args[0])
         y, at = _Pooled.apply(args[0], f, self._of_baseline(name, args[0]), int(name[-2]))
         return (y, at) if indices else y
+
+    def _leave_room(self, f, x):
+        "A checkpoint counts what is kept: as much as when it computes its part once more, without rules."
+        if self.notes and not self.is_first and _others_keep(): f(x.clone())
 
     def _of_baseline(self, name, x):
         "What the same function got for the baseline; None where no gradient will be asked for."
@@ -203,6 +215,5 @@ def contributions(
     q.remember(score.detach())
     _refuse(why_not(second, score, image))
     if second.strays or second.kept: _refuse('the network goes another way for the image than for the baseline')
-    second.notes = False
-    with second: slope = torch.autograd.grad(score.sum(), image)[0]
+    slope = torch.autograd.grad(score.sum(), image)[0]
     return (slope*(q.x - base))[0].detach()

@@ -151,7 +151,7 @@ class Followed(TorchFunctionMode):
         live, hidden = any(t.requires_grad for t in got), any(t in self.hidden for t in got)
         out = self.call(func, args, kwargs)
         if not live and not hidden or name_of(func) in NO_VALUES: return out
-        made = _tensors(out)
+        made = _tensors(args[0] if name_of(func) == 'setitem' else out)  # x[...] = y gives nothing back
         if live and hidden and self.depth and made: self.mixed.append(name_of(func))
         for one in made:
             if not one.requires_grad: self.hidden[one] = True
