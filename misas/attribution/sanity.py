@@ -5,7 +5,6 @@
 # %% ../../nbs/api/attribution/sanity.ipynb #d7c11f13
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -17,11 +16,13 @@ from fastcore.basics import patch
 
 from .attribute import Attribution
 from .blocks import OwnMap, map_again
-from .localisation import outline_distance
 from ..inside.network import differentiable
 from ..inside.question import Question, check_count
 from ..inside.target import Frozen
+from ..metrics.masks import depth_mm
 from ..models.base import Model
+from ..models.gradients import quantised
+from ..models.habits import network_copy
 from ..view import maps as plots
 from ..view.words import Summary
 
@@ -59,10 +60,12 @@ def correlation(a, b) -> float:  # NaN where one is the same everywhere
 # %% ../../nbs/api/attribution/sanity.ipynb #a8ff6bb0
 def distance_groups(attribution) -> np.ndarray:  # shape of the map
     "Voxels at the same distance from the target's region, to the voxel, and of the same channel, get the same number."
-    spacing = attribution.sample.spacing
-    steps = np.floor(outline_distance(attribution.target.mask, spacing)/min(spacing))
-    steps = np.nan_to_num(steps, neginf=0).astype(int)
-    steps -= steps.min()
+    spacing, mask = attribution.sample.spacing, attribution.target.mask
+    steps = np.zeros(mask.shape, int)
+    if not mask.all():
+        away = np.where(mask, -depth_mm(mask, spacing), depth_mm(~mask, spacing))/min(spacing)
+        steps = np.floor(away + np.where(mask, .5, -.5)).astype(int)
+        steps -= steps.min()
     return np.stack([steps + i*(steps.max() + 1) for i in range(len(attribution.map))])
 
 
@@ -118,8 +121,11 @@ def cascade(
     model = attribution.model
     if model.network is None:
         raise ValueError(f'{model.name} is a function without a network whose weights could be changed')
+    if fixed := quantised(model.network): raise ValueError(
+        f'{model.name} has quantised layers, such as {fixed[0]!r}, whose weights cannot be made random; '
+        'check the network from before it was quantised')
     question = Question(model, attribution.sample, attribution.target, progress=False)
-    with torch.no_grad(): module = copy.deepcopy(question.module)  # TorchScript would copy with a history
+    module = network_copy(question.module)
     generator, names = torch.Generator().manual_seed(seed), output_first(question)
     if not names: raise ValueError(f'{model.name} has no weights that could be changed')
     forgetful, named = with_network(model, module), dict(module.named_modules())

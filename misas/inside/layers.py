@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from .question import Question, Refused
-from ..models.gradients import why_lost
+from ..models.gradients import quantised, why_lost
 
 # %% auto #0
 __all__ = ['EVENLY', 'placement', 'enlarge', 'bring_home', 'Features', 'channels', 'listen', 'pick_layer', 'refuse_layers',
@@ -235,6 +235,7 @@ def features(
 
 def _unheard(q, name, module):
     "Why no gradient comes back to a layer, and what to do instead."
-    if why := why_lost(lambda: listen(q, module, True, lambda: q.target.of(q.look(q.x)))):
-        return f'no gradient comes back to layer {name!r}{why}; use a method without gradients, such as occlusion'
+    why = why_lost(lambda: listen(q, module, True, lambda: q.target.of(q.look(q.x))))
+    if not why and quantised(q.module): why = f': layer {quantised(q.module)[0]!r} is quantised'
+    if why: return f'no gradient comes back to layer {name!r}{why}; use a method without gradients, such as occlusion'
     return f'layer {name!r} has no influence on the {q.target.text}; choose another one'

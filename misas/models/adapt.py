@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -39,6 +40,19 @@ def _no_model(obj):
     return type(obj).__name__
 
 
+def _check_takes_images(module):
+    "ValueError for a network that cannot be called with a batch of images alone."
+    try: takes = signature(module.forward).parameters.values()
+    except (TypeError, ValueError): return  # it does not say
+    needed = [p for p in takes if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needed) < 2 and not any(p.kind is p.KEYWORD_ONLY for p in needed): return
+    names = ', '.join(p.name for p in needed)
+    call = ', '.join(f'{p.name}={"x" if p is needed[0] else "..."}' for p in needed)
+    raise ValueError(
+        f'{type(module).__name__} is not called with a batch of images alone, its forward takes {names}: '
+        f'pass a function of the images, such as lambda x: net({call})')
+
+
 def _adapt(obj, device, trusted, kw):
     "The adapter for `obj`."
     if isinstance(obj, (str, Path)):
@@ -47,7 +61,9 @@ def _adapt(obj, device, trusted, kw):
         kw.setdefault('name', Path(obj).stem)
         obj = load_file(obj, trusted)
     kw = _as_it_says(obj, kw)
-    if isinstance(obj, torch.nn.Module): return TorchModel(obj, device=device, **kw)
+    if isinstance(obj, torch.nn.Module):
+        _check_takes_images(obj)
+        return TorchModel(obj, device=device, **kw)
     if all(hasattr(obj, a) for a in ('dls', 'model', 'loss_func')): return FastaiModel(obj, device=device, **kw)
     if isinstance(obj, type) or not callable(obj): raise TypeError(
         f'obj must be a Learner, an nn.Module, a function, or a path to a model file, got {_no_model(obj)}')

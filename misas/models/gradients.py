@@ -16,7 +16,7 @@ from torch.utils import checkpoint as checkpoints
 from torch.utils._pytree import tree_leaves
 
 # %% auto #0
-__all__ = ['FLAT', 'lost_gradients', 'why_lost', 'open_checkpoints']
+__all__ = ['FLAT', 'lost_gradients', 'why_lost', 'quantised', 'open_checkpoints']
 
 # %% ../../nbs/api/models/gradients.ipynb #a7d4c866
 FLAT = {'floor', 'ceil', 'round', 'trunc', 'fix', 'sign', 'sgn', 'floor_divide', '__floordiv__'}  # a slope of zero
@@ -63,7 +63,7 @@ class _Losses(TorchFunctionMode):
         if torch.is_inference_mode_enabled(): return 'torch.inference_mode'
         return _WORDS.get(name, name) if torch.is_grad_enabled() else 'torch.no_grad'
 
-# %% ../../nbs/api/models/gradients.ipynb #2758eef1
+# %% ../../nbs/api/models/gradients.ipynb #999bfc87
 def lost_gradients(
     ask: Callable,  # ask(): a network at work, on something that wants a gradient
 ) -> tuple:  # of names: operations that let no gradient through, and those with a slope of zero
@@ -80,6 +80,14 @@ def why_lost(ask: Callable) -> str:
     names = ', '.join(ends or flat)
     if not names: return ''
     return f': no gradient passes {names}' if ends else f': the slope of {names} is zero'
+
+
+def quantised(
+    module: torch.nn.Module | None,
+) -> list:  # of names
+    "Layers whose weights are quantised: no gradient passes them, and their weights are no parameters."
+    modules = () if module is None else module.named_modules()
+    return [name for name, m in modules if hasattr(m, '_packed_params') and not name.endswith('_packed_params')]
 
 # %% ../../nbs/api/models/gradients.ipynb #495d2f52
 _PAUSES = '_checkpoint_without_reentrant_generator', '_checkpoint_without_reentrant_generator_impl'  # of the newer kind

@@ -17,11 +17,13 @@ from types import CellType, FunctionType, ModuleType
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
+from ..doors import changed_for_a_while
 from .hold import hookable, same_luck
 
 # %% auto #0
-__all__ = ['SEED', 'seeded', 'copied', 'owners', 'on_copies', 'Habits', 'same_again', 'as_ever']
+__all__ = ['SEED', 'seeded', 'copied', 'network_copy', 'owners', 'on_copies', 'Habits', 'same_again', 'as_ever']
 
 # %% ../../nbs/api/models/habits.ipynb #7dfef968
 SEED = 0
@@ -52,6 +54,13 @@ def copied(value: object) -> object:
 
 
 def _plain(value): return type(value) in (dict, list, deque)
+
+
+def network_copy(module: nn.Module) -> nn.Module:
+    "A copy of a network, also of one that keeps what it computed, as `weight_norm` does; the copy computes it anew."
+    held = [o for m in module.modules() if hookable(m) for o in tree_leaves(vars(m))]
+    computed = [o for o in held if isinstance(o, torch.Tensor) and not o.is_leaf]
+    with torch.no_grad(): return deepcopy(module, {id(o): o.clone() for o in computed})
 
 
 def owners(model: object) -> list:
@@ -89,25 +98,26 @@ def _working_copy(own, wholly):
     return new
 
 
-@contextmanager
 def on_copies(
     model: object,  # an innermost Model
     wholly: bool = True,  # of all that it may change; else of buffers only
-) -> Iterator:  # yields a function: did anything happen to the buffers?
+) -> changed_for_a_while:  # gives a function: did anything happen to the buffers?
     "Inside, what a model asks works on copies of what it might change; they are left behind at the end."
     parts = owners(model)
     script = [b for part in parts if isinstance(part, torch.jit.ScriptModule) for b in part.buffers()]
     script = [(buffer, buffer.clone()) for buffer in {id(b): b for b in script}.values()]
     held = [(vars(part), dict(vars(part))) for part in parts if _holdable(part)]
-    for own, kept in held: own.update(_working_copy(kept, wholly))
     def changed(): return any(_differ(*pair) for pair in script) or any(_moved(*pair) for pair in held)
-    try: yield changed
-    finally:
+    def begin():
+        for own, kept in held: own.update(_working_copy(kept, wholly))
+        return changed
+    def end():
         for own, kept in held:
             for name in own.keys() - kept.keys(): del own[name]
             own.update(kept)
         with torch.no_grad():
             for buffer, values in script: buffer.set_(values)
+    return changed_for_a_while(begin, end)
 
 
 def _holdable(part): return not isinstance(part, nn.Module) or hookable(part)

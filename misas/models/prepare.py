@@ -238,7 +238,8 @@ def checked(
 ) -> torch.Tensor:  # (N, K, *S) or (N, *S)
     "The output on the grid of the input. ValueError if it is none."
     if not isinstance(raw, torch.Tensor):
-        raise ValueError(f'{name} returned {type(raw).__name__}, not an array or tensor')
+        raise ValueError(f'{name} returned {type(raw).__name__}, not an array or tensor: '
+                         'pass output=, a function that takes the segmentation out of it')
     ndim, size = x.ndim - 2, tuple(x.shape[2:])
     is_map = raw.ndim in (ndim + 1, ndim + 2) and len(raw) == len(x) and 0 not in raw.shape
     if not is_map or tuple(raw.shape[-ndim:]) != size and not resize: raise ValueError(
@@ -311,7 +312,11 @@ def _portion(model, x, logits):
     out = model.read(raw, x.ndim - 2, logits)
     empty = nothing(out.shape[1], model.overlapping, logits, out)
     back = [bring_back(y, undo, empty, x.shape[2:]) for y, undo in zip(out, undos)]
-    return torch.stack(back) if len(back) > 1 else back[0][None]
+    found = torch.stack(back) if len(back) > 1 else back[0][None]
+    return found.clone() if not found.requires_grad and _one_memory(found, raw) else found  # it may be used again
+
+
+def _one_memory(one, other): return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def ask(

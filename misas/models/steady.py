@@ -126,7 +126,7 @@ class Unsteady(ValueError):
 def _asked(model, x, seed, habits=None):
     "The network's output with habits taken away; everybody else's luck is another one with each seed."
     model.habits = habits
-    with seeded(seed): out = as_ever(model, x, model.forward)
+    with seeded(seed): out = as_ever(model, x.clone(), model.forward)  # it may write on what it gets
     return model.plain(choose_output(out, model.output, tuple(x.shape[2:]))).clone()  # it may use its memory again
 
 
