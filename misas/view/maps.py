@@ -14,7 +14,7 @@ from ..data.slices import best_slice, slice_array, take_slice
 from ..data.labels import to_numpy
 from . import plot
 from .draw import nearest
-from .thin import points, too_thin
+from .thin import points, with_room
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['WARM', 'COLD', 'STEPS', 'SIGNS', 'map_limit', 'check_limit', 'palette', 'map_colours', 'over_grey', 'smooth_map',
-           'as_map', 'as_mask', 'of_channel', 'map_slice', 'flat_map', 'focus', 'tint', 'outline', 'overlay_map',
-           'covers', 'draw_map', 'colour_bar', 'show_map', 'panels', 'size_mm', 'side_by_side']
+__all__ = ['WARM', 'COLD', 'STEPS', 'SIGNS', 'ON_SCREEN', 'map_limit', 'check_limit', 'palette', 'map_colours', 'over_grey',
+           'smooth_map', 'as_map', 'as_mask', 'of_channel', 'map_slice', 'flat_map', 'focus', 'tint', 'outline',
+           'to_outline', 'overlay_map', 'draw_map', 'colour_bar', 'show_map', 'panels', 'size_mm', 'side_by_side']
 
 # %% ../../nbs/api/view/maps.ipynb #209bde33
 WARM = (205, 55, 0), (255, 235, 70)  # from small to large, above zero
 COLD = (0, 60, 200), (120, 235, 255)  # and below
 STEPS = 256  # entries of the palette on each side of zero
 SIGNS = 'both', 'positive', 'negative'
+ON_SCREEN = .5  # points: as which a pixel of a picture without axes counts
 
 
 def map_limit(
@@ -200,6 +201,11 @@ def outline(
     return rgb
 
 
+def to_outline(map, mask, pixel):
+    "What of a mask may be outlined, so that what a map (H, W) says there is not hidden; a pixel is so many points."
+    return with_room(mask, pixel) if np.any(map) else mask
+
+
 def overlay_map(
     sample: Sample,
     map,  # (*S) or (C', *S)
@@ -218,22 +224,18 @@ def overlay_map(
     out = plot.overlay(flat, window=window, scale=scale)
     rows, cols = (nearest(pixels, n) for n, pixels in zip(flat.shape, out.shape))
     out = tint(out, map_colours(values, limit, **look)[rows][:, cols])
-    return out if mask is None else outline(out, mask[rows][:, cols])
+    return out if mask is None else outline(out, to_outline(values, mask[rows][:, cols], ON_SCREEN))
 
 # %% ../../nbs/api/view/maps.ipynb #b02650dc
-def covers(ax, map, mask) -> bool:
-    "Would the outline of a mask hide what a map (H, W) says there?"
-    return bool(np.any(map)) and too_thin(mask, points(ax, mask.shape))
-
-
 def draw_map(ax, sample, map, mask, limit, window=None, title='', **look):
-    "Image, colours and outline of a slice (what `flat_map` gives) on axes; no outline that would cover its target."
+    "Image, colours and outline of a slice (what `flat_map` gives) on axes; no outline where it would cover its target."
     fig = plot.show(sample, ax=ax, window=window, title='', legend=False)
     if ax is None: ax = fig.axes[0]
     ax.set_title(plot.plain_text(title), fontsize=8.5)
     ax.imshow(map_colours(map, limit, **look), aspect=sample.spacing[0]/sample.spacing[1], interpolation='nearest')
-    if mask is not None and mask.any() and not covers(ax, map, mask):
-        for colour, width in (('k', 1.8), ('w', .8)): plot.outline(ax, mask, colour, width)
+    lined = to_outline(map, mask, points(ax, mask.shape)) if mask is not None else np.zeros(1)
+    if lined.any():
+        for colour, width in (('k', 1.8), ('w', .8)): plot.outline(ax, lined, colour, width)
     ax.set(xlim=(-.5, sample.shape[1] - .5), ylim=(sample.shape[0] - .5, -.5))
     return ax
 

@@ -10,8 +10,8 @@ import numpy as np
 from .draw import COLOURS, colour
 
 # %% auto #0
-__all__ = ['THIN', 'FREE', 'WARM', 'width', 'least_width', 'points', 'too_thin', 'line_width', 'part_colours', 'shares',
-           'thin_parts', 'draw_thin']
+__all__ = ['THIN', 'FREE', 'ROOM', 'WARM', 'width', 'least_width', 'points', 'too_thin', 'line_width', 'with_room',
+           'part_colours', 'shares', 'thin_parts', 'draw_thin']
 
 # %% ../../nbs/api/view/thin.ipynb #55e73576
 def width(
@@ -49,6 +49,7 @@ def points(
 # %% ../../nbs/api/view/thin.ipynb #ab72a530
 THIN = 2  # points: what is not wider is covered by its outline
 FREE = 5  # points: from here on an outline of usual width hides little
+ROOM = 4  # points: from here on colours are seen between outlines
 
 
 def too_thin(
@@ -66,6 +67,26 @@ def line_width(
     "Of an outline: thinner, where it would cover what it surrounds."
     pixel = points(ax, mask.shape)
     return lw if least_width(mask)*pixel >= FREE else lw*min(1., width(mask)*pixel/FREE)
+
+
+def with_room(
+    mask: np.ndarray,  # (H, W) bool
+    pixel: float,  # points
+) -> np.ndarray:  # (H, W) bool
+    "The parts of a mask that can be outlined, so that colours inside are seen."
+    from scipy.ndimage import distance_transform_edt, label
+    needed = ROOM/2/pixel  # pixels from the border to the middle
+    if needed <= .5 or not mask.any(): return mask
+    rows, columns = _span(mask, 0), _span(mask, 1)
+    part = np.pad(mask[rows][:, columns], 1)
+    middle = distance_transform_edt(part) - .5 >= needed
+    if not middle.any(): return np.zeros_like(mask)
+    wide = part & (distance_transform_edt(~middle) <= 1.5*needed)  # with its corners
+    pieces, count = label(part)
+    areas = np.bincount(pieces[wide], minlength=count + 1), np.bincount(pieces.ravel())
+    kept = np.zeros_like(mask)
+    kept[rows, columns] = (wide & (areas[0] > areas[1]/2)[pieces])[1:-1, 1:-1]  # no islands where vessels meet
+    return kept
 
 # %% ../../nbs/api/view/thin.ipynb #ca94f487
 WARM = {COLOURS[i] for i in (1, 4, 5)}
