@@ -115,6 +115,9 @@ class Blocks:
         one, channels = block_labels(sample.shape, sample.spacing, block), sample.n_channels if apart else 1
         each = int(one.max()) + 1
         self.n = each*channels
+        if self.n == 1: raise ValueError(
+            f'block of {block} mm is as large as the image of sample {sample.name!r}, which leaves a single block, '
+            'so there is nothing to compare; choose less')
         self.labels = np.stack([one + i*each for i in range(channels)])  # (channels or 1, *S)
         self.change = (self.q.x - self.q.baseline(self.baseline)).detach()  # what is taken away
         self.dice, self.answers = replace(self.q.target, reduce='dice'), {}  # answers: what was asked before
@@ -157,10 +160,13 @@ def without(
 
 
 @patch
-def promised(self: Blocks, attribution: Attribution | OwnMap) -> np.ndarray:  # (blocks,)
+def promised(
+    self: Blocks, attribution: Attribution | OwnMap,
+    change: torch.Tensor | None = None,  # (1, C, *S) what is taken away at each voxel; None: image less baseline
+) -> np.ndarray:  # (blocks,)
     "By how much the score falls, according to the map, when a block is replaced."
     map = np.asarray(attribution.map, float)
-    if attribution.slope: map = map*self.change[0].cpu().double().numpy()
+    if attribution.slope: map = map*(self.change if change is None else change)[0].cpu().double().numpy()
     return self.summed(map, attribution.method)
 
 

@@ -34,13 +34,14 @@ class Curve:
     map: np.ndarray  # (points, 2) score and soft Dice in the order of the map
     random: np.ndarray  # (orders, points, 2) in random orders
     unit: str = 'score'
+    rounding: float = 0.  # a fall of no more is none
     better = 'higher'
 
     @property
     def each(self) -> np.ndarray:  # one value a random order
         "Area between the curve and each random one, in units of the score's fall; NaN where there is no fall."
         fall = self.map[0, 0] - self.map[-1, 0]  # negative for insertion, as is a good area there
-        falls = (fall > 0) == (self.name == 'deletion') and fall != 0
+        falls = (fall > 0) == (self.name == 'deletion') and abs(fall) > self.rounding
         if not falls: return np.full(len(self.random), np.nan)
         return np.trapezoid(self.random[..., 0] - self.map[:, 0], self.fraction)/fall
 
@@ -71,7 +72,8 @@ def frame(self: Curve) -> 'pd.DataFrame':
 @patch
 def summary(self: Curve) -> Summary:
     "How much faster than by chance, and the curves behind it."
-    nothing = 'the baseline image scores no lower than the image, so nothing can be said; choose another baseline'
+    nothing = ('the baseline image scores no lower than the image, rounding apart, so nothing can be said; '
+               'choose another baseline')
     if np.isnan(self.value): return Summary(f'{self.name}: {nothing}', self.frame)
     mean = self.area.soft_dice
     dice = f'soft Dice on average {mean["map"]:.2f}, in random order {mean["random order"]:.2f}'
@@ -132,9 +134,9 @@ def _curve(attribution, name, steps, n_random, seed, blocks):
     rank = np.empty(blocks.n, int)
     rank[best_last] = np.arange(blocks.n)[::-1 if name == 'deletion' else 1]
     inner = blocks.without(rank < cuts[1:-1, None], name)
-    curve, unit = np.concatenate([random[0, :1], inner, random[0, -1:]]), blocks.q.target.unit
-    if name == 'deletion': return Curve(name, cuts/blocks.n, curve, random, unit)
-    return Curve(name, 1 - cuts[::-1]/blocks.n, curve[::-1], random[:, ::-1], unit)
+    curve, more = np.concatenate([random[0, :1], inner, random[0, -1:]]), (blocks.q.target.unit, blocks.q.rounding)
+    if name == 'deletion': return Curve(name, cuts/blocks.n, curve, random, *more)
+    return Curve(name, 1 - cuts[::-1]/blocks.n, curve[::-1], random[:, ::-1], *more)
 
 # %% ../../nbs/api/attribution/curves.ipynb #5b046918
 def deletion(

@@ -13,7 +13,7 @@ import numpy as np
 
 from .attribute import Attribution
 from .blocks import OwnMap
-from ..metrics.masks import depth_mm
+from ..metrics.masks import outline_mm
 from ..view.words import Summary
 
 if TYPE_CHECKING:
@@ -28,11 +28,10 @@ __all__ = ['CONTEXT', 'outline_distance', 'Zones', 'zones', 'Localisation', 'loc
 def outline_distance(
     mask,  # (*S) bool
     spacing,  # mm
+    reach: float = np.inf,  # mm: what lies further outside is not measured, and infinite
 ) -> np.ndarray:  # (*S) mm, below 0 inside
-    "Distance of each voxel's centre to the outline of a region."
-    half = min(spacing)/2
-    if mask.all(): return np.full(mask.shape, -np.inf)
-    return np.where(mask, half - depth_mm(mask, spacing), depth_mm(~mask, spacing) - half)
+    "Distance of each voxel's centre to the outline of a region, with sign."
+    return np.where(mask, -1, 1)*outline_mm(mask, spacing, reach)
 
 # %% ../../nbs/api/attribution/localisation.ipynb #8f7fb8b5
 @dataclass(frozen=True, eq=False)
@@ -64,15 +63,35 @@ def zones(
     shells_mm=(),  # outer ends of shells around the region
     border_mm=None,  # on each side of the outline; None: one voxel
 ) -> Zones:
-    "Inside, border, shells, and all beyond. ValueError for ends that do not grow."
-    border = max(spacing) if border_mm is None else border_mm
+    "Inside, border, shells, and all beyond. ValueError for a region without voxels, and for ends that do not grow."
+    mask = np.asarray(mask, bool)
+    if not mask.any(): raise ValueError('the region has no voxels, so nothing is inside or near it')
+    one_voxel, border = border_mm is None, min(spacing) if border_mm is None else border_mm
     ends = [border, *np.atleast_1d(shells_mm)]
     positive = all(not isinstance(end, str) and 0 < end < np.inf for end in ends)
     if not positive or (np.diff(ends) <= 0).any(): raise ValueError(
         f'shells_mm must be growing distances in mm beyond the border of {border:g} mm, got {shells_mm!r}')
-    shells = [f'{i:.3g} to {j:.3g} mm' for i, j in zip(ends, ends[1:])]
-    names = 'inside', f'border (±{border:.3g} mm)', *shells, f'beyond {ends[-1]:g} mm'
-    return Zones(names, np.searchsorted([-border, *ends], outline_distance(mask, spacing)))
+    away = outline_distance(mask, spacing, ends[-1]) if ends[1:] or not one_voxel else np.where(mask, -1, np.inf)
+    index = np.where(mask, 0, 2 + np.searchsorted(ends[1:], away))
+    index[_one_voxel(mask) if one_voxel else abs(away) <= border] = 1
+    return Zones(_zone_names(ends, one_voxel and len(set(spacing)) > 1), index)
+
+
+def _one_voxel(mask):
+    "Voxels that touch one of the other side by a face or an edge."
+    from scipy.ndimage import binary_dilation, binary_erosion, generate_binary_structure
+    touching = generate_binary_structure(mask.ndim, 2)
+    return binary_dilation(mask, touching) & ~binary_erosion(mask, touching, border_value=1)
+
+
+def _zone_names(ends, uneven):
+    "From the inside to what is beyond; a border of voxels that are not cubes has no width in mm."
+    border, shells = f'border (±{ends[0]:.3g} mm)', [f'{i:.3g} to {j:.3g} mm' for i, j in zip(ends, ends[1:])]
+    beyond = f'beyond {ends[-1]:g} mm'
+    if uneven:
+        border, beyond = 'border (one voxel)', beyond if shells else 'beyond'
+        shells[:1] = [f'up to {ends[1]:.3g} mm'] if shells else []
+    return 'inside', border, *shells, beyond
 
 # %% ../../nbs/api/attribution/localisation.ipynb #c022043f
 CONTEXT = 'Context is legitimate: what lies outside the region is not an error.'

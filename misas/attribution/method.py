@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..inside.question import Question
+
 # %% auto #0
-__all__ = ['Raw', 'Method']
+__all__ = ['Raw', 'Method', 'no_difference']
 
 # %% ../../nbs/api/attribution/method.ipynb #3055b4b5
 @dataclass
@@ -45,3 +47,12 @@ class Method:
     unit: str = ''  # of the map; {score} stands for that of the target
     slope: bool = False  # are its values slopes: multiplied by a change of the image they say what it does?
     memory: int = 0  # what it keeps, in sizes of all features of an image; 0: no more than a gradient needs
+    foresee: Callable | None = None  # f(question, options) -> why it would give up on its way, found in another pass
+
+# %% ../../nbs/api/attribution/method.ipynb #63d5082b
+def no_difference(
+    q: Question,
+    scores,  # of changed images, or differences of scores and 0
+) -> bool:
+    "Do scores of a question differ by no more than rounding?"
+    return bool(np.ptp(np.asarray(scores)) <= q.rounding)

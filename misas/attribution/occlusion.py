@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 import torch
 
-from .method import Raw
+from .method import Raw, no_difference
 from ..data.sample import Sample
 from ..inside.question import Question, check_count
 
@@ -78,6 +78,7 @@ def occlusion(
         return images
     drops = q.value - q.scores(len(boxes), make, 'windows')
     total = np.zeros((q.sample.n_channels if per_channel else 1, *q.shape))
+    if no_difference(q, [0, *drops]): return Raw(total)
     times = np.zeros_like(total)
     for box, drop in zip(boxes, drops):
         total[box] += drop
@@ -119,7 +120,7 @@ def rise(
     if not (np.isscalar(p) and 0 < p < 1): raise ValueError(f'p must be between 0 and 1, got {p!r}')
     count = check_count('n_samples', n_samples, 2)
     masks = RandomMasks(count, q.shape, patch_size(q.sample, size), p, q.rng())
-    cover, first = q.baseline(baseline), None
+    cover, first, found = q.baseline(baseline), None, [0.]
     total, shown, both = 0., torch.zeros_like(q.x[0, :1]), torch.zeros_like(q.x[0, :1])
     with torch.no_grad():
         for i, j in q.steps(q.portions(count, q.batch), 'masks'):
@@ -128,5 +129,7 @@ def rise(
             if first is None: first = scores[0]
             scores = (scores - first).view(-1, *(1,)*(q.ndim + 1))  # a constant does not matter, but costs digits
             total, shown, both = total + scores.sum(), shown + mask.sum(0), both + (scores*mask).sum(0)
+            found += [float(scores.min()), float(scores.max())]
+    if no_difference(q, found): return Raw(torch.zeros_like(both))
     tiny = torch.finfo(q.x.dtype).eps
     return Raw(both/shown.clamp_min(tiny) - (total - both)/(count - shown).clamp_min(tiny))

@@ -12,7 +12,7 @@ from math import comb, factorial
 import numpy as np
 import torch
 
-from .method import Method, Raw
+from .method import Method, Raw, no_difference
 from .occlusion import occlusion, patch_size, rise, windows
 from ..data.labels import is_stack, to_numpy
 from ..data.sample import Sample
@@ -100,6 +100,7 @@ class Game:
         self.q, self.baseline, self.ids = q, q.baseline(baseline), feature_ids(q.sample, features, size, per_channel)
         self.n = int(self.ids.max()) + 1
         self._index = torch.as_tensor(self.ids, device=q.x.device)
+        self._found = []  # lowest and highest score of each question
 
     def images(
         self, shown,  # bool (n, F): the features that are shown
@@ -114,14 +115,19 @@ class Game:
         what='coalitions',  # in the progress bar
     ) -> np.ndarray:  # (n,)
         "The value of each coalition."
-        return self.q.scores(n, lambda i, j: self.images(shown(i, j)), what)
+        found = self.q.scores(n, lambda i, j: self.images(shown(i, j)), what)
+        self._found += [found.min(), found.max()]
+        return found
 
     @cached_property
     def full(self): "Score of the image."; return self.q.value
     @cached_property
     def empty(self): "Score of the baseline."; return float(self.scores(1, lambda i, j: np.zeros((1, self.n), bool))[0])
 
-    def raw(self, values) -> Raw: "Each voxel gets the value of its feature."; return Raw(np.asarray(values)[self.ids])
+    def raw(self, values) -> Raw:
+        "Each voxel gets the value of its feature; nothing, where no coalition made a difference."
+        if no_difference(self.q, [self.full, *self._found]): return Raw(np.zeros(self.ids.shape))
+        return Raw(np.asarray(values)[self.ids])
 
 
 def subsets(n) -> np.ndarray:

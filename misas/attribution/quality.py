@@ -120,10 +120,14 @@ def check_share(what, share) -> float:
     return float(share)
 
 
-def contrast(image: np.ndarray) -> float:
-    "From the 1st to the 99th percentile of all grey values; 1 where that is nothing."
-    low, high = np.percentile(image, [1, 99])
-    return float(high - low) if high > low else 1.
+def contrast(
+    image: np.ndarray,  # (C, *S)
+) -> np.ndarray:  # (C, 1, ...): one number a channel
+    "From the 1st to the 99th percentile of each channel's grey values; where these are equal, from lowest to highest."
+    each = np.asarray(image, float).reshape(len(image), -1)
+    low, high = np.percentile(each, [1, 99], axis=1)
+    found = np.where(high > low, high - low, np.ptp(each, axis=1))
+    return found.reshape(-1, *[1]*(np.ndim(image) - 1))
 
 
 def _turns(rng, n_blocks, each, n):
@@ -135,15 +139,20 @@ def _turns(rng, n_blocks, each, n):
     return on
 
 
+def _full_size(blocks, by):
+    "What a whole change is at each voxel (1, C, *S): all the way to the baseline, or the contrast of its channel."
+    if by == 'baseline': return blocks.change
+    return torch.as_tensor(contrast(blocks.q.sample.image)).to(blocks.change).expand_as(blocks.change)
+
+
 def _random_changes(blocks, by, n, share, scale, seed):
     "How much of each block is changed (n, blocks), and the drops of the score (n,); kept in `blocks`."
     key = by, n, share, scale, seed
     if key in blocks.answers: return blocks.answers[key]
     rng = np.random.default_rng(seed)
     on = _turns(rng, blocks.n, max(1, round(share*blocks.n)), n)
-    spread = scale*contrast(blocks.q.sample.image)
-    amount = on*scale if by == 'baseline' else on*rng.normal(0, spread, (n, blocks.n))
-    size = blocks.change if by == 'baseline' else torch.ones_like(blocks.change)
+    amount = on*scale if by == 'baseline' else on*rng.normal(0, scale, (n, blocks.n))
+    size = _full_size(blocks, by)
     def change(k): return size*blocks.spread(amount[k])
     changed = blocks.ask(n, change, f'infidelity, {blocks.q.target.name}')
     blocks.answers[key] = amount, blocks.q.value - changed[:, 0]
@@ -174,11 +183,10 @@ def infidelity(
     options = dict(block=block, baseline=baseline, apart=apart, internal_batch=internal_batch, progress=progress)
     asked = blocks_for(attribution, blocks, **options)
     amount, seen = _random_changes(asked, by, n, share, scale, seed)
-    a_block = asked.promised(attribution)
-    if by == 'noise': a_block = asked.summed(np.asarray(attribution.map, float), attribution.method)
-    if not (seen**2).mean() > 0: raise ValueError(
-        'none of the changes moves the score: choose larger blocks, a larger share or another baseline')
-    return Infidelity(amount @ a_block, seen, asked.q.target.unit)
+    if abs(seen).max() <= asked.q.rounding: raise ValueError(
+        'none of the changes moves the score by more than rounding: '
+        'choose larger blocks, a larger share or another baseline')
+    return Infidelity(amount @ asked.promised(attribution, _full_size(asked, by)), seen, asked.q.target.unit)
 
 
 def _check_positive(what, number):
@@ -225,7 +233,7 @@ class MaxSensitivity:
 # %% ../../nbs/api/attribution/quality.ipynb #dd4692cc
 def max_sensitivity(
     attribution: Attribution | OwnMap,
-    *, radius: float = .02,  # largest noise, as a share of the image's `contrast`
+    *, radius: float = .02,  # largest noise, as a share of the `contrast` of each channel
     n: int = 10,  # noisy images, each of which costs as much as the map
     seed: int = 0,
 ) -> MaxSensitivity:
@@ -233,6 +241,7 @@ def max_sensitivity(
     sample, rng, map = attribution.sample, np.random.default_rng(seed), np.asarray(attribution.map, float)
     size, norm, each = _check_positive('radius', radius)*contrast(sample.image), np.linalg.norm(map), []
     if not norm > 0: raise ValueError('the map is empty: there is nothing that could change')
+    if not size.any(): raise ValueError(f'sample {sample.name!r} is the same everywhere, so there is no range for noise')
     for _ in range(check_count('n', n)):
         noisy = sample.replace(image=sample.image + rng.uniform(-size, size, sample.image.shape))
         each.append(np.linalg.norm(map_again(attribution, sample=noisy) - map)/norm)

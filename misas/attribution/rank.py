@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Methods', 'MEASURES', 'CONTROLS', 'Measure', 'as_measures', 'random_map', 'region_map', 'as_methods', 'cheap_methods',
-           'Graded', 'Ranking', 'rank_methods']
+           'Graded', 'compared', 'Ranking', 'rank_methods']
 
 # %% ../../nbs/api/attribution/rank.ipynb #4a2925d1
 Methods = str | Callable | Sequence | dict  # a name or a function, several of them, or {name or function: its options}
@@ -81,7 +81,10 @@ def _named(what, given, known, own):
 def _own_measure(f):
     "A function f(attribution) -> number as a measure."
     def grade(attribution, blocks, **kw): return f(attribution, **kw)
-    return Measure(grade, getattr(f, 'better', 'lower'), f.__name__)
+    better = getattr(f, 'better', 'lower')
+    if better not in ('lower', 'higher'):
+        raise ValueError(f"measures: {f.__name__}.better must be 'lower' or 'higher', got {better!r}")
+    return Measure(grade, better, f.__name__)
 
 
 def as_measures(measures) -> dict:  # name -> (Measure, options)
@@ -134,7 +137,14 @@ def _grade(graded, index, name, attribution, blocks, measures):
     for what, (measure, options) in measures.items():
         try: grade = measure.grade(attribution, blocks, **options)
         except ValueError as e: graded.refused.append((where, name, f'{what}: {e}'))  # one measure on one image
-        else: graded.values.append((index, where, name, what, float(getattr(grade, 'value', grade)), *_interval(grade)))
+        else: graded.values.append((index, where, name, what, _number(what, grade), *_interval(grade)))
+
+
+def _number(what, grade):
+    "A grade as a number. TypeError where it is none."
+    value = getattr(grade, 'value', grade)
+    try: return float(value)
+    except (TypeError, ValueError): raise TypeError(f'measures: {what} must give a number, got {value!r}') from None
 
 
 def _map_of(asked, name, f, options, common):
@@ -158,6 +168,30 @@ def _grade_sample(graded, index, question, chosen, measures, changed, common, ba
         if own is None: graded.cost.append((name, *attribution.passes))
         _grade(graded, index, name, attribution, blocks, measures)
 
+# %% ../../nbs/api/attribution/rank.ipynb #f64f1e82
+def _enough(
+    answers: dict,  # method -> set of samples that it has a grade on
+) -> list:  # of methods
+    "Methods that share at least half of the samples that the best of them has; who has the fewest goes first."
+    kept, most = dict(answers), max(map(len, answers.values()), default=0)
+    while 2*len(set.intersection(*kept.values())) < most:
+        others = {one: [kept[k] for k in kept if k != one] for one in kept}
+        del kept[min(kept, key=lambda one: (len(kept[one]), -len(set.intersection(*others[one]))))]
+    return list(kept)
+
+
+def compared(
+    values: 'pd.DataFrame',  # index (number of the sample), method, measure, value
+) -> tuple:  # methods that are ranked; measure -> numbers of the samples on which they are compared
+    "Who is compared on what: methods on samples that all of them have a grade of; who has few is left out."
+    real = values[~values.method.isin(CONTROLS)]
+    defined, methods = real[real.value.notna()], list(real.method.unique())
+    def answers(what, names):
+        here = defined[defined.measure == what]
+        return {name: set(here['index'][here.method == name]) for name in names}
+    for what in defined.measure.unique(): methods = _enough(answers(what, methods))
+    return methods, {what: set.intersection(*answers(what, methods).values()) for what in values.measure.unique()}
+
 # %% ../../nbs/api/attribution/rank.ipynb #8fbf3070
 class Ranking:
     "Methods graded on samples; see `rank_methods`."
@@ -170,9 +204,12 @@ class Ranking:
         import pandas as pd
         self.measures, self.samples, self.clusters = measures, samples, clusters
         self.refused = pd.DataFrame(graded.refused, columns=['sample', 'method', 'reason'])
-        if not graded.values: raise ValueError(f'no method gave a map: {self.refused.reason.iloc[0]}')
         columns = ['index', 'sample', 'method', 'measure', 'value', 'low', 'high']
         self._values = pd.DataFrame(graded.values, columns=columns)
+        if self._values.method.isin(CONTROLS).all():
+            why = self.refused.reason[~self.refused.method.isin(CONTROLS)]
+            raise ValueError(f'no method gave a map that can be graded: {"; ".join(why.unique()[:1])}')
+        self.ranked, self.compared = compared(self._values)
         cost = pd.DataFrame(graded.cost, columns=['method', 'forward', 'backward'])
         self.cost = cost.groupby('method', sort=False).mean().round().astype(int)
 
@@ -182,29 +219,50 @@ class Ranking:
         return self._values[['sample', 'method', 'measure', 'value']]
 
     def _together(self, one):
-        "Median over samples, ends of its interval, over what, and cases."
-        if len(self.samples) == 1: return (*one[['value', 'low', 'high']].iloc[0], 'changes', 1)
+        "Median over samples, ends of its interval, over what, cases, and how many samples have a grade."
+        graded = one.value.notna().sum()
+        if len(self.samples) == 1: return (*one[['value', 'low', 'high']].iloc[0], 'changes', graded, graded)
+        method, measure = one[['method', 'measure']].iloc[0]
+        if method in self.ranked or method in CONTROLS: one = one[one['index'].isin(self.compared[measure])]
+        if not len(one): return np.nan, np.nan, np.nan, 'samples', 0, graded
         ids = None if self.clusters is None else [self.clusters[i] for i in one['index']]
         median, low, high, cases = bootstrap(one['value'].to_numpy(), clusters=ids)[:4]
-        return median, low, high, 'samples', cases
+        return median, low, high, 'samples', cases, graded
 
     @property
     def table(self) -> 'pd.DataFrame':
-        "Tidy table: method, measure, better, value, low, high, over, cases, rank, forward, backward."
+        "Tidy table: method, measure, better, value, low, high, over, cases, graded, rank, forward, backward."
         import pandas as pd
         groups = self._values.groupby(['method', 'measure'], sort=False)
         rows = [(method, what, self.measures[what].better, *self._together(one)) for (method, what), one in groups]
-        out = pd.DataFrame(rows, columns=['method', 'measure', 'better', 'value', 'low', 'high', 'over', 'cases'])
-        real = ~out.method.isin(CONTROLS)
+        columns = ['method', 'measure', 'better', 'value', 'low', 'high', 'over', 'cases', 'graded']
+        out = pd.DataFrame(rows, columns=columns)
         signed = out.value.where(out.better == 'lower', -out.value)
-        out['rank'] = signed[real].groupby(out.measure).rank(method='min')
+        out['rank'] = signed[out.method.isin(self.ranked)].groupby(out.measure).rank(method='min')
         return out.join(self.cost, on='method')
 
     @property
     def order(self) -> list[str]:
-        "Methods by their mean place, the best first."
+        "Methods that are ranked, by their mean place, the best first."
         places = self.table.dropna(subset='rank').groupby('method', sort=False)['rank'].mean()
         return list(places.sort_values(kind='stable').index)
+
+    @property
+    def apart(self) -> dict[str, str]:
+        "Methods with some grades, but too few to be ranked: name -> why."
+        order, table = self.order, self.table
+        names = [name for name in table.method.unique() if name not in order and name not in CONTROLS]
+        return {name: self._why_apart(name, table[table.method == name]) for name in names}
+
+    def _why_apart(self, name, table):
+        "Of which measure it has the fewest grades, and the first reason that was given."
+        graded = table.set_index('measure').graded.reindex(list(self.measures), fill_value=0)
+        reasons = self.refused.reason[self.refused.method == name]
+        why = reasons.iloc[0] if len(reasons) else 'the measure is not defined there'
+        return f'not ranked, as it has a grade of {graded.idxmin()} on {_of(graded.min(), len(self.samples))}: {why}'
+
+
+def _of(count, total): return f"{count} of {total} sample{'s'[:total > 1]}"
 
 # %% ../../nbs/api/attribution/rank.ipynb #4e987fb3
 def _better(measure): return 'less is better' if measure.better == 'lower' else 'more is better'
@@ -221,11 +279,20 @@ def wide(self: Ranking) -> 'pd.DataFrame':
     "One row a method, the best first: values with their intervals as text, and the cost."
     table = self.table
     table['text'] = [_cell(*row) for row in zip(table.value, table.low, table.high)]
-    rows = [*self.order, *CONTROLS]
+    rows = [*self.order, *self.apart, *CONTROLS]
     wide = table.pivot(index='method', columns='measure', values='text')
     wide = wide.reindex(index=rows, columns=list(self.measures))
     wide = wide.rename(columns={name: f'{name} ({_better(m)})' for name, m in self.measures.items()})
+    if len(self.samples) > 1: wide['samples'] = [_counts(table, name, len(self.samples)) for name in rows]
     return wide.join(self.cost.reindex(rows).astype('Int64')).rename_axis(index=None, columns=None)
+
+
+def _counts(table, name, total):
+    "On how many samples the values of a method are, of how many; from the measure with the fewest to that with the most."
+    cases = table.cases[table.method == name]
+    if not len(cases): return f'0 of {total}'
+    few, most = cases.min(), cases.max()
+    return f'{few} of {total}' if few == most else f'{few} to {most} of {total}'
 
 
 @patch
@@ -233,20 +300,34 @@ def summary(self: Ranking) -> Summary:
     "The methods in their order, who refused, and the table behind it."
     order, on = ', '.join(self.order), f'{len(self.samples)} sample{"s"[:len(self.samples) > 1]}'
     text = f'{len(self.order)} methods on {on}, the best first by mean place: {order}'
-    gone = [f'{method}: {reason}' for method, reason in self._gone().items()]
-    return Summary('\n'.join([text, *gone]), self.table)
+    if not order: text = f'no method can be ranked on {on}, as no measure has a grade'
+    lines = [f'{method}: {reason}' for method, reason in self._gone().items()]
+    return Summary('\n'.join([text + self._on_fewer(), *lines]), self.table)
+
+
+@patch
+def _on_fewer(self: Ranking):
+    "Which samples could not be compared; '' where all could."
+    total = len(self.samples)
+    fewer = [f'{what} on {len(on)}' for what, on in self.compared.items() if 0 < len(on) < total]
+    return f'; compared on the samples that all of them have a grade of: {", ".join(fewer)} of {total}' if fewer else ''
 
 
 @patch
 def _gone(self: Ranking):
-    "Who refused, and why; once a method."
-    return dict(zip(self.refused.method, self.refused.reason))
+    "Who refused or is not ranked, and why; once a method."
+    found, total = dict(self.apart), len(self.samples)
+    for method, of_method in self.refused.groupby('method', sort=False):
+        count, why = of_method['sample'].nunique(), of_method.reason.iloc[0]
+        some = total > 1 and 'all' not in set(of_method['sample'])
+        found.setdefault(method, f'on {_of(count, total)}: {why}' if some else why)
+    return found
 
 # %% ../../nbs/api/attribution/rank.ipynb #63b3bc2d
 @patch
 def _heard(self: Ranking):
-    gone = '; refused or left out:' if len(self.refused) else ''
-    return f'{len(self.samples)} sample{"s"[:len(self.samples) > 1]}{gone}'
+    gone = '; refused, left out or not ranked:' if self._gone() else ''
+    return f'{len(self.samples)} sample{"s"[:len(self.samples) > 1]}{self._on_fewer()}{gone}'
 
 
 @patch
@@ -290,12 +371,14 @@ def _costs(ax, cost):
 def plot(self: Ranking) -> 'Figure':
     "A panel a measure, the best method on top, controls below: medians, their intervals, single samples; and the cost."
     import matplotlib.pyplot as plt
-    names, measures = [*self.order, *CONTROLS], list(self.measures)
-    size, widths = (2.6*len(measures) + 3.4, .28*len(names) + 1.1), [*[1]*len(measures), .7]
+    names, measures = [*self.order, *self.apart, *CONTROLS], list(self.measures)
+    size, widths = (2.6*len(measures) + 3.4 + (1.2 if self.apart else 0), .28*len(names) + 1.1), [*[1]*len(measures), .7]
     fig, axs = plt.subplots(1, len(measures) + 1, figsize=size, sharey=True, width_ratios=widths)
     for ax, what in zip(axs, measures): _panel(ax, self, what, names)
     _costs(axs[-1], self.cost.reindex(names))
-    axs[0].set_yticks(range(len(names)), names, fontsize=8)
+    table, total, apart = self.table, len(self.samples), self.apart
+    labels = [f'{name} (not ranked, {_counts(table, name, total)})' if name in apart else name for name in names]
+    axs[0].set_yticks(range(len(names)), labels, fontsize=8)
     axs[0].invert_yaxis()
     fig.tight_layout()
     return fig

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['rank_correlation', 'correlation', 'distance_groups', 'map_correlation', 'with_network', 'output_first', 'randomise',
-           'cascade', 'random_target', 'Randomisation', 'randomisation_check']
+__all__ = ['rank_correlation', 'varies', 'correlation', 'distance_groups', 'map_correlation', 'with_network', 'output_first',
+           'randomise', 'cascade', 'random_target', 'Randomisation', 'randomisation_check']
 
 # %% ../../nbs/api/attribution/sanity.ipynb #747d2939
 def rank_correlation(
@@ -51,11 +51,25 @@ def rank_correlation(
     return float((ranks[0]*ranks[1]).sum()/norm) if norm > 0 else np.nan
 
 
+def varies(
+    numbers,
+    groups=None,  # whole numbers of the same shape: within one of these? None: at all
+) -> bool:
+    "Do numbers differ by more than the rounding of the largest one?"
+    import pandas as pd
+    flat = np.asarray(numbers, float).ravel()
+    if not flat.size: return False
+    if groups is None: spread = np.ptp(flat)
+    else:
+        grouped = pd.Series(flat).groupby(np.asarray(groups).ravel())
+        spread = (grouped.max() - grouped.min()).max()
+    return bool(spread > 1e-6*abs(flat).max())
+
+
 def correlation(a, b) -> float:  # NaN where one is the same everywhere
     "Pearson's correlation of two arrays."
-    both = [np.asarray(numbers, float).ravel() for numbers in (a, b)]
-    varies = all(np.ptp(numbers) > 0 for numbers in both)
-    return float(np.corrcoef(*both)[0, 1]) if varies else np.nan
+    if not (varies(a) and varies(b)): return np.nan
+    return float(np.corrcoef(np.ravel(a).astype(float), np.ravel(b).astype(float))[0, 1])
 
 # %% ../../nbs/api/attribution/sanity.ipynb #a8ff6bb0
 def distance_groups(attribution) -> np.ndarray:  # shape of the map
@@ -72,11 +86,13 @@ def distance_groups(attribution) -> np.ndarray:  # shape of the map
 def map_correlation(
     attribution,
     map,  # another one of the same shape
-) -> tuple:  # signed, absolute
+) -> tuple:  # signed, absolute; NaN where a map is the same everywhere, up to rounding
     "Rank correlation at equal distance from the target's region; of a map that only depends on it, of all voxels."
     own, other, groups = np.asarray(attribution.map), np.asarray(map), distance_groups(attribution)
-    if np.isnan(rank_correlation(own, own, groups)): groups = None
-    return rank_correlation(own, other, groups), rank_correlation(abs(own), abs(other), groups)
+    if not varies(own, groups): groups = None
+    pairs = (own, other), (abs(own), abs(other))
+    defined = [varies(one) and varies(another) for one, another in pairs]
+    return tuple(rank_correlation(*pair, groups) if there else np.nan for pair, there in zip(pairs, defined))
 
 # %% ../../nbs/api/attribution/sanity.ipynb #a56b9ab1
 def with_network(
@@ -166,29 +182,41 @@ class Randomisation:
     maps: list  # one for each of these
     other: list  # (Frozen, map): other places
     limit: float = .5
-    correlations: np.ndarray = field(init=False)  # (steps, 2) of ranks, signed and absolute; 0 where the map is empty
-    places: np.ndarray = field(init=False)  # (places,) correlations
+    correlations: np.ndarray = field(init=False)  # (steps, 2) of ranks, signed and absolute
+    places: np.ndarray = field(init=False)  # (places,) correlations; all NaN where a map is the same everywhere
     better = 'lower'
 
     def __post_init__(self):
-        self.correlations = np.nan_to_num([map_correlation(self.attribution, map) for map in self.maps])
-        self.places = np.nan_to_num([correlation(self.attribution.map, map) for _, map in self.other])
+        self.correlations = np.array([map_correlation(self.attribution, map) for map in self.maps])
+        self.places = np.array([correlation(self.attribution.map, map) for _, map in self.other])
 
     @property
     def value(self) -> float:
-        "Size of the rank correlation (signed) when all weights are random."
+        "Size of the rank correlation (signed) when all weights are random; NaN where it is not defined."
         return float(abs(self.correlations[-1, 0]))
 
     @property
+    def judged(self) -> bool:
+        "Can it be judged? A map that is the same everywhere has no correlation with any other."
+        return varies(self.attribution.map)
+
+    @property
+    def elsewhere(self) -> float:
+        "Mean correlation with other places; NaN where there are none that have one."
+        there = self.places[~np.isnan(self.places)]
+        return float(there.mean()) if len(there) else np.nan
+
+    @property
     def flagged(self) -> bool:
-        "Is the map much the same without what the network learned, or for other targets?"
-        return self.value > self.limit or len(self.places) > 0 and bool(self.places.mean() > self.limit)
+        "Is the map much the same without what the network learned, or for other targets? Or can it not be judged?"
+        return not self.judged or self.value > self.limit or self.elsewhere > self.limit
 
     @property
     def frame(self) -> 'pd.DataFrame':
         "Tidy table: changed, layers (random ones), last (its name), signed, absolute (of ranks), correlation."
         import pandas as pd
-        rows = [('nothing', 0, '', 1., 1., 1.)]
+        own = self.attribution.map
+        rows = [('nothing', 0, '', *map_correlation(self.attribution, own), correlation(own, own))]
         for (i, name), ranks, map in zip(self.layers, self.correlations, self.maps):
             rows.append(('weights', i, name, *ranks, correlation(self.attribution.map, map)))
         rows += [('place', 0, '', np.nan, np.nan, place) for place in self.places]
@@ -214,12 +242,22 @@ def randomisation_check(
 @patch
 def summary(self: Randomisation) -> Summary:
     "Is the map flagged, and by which numbers?"
-    say = 'passes: the map depends on the network'
-    if self.flagged: say = 'FLAGGED: it hardly depends on what the network learned or was asked'
-    signed, absolute = self.correlations[-1].round(2) + 0.  # no -0.00
-    numbers = f'rank correlation with random weights {signed:+.2f}, of absolute values {absolute:+.2f}'
-    if len(self.places): numbers += f'; correlation with other places {self.places.mean().round(2) + 0.:+.2f}'
+    say, (signed, absolute) = self._verdict(), self.correlations[-1]
+    numbers = f'rank correlation with random weights {_told(signed)}, of absolute values {_told(absolute)}'
+    if len(self.places): numbers += f'; correlation with other places {_told(self.elsewhere)}'
     return Summary(f'{self.attribution.method}: {say} ({numbers})', self.frame)
+
+
+@patch
+def _verdict(self: Randomisation):
+    "In words."
+    if not self.judged: return 'CANNOT BE JUDGED: the map is the same everywhere, so it does not pass'
+    if self.flagged: return 'FLAGGED: it hardly depends on what the network learned or was asked'
+    if np.isnan(self.value): return 'passes: with random weights the map is the same everywhere, and it was not before'
+    return 'passes: the map depends on the network'
+
+
+def _told(number): return 'undefined' if np.isnan(number) else f'{round(number, 2) + 0.:+.2f}'  # no -0.00
 
 
 @patch
@@ -237,7 +275,7 @@ def plot(
     picked = sorted({round(k) for k in np.linspace(0, last, min(n, last + 1))})
     maps = {'network as trained\n': self.attribution.map}
     for i in picked:
-        signed, absolute = self.correlations[i]
-        maps[f'{self.layers[i][0]} of {total} layers random\nrank corr. {signed:+.2f} ({absolute:+.2f})'] = self.maps[i]
+        signed, absolute = map(_told, self.correlations[i])
+        maps[f'{self.layers[i][0]} of {total} layers random\nrank corr. {signed} ({absolute})'] = self.maps[i]
     look = {'image': False, 'n_cols': 5, 'size': 1.9, **kw}
     return plots.side_by_side(self.attribution.sample, maps, target=self.attribution.target.mask, **look)

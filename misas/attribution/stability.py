@@ -60,18 +60,23 @@ class Stability:
 
     @property
     def value(self) -> float:
-        "Mean correlation over all values but the identity."
+        "Mean correlation over all values but the identity, where it is defined."
         return float(self._moved.correlation.mean())
 
     @property
     def text(self) -> str:
-        moved, worst = self._moved, ''
-        if moved.correlation.notna().any():
-            low = moved.loc[moved.correlation.idxmin()]
-            worst = (f'; lowest {low.correlation:.2f} at {self.transform.text(low.value)}, '
-                     f'where the prediction has Dice {low.dice:.2f}')
-        over = f'over {len(moved)} values of {self.transform.name}'
-        return f'{self.attribution.method}: mean correlation {self.value:.2f} {over}{worst}'
+        moved = self._moved
+        there, name = moved.correlation.notna(), f'values of {self.transform.name}'
+        if not there.any(): return (
+            f'{self.attribution.method}: cannot be judged, as at none of {len(moved)} {name} there is a correlation: '
+            'the map is the same everywhere, or the region left the image')
+        low = moved.loc[moved.correlation.idxmin()]
+        dice = 'NaN' if np.isnan(low.dice) else f'{low.dice:.2f}'
+        worst = (f'lowest {low.correlation:.2f} at {self.transform.text(low.value)}, '
+                 f'where the prediction has Dice {dice}')
+        over = f'over {len(moved)} {name}'
+        if not there.all(): over = f'over {there.sum()} of {len(moved)} {name} (at the others it is not defined)'
+        return f'{self.attribution.method}: mean correlation {self.value:.2f} {over}; {worst}'
 
     def __repr__(self): return self.text
     def summary(self) -> Summary: "In words, and the table behind them."; return Summary(self.text, self.frame)

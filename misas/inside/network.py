@@ -10,10 +10,10 @@ from torch import nn
 
 from ..models.anatomy import anatomy, differentiable# noqa: F401  (all that looks into a network is here)
 from ..models.base import Model
-from ..models.output import NoGradient, NoLogits, Output
+from ..models.output import NoGradient, NoLogits, Output, with_channels
 
 # %% auto #0
-__all__ = ['asks_itself', 'with_logits', 'unreached']
+__all__ = ['LABELS', 'asks_itself', 'floors', 'with_logits', 'unknown_odds', 'unreached']
 
 # %% ../../nbs/api/inside/network.ipynb #2f5c4481
 def asks_itself(model: Model) -> bool:
@@ -25,6 +25,19 @@ def asks_itself(model: Model) -> bool:
     return not any(isinstance(m, fast) for m in own.modules())
 
 # %% ../../nbs/api/inside/network.ipynb #fcf5ede6
+LABELS = 1e-10  # that label maps say instead of 0
+
+
+def floors(
+    kind: str,  # what an output is: 'none', 'masks' or 'labels'
+    dtype: torch.dtype,
+) -> tuple[float, float]:
+    "The smallest probability, and the smallest rest 1 - p, whose logarithm is taken."
+    if kind == 'labels': return LABELS, LABELS
+    known = torch.finfo(dtype)
+    return known.tiny**.9, known.eps/4  # so that no gradient becomes infinite; below what rounds to 1
+
+
 def with_logits(
     model: Model,  # an innermost one
     kind: str,  # what its output is: 'none', 'masks' or 'labels'
@@ -34,13 +47,30 @@ def with_logits(
     asked = model.copy()
     asked.said, asked.seen = Output(kind, model.n_classes, overlapping), None
     def logs(x):
-        known = asked.read(asked.raw(x), x.ndim - 2, False)
-        least = torch.finfo(known.dtype).tiny**.25  # some 1e-10, so that no gradient becomes infinite
+        raw = asked.raw(x)
+        known = asked.read(raw, x.ndim - 2, False)
+        least, rest = floors(kind, known.dtype)
         log = known.clamp(least).log()
-        return log - (1 - known).clamp(least).log() if overlapping else log
+        if overlapping: return log - (1 - known).clamp(rest).log()
+        if with_channels(raw, x.ndim - 2).shape[1] > 1: return log
+        return torch.cat([known[:, :1].clamp(rest).log(), log[:, 1:]], 1)  # the first is the rest of the second
     new = model.replaced(logs, 'sigmoid' if overlapping else 'softmax', model.classes)
     new.said = Output(new.activation, model.n_classes, overlapping)
     return new
+
+# %% ../../nbs/api/inside/network.ipynb #c832b96f
+def unknown_odds(
+    logits: torch.Tensor,  # (K, voxels), from `with_logits`
+    channel: int,  # of the class
+    kind: str,  # what the output was: 'none', 'masks' or 'labels'
+) -> float:
+    "At which share of the voxels are log-odds of a class not known, as a probability is exactly 0 or 1?"
+    least, rest = (float(torch.tensor(floor, dtype=logits.dtype).log()) for floor in floors(kind, logits.dtype))
+    sides, ends = [logits[channel]], (least, rest)
+    if kind == 'masks': ends = least, -rest
+    else: sides.append(torch.cat([logits[:channel], logits[channel + 1:]]).amax(0))
+    lost = [(side - end).abs() < 1e-4 for side in sides for end in ends]
+    return float(torch.stack(lost).any(0).double().mean())
 
 # %% ../../nbs/api/inside/network.ipynb #f9480a99
 def unreached(

@@ -20,7 +20,7 @@ from ..data.io import as_sample
 from .baseline import make_baseline
 from .measured import Measured, carried_home, seen_by_preprocess
 from .network import anatomy as anatomy_of, unreached as why_unreached
-from .network import asks_itself, differentiable, with_logits
+from .network import asks_itself, differentiable, unknown_odds, with_logits
 from .target import Frozen, Target, as_target
 from ..models.adapt import as_model
 from ..models.anatomy import Anatomy, watched
@@ -89,8 +89,9 @@ class Question:
         self.seed = check_count('seed', seed, least=0)
         self.ndim, self.shape = self.sample.ndim, self.sample.shape
         self.module, self.passes = self.model.network, Passes()
-        self._value = self._rounding = self._anatomy = None  # not asked yet
-        self._kept = {}
+        self._value = self._rounding = self._unknown = self._anatomy = None  # not asked yet
+        self._logs_of = None  # kind of the output whose logarithms serve as logits
+        self._kept, self.heard = {}, None  # heard(ask, x): asks in place of `logits`, where somebody listens
         steady(self.model, self.sample)
         with untouched(self.module): self._prepare(target)
 
@@ -146,6 +147,7 @@ def _inner(self: Question, model, predicts=False):
     if self._seen: model.preprocess = self._measured = Measured(model.preprocess, self._seen)
     if model.known.kind in ('softmax', 'sigmoid'): return model  # translated from ONNX without its last softmax
     odds = _asks_odds(self.target) and kind in ('none', 'masks', 'labels')
+    self._logs_of = kind if odds else None
     return with_logits(model, kind) if odds else model
 
 
@@ -181,7 +183,7 @@ def logits(
     inner.batch_size = 1 if getattr(inner, 'one_by_one', False) else max(len(x), self.model.batch_size or 1)
     if self._measured is not None: self._measured.start()  # the first slice of the first image
     self.passes.forwards += len(x)
-    with self.refusing(), frugal(self.module): return chain.logits(x)
+    with self.refusing(), frugal(self.module): return self.heard(chain.logits, x) if self.heard else chain.logits(x)
 
 
 @patch
@@ -201,9 +203,14 @@ def apart(self: Question, x) -> torch.Tensor:
 
 
 @patch
-def remember(self: Question, score, rounding=None):
-    "The score of the unchanged image, so that it need not be asked again; and how much of it is rounding, if known."
-    self._value, self._rounding = float(score), rounding
+def remember(self: Question, score, logits=None):
+    "The score of the unchanged image, so that it need not be asked again; and what its logits (1, K, *S) tell."
+    self._value = float(score)
+    if logits is None: return
+    self._rounding, self._unknown = self.target.rounding(logits), 0.
+    if self._logs_of and self.target.log_odds:
+        here = logits[0][:, torch.as_tensor(self.target.mask, device=logits.device)]
+        self._unknown = unknown_odds(here, self.target.channel, self._logs_of)
 
 
 @patch(as_prop=True)
@@ -217,12 +224,13 @@ def score(
     self: Question,
     x=None,  # images (n, C, *S); None: the unchanged image, whose score is remembered
     apart=False,  # True: see `apart`; False: exactly these images in one pass, for those who listen to the network
+    unchanged=False,  # is it the unchanged image?
 ) -> torch.Tensor:  # (n,)
     "Scores of images. Differentiable; passes are counted. Refused where there are no logits or no gradients."
     asked = self.x if x is None else x
     logits = self.apart(asked) if apart else self.logits(asked)
     scores = self.target.of(logits)
-    if x is None: self.remember(scores.detach(), self.target.rounding(logits))
+    if x is None or unchanged: self.remember(scores.detach(), logits.detach())
     if not asked.requires_grad or not torch.is_grad_enabled(): return scores
     if scores.requires_grad: scores.register_hook(self._backward)
     return scores
@@ -239,11 +247,23 @@ def value(self: Question) -> float:
 @patch(as_prop=True)
 def rounding(self: Question) -> float:
     "Scores that differ by no more say nothing; see `Frozen.rounding`. Not counted."
-    if self._rounding is None:
-        before = replace(self.passes)
-        with untouched(self.module), torch.no_grad(): self.score(apart=True)
-        self.passes = before
+    if self._rounding is None: self._look_once()
     return self._rounding
+
+
+@patch(as_prop=True)
+def unknown(self: Question) -> float:
+    "At which share of the target's voxels are log-odds not known? See `unknown_odds`. Not counted."
+    if not (self._logs_of and self.target.log_odds): return 0.
+    if self._unknown is None: self._look_once()
+    return self._unknown
+
+
+@patch
+def _look_once(self: Question):
+    before = replace(self.passes)
+    with untouched(self.module), torch.no_grad(): self.score(apart=True)
+    self.passes = before
 
 
 @patch
@@ -258,8 +278,7 @@ def gradient(
     "Gradient of the summed scores with respect to the images."
     leaf = (self.x if x is None else x).detach().requires_grad_()
     with torch.enable_grad():
-        scores = self.score(leaf, apart=True)
-        if x is None: self.remember(scores.detach())
+        scores = self.score(leaf, apart=True, unchanged=x is None)
         with self.refusing(): return torch.autograd.grad(scores.sum(), leaf)[0]
 
 
@@ -323,7 +342,7 @@ class Whole:
 def about(self: Question, target) -> Question:
     "The same model and image, another target: what is known of these is not asked again."
     other = copy(self)
-    other.passes, other._value, other._rounding = Passes(), None, None
+    other.passes, other._value, other._rounding, other._unknown = Passes(), None, None, None
     other.target = other._frozen(target)
     if _asks_odds(other.target) != _asks_odds(self.target): other._kept = {}
     other._chain()

@@ -130,6 +130,9 @@ def _region(target, k, sample, prediction):
     return _boundary(target, mask, sample) if name == 'boundary' and mask.any() else (mask, name)
 
 # %% ../../nbs/api/inside/target.ipynb #6080deba
+def _percent(share): return 'less than 1 %' if share < .005 else f'{100*share:.0f} %'
+
+
 @dataclass(frozen=True, eq=False)
 class Frozen:
     "A target whose region is fixed. `Target.freeze` makes it."
@@ -140,6 +143,7 @@ class Frozen:
     reduce: str = 'mean'
     log_odds: bool = False
     overlapping: bool = False  # do the classes of the model overlap? Then none of them is the background
+    unknown: float = 0.  # share of its voxels whose log-odds are not known, where that was found
 
     @property
     def channel(self) -> int: "The channel of the logits."; return self.k - self.overlapping
@@ -154,7 +158,8 @@ class Frozen:
     def text(self) -> str:
         size, what = int(self.mask.sum()), REDUCE[self.reduce]
         if self.log_odds: what = what.replace('logits', 'log-odds').replace('logit', 'log-odds')
-        return f'{what} of {self.name} over {size} voxel{"s"[:size != 1]} ({self.region})'
+        lost = f', at {_percent(self.unknown)} of which they are not known' if self.unknown else ''
+        return f'{what} of {self.name} over {size} voxel{"s"[:size != 1]} ({self.region}){lost}'
 
     def found(self, prediction: np.ndarray) -> np.ndarray:
         "Where a prediction has the class, bool (*S)."
@@ -192,6 +197,18 @@ def each(
     mask = torch.as_tensor(self.mask, device=logits.device)
     own = logits[:, self.channel][:, mask]
     return own - _all_others(logits[..., mask], self.k) if self.log_odds and not self.overlapping else own
+
+
+@patch
+def rounding(
+    self: Frozen,
+    logits: torch.Tensor,  # (n, K, *S)
+) -> float:
+    "Scores that differ by no more may differ by rounding only: some digits of the logits that they are made of."
+    digits = 16*torch.finfo(logits.dtype).eps
+    if self.reduce == 'dice': return digits
+    size = logits.detach()[..., torch.as_tensor(self.mask, device=logits.device)].abs().amax(1)
+    return digits*float(size.sum(1).max() if self.reduce == 'sum' else size.mean(1).max())
 
 
 def _soft_dice(probability, mask):
