@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import sysconfig
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dis import opmap
 from functools import wraps
 from types import TracebackType
 
 import torch
+
+import misas.loading  # noqa: F401  (libraries come quietly, also into functions that are no doors)
 
 # %% auto #0
 __all__ = ['SHORT', 'RAISE', 'LIBRARIES', 'is_told', 'changed_for_a_while', 'open_changes', 'shortened', 'door']
@@ -55,7 +58,7 @@ class changed_for_a_while:
         self, change: Callable,  # () -> what `with ... as` gives
         put_back: Callable,  # (); may be called twice
     ):
-        self.change, self.put_back = change, put_back
+        self.change, self.put_back, self.over = change, put_back, False
 
     def __enter__(self):
         try:
@@ -68,13 +71,20 @@ class changed_for_a_while:
     def __exit__(self, *error): self.end()
 
     def end(self):
-        "Put back, twice where the first time was stopped."
-        try: self.put_back()
+        "Put back, once more where that was stopped; later nothing. What was changed since and is left goes first."
+        if self.over: return
+        try: self._undo()
         except BaseException:
-            self.put_back()
+            self._undo()
             raise
         finally:
+            self.over = True
             if self in _OPEN.changes: _OPEN.changes.remove(self)
+
+    def _undo(self):
+        changes = _OPEN.changes
+        while self in changes and changes[-1] is not self: changes[-1].end()
+        self.put_back()
 
 
 def open_changes() -> list:  # of `changed_for_a_while`
@@ -100,15 +110,24 @@ def shortened(error: BaseException) -> BaseException:  # itself
     return error
 
 
+def _close(known, gradients, filters):
+    "Put back what is still changed, and how torch computes and Python warns."
+    for change in reversed(_OPEN.changes[known:]): change.end()
+    del _OPEN.changes[known:]
+    torch.set_grad_enabled(gradients)
+    if warnings.filters is filters: return
+    warnings.filters = filters
+    with warnings.catch_warnings(): "Python notices."
+
+
 def door(function: Callable) -> Callable:
     "A function that people call: sentences of misas leave it in short, and nothing stays changed behind them."
     @wraps(function)
     def opened(*args, **kw):
-        known, gradients = len(_OPEN.changes), torch.is_grad_enabled()
+        before = len(_OPEN.changes), torch.is_grad_enabled(), warnings.filters
         try: return function(*args, **kw)
         except BaseException as e:
-            for change in reversed(_OPEN.changes[known:]): change.end()
-            torch.set_grad_enabled(gradients)
+            _close(*before)
             if not SHORT or not isinstance(e, Exception) or not is_told(e): raise
             raise shortened(e)
     return opened

@@ -51,10 +51,10 @@ def _modes(module):
 
 def _set_modes(modes):
     "Without the `train` of a module, and without its `__setattr__`: they may do more."
-    for m, mode in modes:
-        own = m.__dict__
-        if 'training' not in own: m.training = mode  # TorchScript
-        elif own['training'] is not mode: own['training'] = mode
+    for part, mode in modes:
+        own = part.__dict__
+        if 'training' in own: own['training'] = mode
+        elif part.training is not mode: part.training = mode  # TorchScript, and where it is a property
 
 
 def _evaluate(module):
@@ -102,16 +102,19 @@ def _is_held(module):
     return any(getattr(one, 'module', None) is module for one in open_changes())
 
 # %% ../../nbs/api/models/hold.ipynb #9bba1c0a
+def _as_it_is(kept): return kept
+
+
 class evaluating(changed_for_a_while):
     "Evaluation mode for a while; the network is afterwards as it was, whatever `eval` and `forward` do to it."
     def __init__(self, module: nn.Module):
-        self.modes, self.kept, asked = _modes(module), None, module
+        self.asked, self.modes, self.kept = module, _modes(module), None
         if not _is_held(module) and not _is_still(module, self.modes, 'all'):
             self.kept, self.state, self.module = Kept(module), _state(self.modes), module
-        super().__init__(partial(self._begin, asked), self._back)
+        super().__init__(self._begin, self._back)
 
-    def _begin(self, module):
-        if not self.modes or any(mode for _, mode in self.modes): _evaluate(module)
+    def _begin(self):
+        if not self.modes or any(mode for _, mode in self.modes): _evaluate(self.asked)
         return self
 
     def _back(self):
@@ -128,9 +131,11 @@ class evaluating(changed_for_a_while):
         _set_modes(self.modes)
         if not self.kept.differs(): _STILL.setdefault(self.module, set()).add(('all', self.state))
 
-    def apart(self, out: object) -> object:
-        "What the network returned, with copies of tensors that are going to be put back."
-        return out if self.kept is None else self.kept.apart(out)
+    def answer(self, *inputs: torch.Tensor) -> object:
+        "What the network returns. It and its gradient have copies of tensors that are going to be put back."
+        if self.kept is None: return self.asked(*inputs)
+        if not torch.is_grad_enabled(): return self.kept.apart(self.asked(*inputs))
+        with saved_tensors_hooks(self.kept.apart, _as_it_is): return self.kept.apart(self.asked(*inputs))
 
 # %% ../../nbs/api/models/hold.ipynb #b946ebd5
 def hookable(
@@ -183,8 +188,8 @@ class untouched(changed_for_a_while):
         _ready_to_be_watched(module, self.modes)
 
     def _back(self):
-        if self.kept is not None: self.kept.put_back()
         _set_modes(self.modes)
+        if self.kept is not None: self.kept.put_back()
         self.luck()
         self.as_before()
 
@@ -254,10 +259,10 @@ def frugal(
     return changed_for_a_while(begin, end)
 
 # %% ../../nbs/api/models/hold.ipynb #36b7caeb
-def _bytes(t):
-    if t.is_meta or t.is_quantized or torch.nn.parameter.is_lazy(t): return str(t)
-    if t.layout != torch.strided: t = t.to_dense()
-    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def _bytes(tensor):
+    if tensor.is_meta or tensor.is_quantized or torch.nn.parameter.is_lazy(tensor): return str(tensor)
+    if tensor.layout != torch.strided: tensor = tensor.to_dense()
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _hooks(m): return {k: tuple(v) for k, v in vars(m).items() if 'hooks' in k and isinstance(v, dict)}

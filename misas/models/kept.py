@@ -77,9 +77,10 @@ class _Tensor:
         self.hooks = None if hooks is None else dict(hooks)
 
     def moved(self):
-        t, old = self.tensor, self.alias
-        if t.layout != torch.strided or old.layout != torch.strided: return t.layout != old.layout
-        return (t.data_ptr(), t.shape, t.stride(), t.dtype) != (old.data_ptr(), old.shape, old.stride(), old.dtype)
+        now, old = self.tensor, self.alias
+        if now.layout != torch.strided or old.layout != torch.strided: return now.layout != old.layout
+        if now.data_ptr() != old.data_ptr(): return True
+        return (now.shape, now.stride(), now.dtype) != (old.shape, old.stride(), old.dtype)
 
     def overwritten(self): return self.copy is not None and not same_bits(self.alias, self.copy)
     def differs(self): return self.moved() or self.overwritten()
@@ -87,22 +88,23 @@ class _Tensor:
     def is_newer(self): return self.version is not None and self.tensor._version != self.version
 
     def put_back(self):
-        t = self.tensor
-        if self.leaf and t.grad_fn is not None: t.detach_()
-        if self.moved(): t.data = self.alias
+        now = self.tensor
+        if self.leaf and now.grad_fn is not None: now.detach_()
+        if self.moved(): now.data = self.alias
         if self.overwritten():
             with torch.inference_mode(self.alias.is_inference()): self.alias.data.copy_(self.copy)
         if not self.leaf: return
-        if t.requires_grad != self.needs: t.requires_grad_(self.needs)
-        if t.grad is not self.grad: t.grad = self.grad
-        if t._backward_hooks and dict(t._backward_hooks) != (self.hooks or {}):
-            t._backward_hooks.clear()
-            t._backward_hooks.update(self.hooks or {})
+        if now.requires_grad != self.needs: now.requires_grad_(self.needs)
+        if now.grad is not self.grad: now.grad = self.grad
+        if now._backward_hooks and dict(now._backward_hooks) != (self.hooks or {}):
+            now._backward_hooks.clear()
+            now._backward_hooks.update(self.hooks or {})
 
-# %% ../../nbs/api/models/kept.ipynb #3f37a161
+# %% ../../nbs/api/models/kept.ipynb #697873a5
 class _Array:
     "A NumPy array, and a copy of it."
     def __init__(self, a): self.array, self.copy = a, a.copy()
+    def place(self): return self.array.__array_interface__['data'][0]
     def differs(self): return self.array.tobytes() != self.copy.tobytes()
     def put_back(self):
         if self.differs(): self.array[...] = self.copy
@@ -125,7 +127,7 @@ class _Generator:
     def put_back(self):
         if self.differs(): self.write(self.state)
 
-
+# %% ../../nbs/api/models/kept.ipynb #c9057c7e
 class _Slot:
     "An attribute that lies outside of a module's dict: in a slot, or in TorchScript."
     def __init__(self, read, write, delete=None):
@@ -146,7 +148,7 @@ class _Slot:
         if self.there: self.write(self.value)
         else: self.delete()
 
-# %% ../../nbs/api/models/kept.ipynb #4a760412
+# %% ../../nbs/api/models/kept.ipynb #4d1f4dc8
 PLAIN = {int, float, bool, complex, str, bytes, type(None), type, FunctionType, BuiltinFunctionType, MethodType}
 PLAIN |= {torch.dtype, torch.device, torch.Size, slice, range}
 SMALL = 2**18  # bytes of tensors that are copied in any case
@@ -159,9 +161,12 @@ def _slots(kind):
     return [name for name in named if name not in ('__dict__', '__weakref__')]
 
 
+_OF_OBJECTS = object.__getattribute__, object.__setattr__, object.__delattr__  # whatever a class makes of them
+
+
 def _names(slots): return (slots,) if isinstance(slots, str) else tuple(slots)
 
-
+# %% ../../nbs/api/models/kept.ipynb #ff9ea8eb
 class Kept:
     "What a network holds, and how it was."
     def __init__(
@@ -170,7 +175,7 @@ class Kept:
     ):
         self.room, self.wholly, self.seen, self.large = SMALL, wholly, {}, set()
         self.boxes, self.tensors, self.others, self.kinds = [], [], [], []
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunction():
             todo = [module]
             while todo: self._look(todo.pop(), todo)
 
@@ -188,41 +193,47 @@ class Kept:
             if value.flags.writeable: self.others.append(_Array(value))
         elif isinstance(value, _GENERATORS): self.others.append(_Generator(value))
 
-    def _look_at_tensor(self, t, todo):
-        todo.append(t.__dict__)
-        if getattr(t, 'is_lazy', False) or torch.nn.parameter.is_lazy(t): return
-        copied, a_weight = True, isinstance(t, nn.Parameter) or not t.is_leaf or id(t) in self.large
-        if a_weight and not self.wholly:
-            self.room -= t.numel()*t.element_size()
-            copied = self.room >= 0
-        self.tensors.append(_Tensor(t, copied))
-        if self.tensors[-1].grad is not None:
-            self.large.add(id(t.grad))
-            todo.append(t.grad)
+# %% ../../nbs/api/models/kept.ipynb #8a72d474
+@patch
+def _look_at_tensor(self: Kept, t, todo):
+    "A tensor, its gradient, and attributes that somebody gave it."
+    todo.append(t.__dict__)
+    if getattr(t, 'is_lazy', False) or torch.nn.parameter.is_lazy(t): return
+    copied, a_weight = True, isinstance(t, nn.Parameter) or not t.is_leaf or id(t) in self.large
+    if a_weight and not self.wholly:
+        self.room -= t.numel()*t.element_size()
+        copied = self.room >= 0
+    self.tensors.append(_Tensor(t, copied))
+    if self.tensors[-1].grad is not None:
+        self.large.add(id(t.grad))
+        todo.append(t.grad)
 
-    def _look_at_module(self, m, todo):
-        if isinstance(m, torch.jit.ScriptModule): return self._look_at_script(m, todo)
-        self.kinds.append((m, type(m)))
-        todo.append(vars(m))
-        for name in _slots(type(m)):
-            slot = _Slot(*(partial(f, m, name) for f in (object.__getattribute__, object.__setattr__,
-                                                         object.__delattr__)))
-            self.others.append(slot)
-            todo.append(slot.value)
 
-    def _look_at_script(self, m, todo):
-        todo.extend([*m.children(), *m.parameters(recurse=False), *m.buffers(recurse=False)])
-        known = getattr(m, '_concrete_type', None)
-        for name in () if known is None else known.get_attributes():
-            slot = _Slot(partial(m._c.getattr, name), partial(m._c.setattr, name))
-            self.others.append(slot)
-            todo.append(slot.value)
+@patch
+def _look_at_module(self: Kept, m, todo):
+    if isinstance(m, torch.jit.ScriptModule): return self._look_at_script(m, todo)
+    self.kinds.append((m, type(m)))
+    todo.append(vars(m))
+    for name in _slots(type(m)):
+        slot = _Slot(*(partial(how, m, name) for how in _OF_OBJECTS))
+        self.others.append(slot)
+        todo.append(slot.value)
+
+
+@patch
+def _look_at_script(self: Kept, m, todo):
+    todo.extend([*m.children(), *m.parameters(recurse=False), *m.buffers(recurse=False)])
+    known = getattr(m, '_concrete_type', None)
+    for name in () if known is None else known.get_attributes():
+        slot = _Slot(partial(m._c.getattr, name), partial(m._c.setattr, name))
+        self.others.append(slot)
+        todo.append(slot.value)
 
 # %% ../../nbs/api/models/kept.ipynb #16fc2fec
 @patch
 def differs(self: Kept) -> bool:
     "Is anything another one than it was?"
-    with torch._C.DisableTorchFunctionSubclass():
+    with torch._C.DisableTorchFunction():
         if any(type(m) is not kind for m, kind in self.kinds): return True
         return any(one.differs() for one in (*self.boxes, *self.others, *self.tensors))
 
@@ -230,7 +241,7 @@ def differs(self: Kept) -> bool:
 @patch
 def overwritten(self: Kept) -> bool:
     "Are values of tensors others, or in another memory?"
-    with torch._C.DisableTorchFunctionSubclass(): return any(one.differs() for one in self.tensors)
+    with torch._C.DisableTorchFunction(): return any(one.differs() for one in self.tensors)
 
 
 @patch
@@ -242,7 +253,7 @@ def lost(self: Kept) -> bool:
 @patch
 def put_back(self: Kept) -> None:
     "Make everything what it was. May be called again."
-    with torch._C.DisableTorchFunctionSubclass():
+    with torch._C.DisableTorchFunction():
         for m, kind in self.kinds:
             if type(m) is not kind: m.__class__ = kind
         for one in (*self.boxes, *self.others, *self.tensors): one.put_back()
@@ -254,7 +265,8 @@ def apart(
     out: object,  # tensors, and lists and dicts of them
 ) -> object:
     "What a network returned, with copies of tensors that it keeps for itself."
-    memory = {_place(one.alias) for one in self.tensors} - {None}
+    arrays = {one.place() for one in self.others if isinstance(one, _Array)}
+    memory = arrays | {_place(one.alias) for one in self.tensors} - {None}
     return _without(out, memory)
 
 
@@ -269,7 +281,7 @@ def _without(out, memory):
         found = {k: _without(v, memory) for k, v in out.items()}
         if all(map(is_, found.values(), out.values())): return out
         new = copy.copy(out)
-        for k, v in found.items(): new[k] = v
+        for k, own in found.items(): new[k] = own
         return new
     if not isinstance(out, (list, tuple)): return out
     found = [_without(one, memory) for one in out]

@@ -47,7 +47,7 @@ class TorchModel(Model):
     def made_of(self): return (self.module,)
 
     def forward(self, x):
-        with evaluating(self.module) as asked: return asked.apart(self.module(x.to(self.dtype)))
+        with evaluating(self.module) as asked: return asked.answer(x.to(self.dtype))
 
     def plain(self, out):
         if not isinstance(out, torch.Tensor): return out
