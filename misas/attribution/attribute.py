@@ -27,7 +27,7 @@ from ..data import io
 from ..data.sample import Sample
 from ..doors import door
 from ..inside.layers import features
-from ..inside.honest import Doubt, doubt
+from ..inside.honest import Doubt, doubt, watching
 from ..inside.question import Question, Refused
 from ..inside.target import Frozen, Target
 from ..models.base import Model
@@ -62,23 +62,27 @@ def no_gradient(question: Question) -> str:
     return question.unreached.removeprefix(f'{question.model.name}: ')
 
 
-def not_heard(question: Question, layer: str) -> str:
-    "Why no gradient comes back to a layer; '' if one does. Not counted."
+def not_heard(
+    question: Question, layer: str,
+    grads: bool = True,  # is a gradient wanted?
+) -> str:
+    "Why a layer says nothing, or no gradient comes back to it; '' if all is well. Not counted."
     def find():
         before = replace(question.passes)
         try:
-            with question.refusing(): features(question, layer)
+            with question.refusing(): features(question, layer, grads)
         except Refused as e: return str(e).removeprefix(f'{question.model.name}: ')
         finally: question.passes = before
         return ''
-    return question.once(f'not heard from {layer}', find)
+    return question.once(f'not heard from {layer}, {grads}', find)
 
 
 def found_out(method: Method, question: Question, options: dict) -> str:
     "Why a method would have to give up on its way, for want of a gradient or of a rule."
-    if method.needs == 'features' and 'layer' in options: return not_heard(question, options['layer'])
-    why = no_gradient(question) if method.needs == 'gradient' else ''
-    return why or method.foresee and method.foresee(question, options) or ''
+    if 'layer' in options and method.needs != 'gradient':
+        return not_heard(question, options['layer'], method.needs == 'features')
+    if method.foresee: return (method.foresee(question, options) or '').removeprefix(f'{question.model.name}: ')
+    return no_gradient(question) if method.needs == 'gradient' else ''
 
 
 def refusal(
@@ -87,8 +91,9 @@ def refusal(
 ) -> str | None:
     "Why this method must not run, or None."
     try:
-        with question.refusing(): why = method.refuse(question, options) if method.refuse else None
-        return why or (found_out(method, question, options) if ahead else '') or None
+        with question.refusing():
+            why = method.refuse(question, options) if method.refuse else None
+            return why or ahead and found_out(method, question, options) or None
     except ImportError as e: return str(e)
     except Refused as e: return str(e).removeprefix(f'{question.model.name}: ')
 
@@ -97,7 +102,7 @@ def methods(
     model: Model | None = None,  # or anything `as_model` takes
     sample: Sample | None = None,  # or anything `as_sample` takes
     target: Target | Frozen | str | int | None = None,  # see `attribute`
-) -> 'pd.DataFrame':  # name, family, dimensions, passes, needs, library, origin (forward, backward, gigabytes, refused, warning)
+) -> 'pd.DataFrame':  # one row a method; for a model also forward, backward, gigabytes, refused, warning
     "The table of methods; for a model, an image and a target also what each would cost there, and why it would refuse."
     import pandas as pd
     rows = [(m.name, m.family, '2D, 3D', m.words, m.needs, m.library, m.origin) for m in METHODS.values()]
@@ -131,7 +136,7 @@ def _foretold(method, refused, question):
 def _cost(method, question, none):
     "Forward and backward passes of a method, and why it refuses."
     try: reason = none or refusal(method, question, method.options, ahead=True)
-    except Refused as e: reason = str(e)
+    except ValueError as e: reason = str(e)
     return (None, None, reason) if reason else (*method.cost(question, method.options), '')
 
 # %% ../../nbs/api/attribution/attribute.ipynb #fcaa3e99
@@ -309,7 +314,8 @@ def gigabytes(
 ) -> float:
     "About how much memory a method takes for an image, where that is more than for a gradient; else 0."
     if not method.memory: return 0.
-    features = sum(int(np.prod(call.shape)) for call in question.anatomy.leaves)
+    by_call = method.family == 'relevance'  # goes back through windows one after the other
+    features = sum(int(np.prod(call.shape))*(1 if by_call else call.n) for call in question.anatomy.leaves)
     return method.memory*features*question.model.innermost.dtype.itemsize/1e9
 
 
@@ -338,6 +344,15 @@ def doubted(method: Method, question: Question) -> Doubt | None:
     return doubt(question) if method.needs == 'gradient' else None
 
 
+def _sure(question):
+    "Log-odds that are not known, and what to do about it."
+    return (
+        f'{question.model.name}: at {100*question.unknown:.2g} % of the voxels of the {question.target.region} the '
+        f'probability of {question.target.name} is exactly 0 or 1, so their log-odds are not known, count as the last '
+        'that are, and have no gradient; pass a model that gives logits, without its last softmax or sigmoid, '
+        'or one in double precision, e.g. copy.deepcopy(net).double()')
+
+
 def explained(
     question: Question, method: Method, options: dict, raw: Raw,
     asked: dict,  # arguments of `attribute`
@@ -345,7 +360,9 @@ def explained(
     "What a method answered, with all that is known of it. ValueError where it must not be believed."
     passes = question.passes.forwards, question.passes.backwards
     map = checked(raw, method.name, question)
-    about = question.target, question.sample, question.model, question.prediction, options, question.value, passes
+    target = replace(question.target, unknown=question.unknown)
+    if target.unknown and question.model.known.kind != 'labels': warnings.warn(_sure(question), stacklevel=4)
+    about = target, question.sample, question.model, question.prediction, options, question.value, passes
     found = doubted(method, question)
     if found: warnings.warn(f'{question.model.name}: {found.sentence}', stacklevel=4)
     return complete(Attribution(map, method.name, *about, raw.delta, raw.gap, raw.base, raw.error, asked, found))
@@ -355,7 +372,8 @@ def run_method(method: Method, question: Question, options: dict) -> Raw:
     "What a method answers to a question; the network is afterwards as it was. Refused names method and model."
     name = question.model.name
     try:
-        with untouched(question.module), question.refusing(): return method.run(question, **options)
+        with untouched(question.module), question.refusing(), watching(question, method.family == 'gradient'):
+            return method.run(question, **options)
     except Refused as e: raise Refused(f'{method.name} refuses {name}: {str(e).removeprefix(f"{name}: ")}') from e
 
 

@@ -13,8 +13,8 @@ import torch
 
 from .gradient import refuse_constant
 from .method import Method, Raw
-from ..inside.layers import features, refuse_layers
-from ..inside.question import Question
+from ..inside.layers import features, pick_layer, refuse_layers, unheard
+from ..inside.question import Question, Refused
 
 # %% auto #0
 __all__ = ['LAYER_METHODS', 'layer_activation', 'layer_gradient_x_activation', 'along', 'conductance', 'layer_conductance',
@@ -72,7 +72,13 @@ def conductance(
             both = zip(last.grads, here.grads, last.maps, here.maps)
             total = _added(total, _summed((g1 + g0)/2*(a1 - a0) for g0, g1, a0, a1 in both))
         last = here
+    _check_heard(q, layer, total)
     return last, total
+
+
+def _check_heard(q, layer, maps):
+    "Refused where nothing came back from the whole way."
+    if not any(map.any() for map in maps): raise Refused(unheard(q, *pick_layer(q, layer)))
 
 
 def layer_conductance(q: Question, layer='auto', baseline='blur', n_steps=50) -> Raw:
@@ -87,6 +93,7 @@ def layer_internal_influence(q: Question, layer='auto', baseline='blur', n_steps
     total = None
     for weight, here in zip((weights/2).tolist(), along(q, layer, baseline, ((nodes + 1)/2).tolist())):
         total = _added(total, _summed(weight*grad for grad in here.grads))
+    _check_heard(q, layer, total)
     return Raw(here.home(q, total))
 
 # %% ../../nbs/api/attribution/layer.ipynb #cd71dbc9

@@ -10,9 +10,9 @@ from torch import nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import saved_tensors_hooks
 
-from .gradient import SLOPE, SHARE, completed, several
+from .gradient import SLOPE, SHARE, added_up, several
 from .method import Method, Raw
-from .rescale import IN_PART, contributions, foreseen, mixes
+from .rescale import IN_PART, contributions, foreseen, go_together, mixes
 from ..inside.operations import (
     PRODUCTS, Followed, behind, following, is_linear, kind, leading, without_axes)
 from ..inside.question import Question, Refused
@@ -108,7 +108,7 @@ def foresee_guided(q, options):
         with torch.enable_grad(), open_checkpoints(), nothing, following(follow):
             return relus(follow, q.target.of(q.look(image)), image)[1]
     why = q.once('guided rule', find)
-    return f'{why}; {GUIDED_INSTEAD}' if why else None
+    return f'{why}; {GUIDED_INSTEAD}' if why else q.unreached or None
 
 # %% ../../nbs/api/attribution/modified.ipynb #f1b08559
 def _by_rule(q, change):
@@ -148,20 +148,19 @@ def foresee_deep_lift(q, options):
 # %% ../../nbs/api/attribution/modified.ipynb #274cd39b
 def deep_lift(q: Question, baseline='blur') -> Raw:
     "Contributions by the rescale rule; they add up to the difference between image and baseline."
-    base = q.baseline(baseline)
-    return completed(q, contributions(q, base), [base])
+    return added_up(q, *contributions(q, q.baseline(baseline)))
 
 
 def deep_lift_shap(q: Question, baseline='blur') -> Raw:
     "The mean of DeepLIFT's contributions over several baselines."
     bases = several(q, baseline)
-    total = sum(contributions(q, base) for base in q.steps(bases, 'baselines'))
-    return completed(q, total/len(bases), bases)
+    maps, scores = zip(*(contributions(q, base) for base in q.steps(bases, 'baselines')))
+    return added_up(q, sum(maps)/len(bases), sum(scores)/len(bases))
 
 # %% ../../nbs/api/attribution/modified.ipynb #77fe5694
 def _once(q, o): return 1, 1
-def _lifts(q, o): return 3, 1
-def _lifts_each(q, o): return 3*len(several(q, o['baseline'])), len(several(q, o['baseline']))
+def _lifts(q, o, n=1): return 2*n, (2 if go_together(q) else 1)*n
+def _lifts_each(q, o): return _lifts(q, o, len(several(q, o['baseline'])))
 
 
 def _modified(name, run, words, origin, cost, rules, unit, memory=0, **options):
@@ -172,8 +171,8 @@ def _modified(name, run, words, origin, cost, rules, unit, memory=0, **options):
 
 LIFT, GUIDE = (refuse_deep_lift, foresee_deep_lift), (refuse_guided, foresee_guided)
 MODIFIED_METHODS = [
-    _modified('deep_lift', deep_lift, '2', 'Shrikumar et al. 2017', _lifts, LIFT, SHARE, 2, baseline='blur'),
-    _modified('deep_lift_shap', deep_lift_shap, '2 a baseline', 'Lundberg & Lee 2017', _lifts_each, LIFT, SHARE, 2,
+    _modified('deep_lift', deep_lift, '2', 'Shrikumar et al. 2017', _lifts, LIFT, SHARE, 1, baseline='blur'),
+    _modified('deep_lift_shap', deep_lift_shap, '2 a baseline', 'Lundberg & Lee 2017', _lifts_each, LIFT, SHARE, 1,
               baseline='blur'),
     _modified('guided_backprop', guided_backprop, '1', 'Springenberg et al. 2015', _once, GUIDE, SLOPE),
     _modified('deconvolution', deconvolution, '1', 'Zeiler & Fergus 2014', _once, GUIDE, SLOPE)]

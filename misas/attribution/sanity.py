@@ -63,7 +63,7 @@ def varies(
     else:
         grouped = pd.Series(flat).groupby(np.asarray(groups).ravel())
         spread = (grouped.max() - grouped.min()).max()
-    return bool(spread > 1e-6*abs(flat).max())
+    return bool(spread > 1e-5*abs(flat).max())
 
 
 def correlation(a, b) -> float:  # NaN where one is the same everywhere

@@ -7,59 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from .placement import Follower, placement
 from .question import Question, Refused
 from ..models.gradients import quantised, why_lost
 
 # %% auto #0
-__all__ = ['EVENLY', 'placement', 'enlarge', 'bring_home', 'Features', 'channels', 'listen', 'pick_layer', 'refuse_layers',
-           'mean_removed_by', 'features']
-
-# %% ../../nbs/api/inside/layers.ipynb #55b6c685
-def _an_axis(value, n):
-    "A number for each of n axes, from one for all or one an axis; None where it is neither (padding='same')."
-    if value is None or isinstance(value, str): return None
-    return [*value] if isinstance(value, (tuple, list)) else [value]*n
-
-
-def _shrinks(module, n):
-    "Extent, stride and padding along each axis of a convolution or pooling with a stride; None for others."
-    needed = 'kernel_size', 'stride', 'padding'
-    if 'Transpose' in type(module).__name__ or not all(hasattr(module, name) for name in needed): return None
-    how = [_an_axis(getattr(module, name), n) for name in needed]
-    dilation = _an_axis(getattr(module, 'dilation', 1), n)
-    if dilation is None or any(o is None for o in how): return None
-    kernel, stride, padding = how
-    if all(step == 1 for step in stride): return None
-    return [((k - 1)*apart + 1, step, pad) for k, step, pad, apart in zip(kernel, stride, padding, dilation)]
-
-
-def _fits(old, new, how):
-    "Can a module that shrinks so turn a grid into another? Poolings may round up."
-    def lengths(n, extent, step, pad): return (n + 2*pad - extent)//step + 1, -(-(n + 2*pad - extent)//step) + 1
-    return all(m in lengths(n, *one) for n, m, one in zip(old, new, how))
+__all__ = ['EVENLY', 'enlarge', 'bring_home', 'Features', 'channels', 'listen', 'pick_layer', 'refuse_layers', 'mean_removed_by',
+           'features', 'unheard']
 
 # %% ../../nbs/api/inside/layers.ipynb #45775846
-def placement(
-    calls: list,  # of an `Anatomy`
-    grid: tuple,  # spatial shape of the network's input
-    shape: tuple,  # of the features
-) -> list:  # (step, first) an axis: feature i looks at voxel first + step*i
-    "Where features lie on the grid of the network's input."
-    known = {tuple(grid): [(1, 0.)]*len(grid)}
-    for call in calls:
-        how, to = _shrinks(call.module, len(grid)), tuple(call.shape[2:])
-        if how is None or to in known or len(to) != len(grid): continue
-        old = next((o for o in reversed(known) if _fits(o, to, how)), None)
-        if not old: continue
-        both = zip(known[old], how)
-        known[to] = [(step*k, first + step*((extent - 1)/2 - pad)) for (step, first), (extent, k, pad) in both]
-    as_a_picture = [(n/m, (n/m - 1)/2) for n, m in zip(grid, shape)]
-    return known.get(tuple(shape)) or as_a_picture
-
-
 def enlarge(
     maps: torch.Tensor,  # (n, *s)
     grid: tuple,  # wanted spatial shape
@@ -217,11 +177,12 @@ def features(
     grads: bool = True,  # with gradients of the score?
     x: torch.Tensor | None = None,  # (n, C, *S); None: the image of the question
 ) -> Features:
-    "What a layer gives for an image. Refused if the score of the question's image does not depend on it."
+    "What a layer gives for an image. Refused if the score does not depend on it, or where it looks is not known."
     name, module = pick_layer(q, layer)
     def ask(): return q.score(x)
-    kept, grids, score = listen(q, module, grads, ask)
-    places = [placement(q.anatomy.calls, grid, map.shape[2:]) for grid, map in zip(grids, kept)]
+    follower = q.once(f'where {name} looks', partial(Follower, q.module, {name: module}))
+    with follower: kept, grids, score = listen(q, module, grads, ask)
+    places = [placement(follower, name, grid, map.shape[2:]) for grid, map in zip(grids, kept)]
     found = Features(name, _plain(kept), [], grids, places)
     if not grads: return found
     if score.requires_grad:
@@ -229,11 +190,14 @@ def features(
         if x is None: found.norm = mean_removed_by(score, kept[0])
         found.grads = _back_to(kept, score)
     silent = x is None and not any(grad.any() for grad in found.grads)
-    if not found.grads or silent: raise Refused(_unheard(q, name, module))
+    if not found.grads or silent: raise Refused(unheard(q, name, module))
     return found
 
 
-def _unheard(q, name, module):
+def unheard(
+    q: Question,
+    name: str, module: torch.nn.Module,  # see `pick_layer`
+) -> str:
     "Why no gradient comes back to a layer, and what to do instead."
     why = why_lost(lambda: listen(q, module, True, lambda: q.target.of(q.look(q.x))))
     if not why and quantised(q.module): why = f': layer {quantised(q.module)[0]!r} is quantised'

@@ -20,7 +20,31 @@ from .onnx import OnnxModel
 from .torch import TorchModel
 
 # %% auto #0
-__all__ = ['as_model']
+__all__ = ['check_askable', 'as_model']
+
+# %% ../../nbs/api/models/adapt.ipynb #5591d4f0
+def _check_has_weights(module):
+    "ValueError for a network with lazy layers that have no weights yet."
+    lazy = next((m for m in module.modules() if getattr(m, 'has_uninitialized_params', bool)()), None)
+    if lazy is not None: raise ValueError(
+        f'{type(module).__name__} has layers without weights yet ({type(lazy).__name__}): '
+        'let an image pass through it once, net(x), or load its weights')
+
+
+def check_askable(
+    module: torch.nn.Module,
+) -> None:
+    "ValueError for a network without weights, or one that cannot be called with a batch of images alone."
+    _check_has_weights(module)
+    try: takes = signature(module.forward).parameters.values()
+    except (TypeError, ValueError): return  # it does not say
+    needed = [p for p in takes if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needed) < 2 and not any(p.kind is p.KEYWORD_ONLY for p in needed): return
+    names = ', '.join(p.name for p in needed)
+    call = ', '.join(f'{p.name}={"x" if p is needed[0] else "..."}' for p in needed)
+    raise ValueError(
+        f'{type(module).__name__} is not called with a batch of images alone, its forward takes {names}: '
+        f'pass a function of the images, such as lambda x: net({call})')
 
 # %% ../../nbs/api/models/adapt.ipynb #bc8a07c8
 def _as_it_says(obj, kw):
@@ -40,19 +64,6 @@ def _no_model(obj):
     return type(obj).__name__
 
 
-def _check_takes_images(module):
-    "ValueError for a network that cannot be called with a batch of images alone."
-    try: takes = signature(module.forward).parameters.values()
-    except (TypeError, ValueError): return  # it does not say
-    needed = [p for p in takes if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    if len(needed) < 2 and not any(p.kind is p.KEYWORD_ONLY for p in needed): return
-    names = ', '.join(p.name for p in needed)
-    call = ', '.join(f'{p.name}={"x" if p is needed[0] else "..."}' for p in needed)
-    raise ValueError(
-        f'{type(module).__name__} is not called with a batch of images alone, its forward takes {names}: '
-        f'pass a function of the images, such as lambda x: net({call})')
-
-
 def _adapt(obj, device, trusted, kw):
     "The adapter for `obj`."
     if isinstance(obj, (str, Path)):
@@ -62,7 +73,7 @@ def _adapt(obj, device, trusted, kw):
         obj = load_file(obj, trusted)
     kw = _as_it_says(obj, kw)
     if isinstance(obj, torch.nn.Module):
-        _check_takes_images(obj)
+        check_askable(obj)
         return TorchModel(obj, device=device, **kw)
     if all(hasattr(obj, a) for a in ('dls', 'model', 'loss_func')): return FastaiModel(obj, device=device, **kw)
     if isinstance(obj, type) or not callable(obj): raise TypeError(

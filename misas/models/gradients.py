@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 # %% auto #0
 __all__ = ['FLAT', 'lost_gradients', 'why_lost', 'quantised', 'open_checkpoints']
 
-# %% ../../nbs/api/models/gradients.ipynb #a7d4c866
+# %% ../../nbs/api/models/gradients.ipynb #21ed9a0a
 FLAT = {'floor', 'ceil', 'round', 'trunc', 'fix', 'sign', 'sgn', 'floor_divide', '__floordiv__'}  # a slope of zero
 _WORDS = dict(gt='>', lt='<', ge='>=', le='<=', eq='==', ne='!=', __get__='.data', quantize_per_tensor='quantisation')
 _SHAPES_ONLY = 'new_', '_like'  # these take the shape of what they get, no values
@@ -52,7 +52,8 @@ class _Losses(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out, kwargs = func(*args, **(kwargs or {})), kwargs or {}
-        name = getattr(func, '__name__', str(func)).removesuffix('_')
+        name = getattr(func, '__name__', str(func))
+        if not name.endswith('__'): name = name.removesuffix('_')
         if not _any_gradient((args, kwargs)) or _is_ours(sys._getframe(1)) or _runs_within(self.rules): return out
         if name in FLAT: self.flat[name] = True
         is_made = any(isinstance(o, torch.Tensor) for o in tree_leaves(out))
@@ -89,8 +90,13 @@ def quantised(
     modules = () if module is None else module.named_modules()
     return [name for name, m in modules if hasattr(m, '_packed_params') and not name.endswith('_packed_params')]
 
-# %% ../../nbs/api/models/gradients.ipynb #495d2f52
+# %% ../../nbs/api/models/gradients.ipynb #a874aa9a
 _PAUSES = '_checkpoint_without_reentrant_generator', '_checkpoint_without_reentrant_generator_impl'  # of the newer kind
+
+
+def _as_if_none(given):
+    "Is there nothing to be saved, or does somebody follow every operation, who would not be there the second time?"
+    return not _any_gradient(given) or torch._C._len_torch_function_stack() > 0
 
 
 class _AsTheNewer:
@@ -99,15 +105,15 @@ class _AsTheNewer:
     def apply(function, preserve, *args):
         def within(*args):  # again on the way back, when nobody holds the door
             with open_checkpoints(): return function(*args)
-        if not _any_gradient(args): return function(*args)
+        if _as_if_none(args): return function(*args)
         return checkpoints.checkpoint(within, *args, use_reentrant=False, preserve_rng_state=preserve)
 
 
 def _only_for_gradients(saving):
     "Stands in for what the newer kind does before and after a part."
     def around(*args, **kw):
-        if _any_gradient((args, kw)): yield from saving(*args, **kw)
-        else: yield
+        if _as_if_none((args, kw)): yield
+        else: yield from saving(*args, **kw)
     return around
 
 # %% ../../nbs/api/models/gradients.ipynb #228a8a58

@@ -170,8 +170,9 @@ def as_ever(
     "The answer that does not depend on chance, on what was asked before, or on what else is in the batch."
     habits = model.habits
     if habits is None: return _guarded(model, x, ask)
-    found = []
-    for one in x.split(1 if habits.alone else len(x)):
+    found, apart = [], habits.alone and len(x) > 1
+    for one in x.split(1) if apart else [x]:
+        if apart and x.requires_grad: one = one.clone()  # it may be written on, which a part of a batch may not
         with same_again(model): found.append(ask(one))
     return _joined(found)
 
