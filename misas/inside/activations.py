@@ -14,9 +14,10 @@ from fastcore.basics import patch
 
 from ..data.io import as_sample
 from ..data.sample import Sample
-from .layers import bring_home, pick_layer, placement
+from .layers import bring_home, pick_layer
 from .measured import carried_home
 from .network import differentiable
+from .placement import Follower, placement
 from ..models.adapt import as_model
 from ..models.anatomy import Anatomy, anatomy
 from ..models.base import Model
@@ -52,6 +53,7 @@ class Listener:
         names = [layers] if isinstance(layers, str) else list(layers)
         if not names: raise ValueError('layers: name at least one')
         self.modules = dict(pick_layer(self, name) for name in names)
+        self.follower = Follower(self.module, self.modules)
 
     @property
     def layers(self) -> list: "Their names."; return list(self.modules)
@@ -101,7 +103,8 @@ def hear(
 
 @patch
 def _listen(self: Listener, sample, what):
-    with untouched(self.module), torch.no_grad(), _hooked(self.module, self.modules, what) as (kept, grids):
+    hooked = _hooked(self.module, self.modules, what)
+    with untouched(self.module), torch.no_grad(), self.follower, hooked as (kept, grids):
         return self.asked(sample).predict(sample)[0], kept, grids
 
 
@@ -142,8 +145,8 @@ def to_grid(self: Heard, maps):
 @patch
 def places(self: Heard, layer: str) -> list:
     "Where the features of a layer lie, for each call; see `placement`."
-    calls = self.listener.look(self.sample).calls
-    return [placement(calls, grid, map.shape[2:]) for grid, map in zip(self.grids, self.maps[layer])]
+    both = zip(self.grids, self.maps[layer])
+    return [placement(self.listener.follower, layer, grid, map.shape[2:]) for grid, map in both]
 
 
 @patch

@@ -18,7 +18,8 @@ from fastcore.basics import patch
 from ..data.io import as_sample
 from ..data.sample import Sample
 from ..data.slices import cuts, slice_letters
-from ..inside.layers import bring_home, pick_layer, placement
+from ..inside.layers import bring_home, pick_layer
+from ..inside.placement import Follower, placement
 from ..inside.question import Question, check_count
 from ..inside.target import Frozen, Target, as_target
 from ..models.hold import untouched
@@ -83,6 +84,7 @@ class Heard:
     def __init__(self, q: Question, channel: Channel):
         self.q, self.channel, self.number = q, channel, channel.channel
         name, self.module = pick_layer(q, channel.layer)
+        self.follower = Follower(q.module, {name: self.module})
         count = next(call for call in q.anatomy.calls if call.name == name).shape[1]
         if self.number >= count:
             raise ValueError(f'channel {self.number} is not one of the {count} of layer {name!r}, counted from 0')
@@ -97,7 +99,8 @@ class Heard:
             if self.q.anatomy.forwards == 1: raise _Enough
             return out.clone()  # what comes after may change it in place
         hooks = [self.q.module.register_forward_pre_hook(enter), self.module.register_forward_hook(leave)]
-        try: self.q.logits(x)
+        try:
+            with self.follower: self.q.logits(x)
         except _Enough: pass
         finally:
             for hook in hooks: hook.remove()
@@ -106,10 +109,10 @@ class Heard:
 
     def _weights(self, x, maps, grids):
         "How much each feature counts at the place: the way from the layer to the image is linear."
-        here, calls = copy(self.q), self.q.anatomy.calls
+        here, (name, ) = copy(self.q), self.follower.layers
         here.x = x.detach()
         flat = [torch.zeros_like(map, requires_grad=True) for map in maps]
-        places = [placement(calls, grid, map.shape[1:]) for grid, map in zip(grids, maps)]
+        places = [placement(self.follower, name, grid, map.shape[1:]) for grid, map in zip(grids, maps)]
         mask = torch.as_tensor(self.q.target.mask, device=x.device)
         with torch.enable_grad():
             return torch.autograd.grad(bring_home(here, flat, grids, places)[0][mask].mean(), flat)
