@@ -17,8 +17,8 @@ from ..inside.question import Question
 
 # %% auto #0
 __all__ = ['SLOPE', 'SQUARE', 'SHARE', 'GRADIENT_METHODS', 'saliency', 'input_x_gradient', 'over_gradients', 'nothing',
-           'noisy_images', 'smoothgrad', 'smoothgrad_squared', 'vargrad', 'completed', 'integrated_gradients',
-           'several', 'gradient_shap', 'refuse_constant']
+           'noisy_images', 'smoothgrad', 'smoothgrad_squared', 'vargrad', 'completed', 'added_up',
+           'integrated_gradients', 'several', 'gradient_shap', 'refuse_constant']
 
 # %% ../../nbs/api/attribution/gradient.ipynb #848fa102
 def saliency(q: Question) -> Raw:
@@ -108,7 +108,15 @@ def completed(
     asked = baselines if q.value_known else [q.x, *baselines]  # what is known is not asked again
     scores = q.scores(len(asked), lambda i, j: torch.cat(asked[i:j]))
     if asked is not baselines: q.remember(scores[0])
-    base = scores[-len(baselines):].mean()
+    return added_up(q, map, scores[-len(baselines):].mean())
+
+
+def added_up(
+    q: Question,
+    map: torch.Tensor,  # (C, *S)
+    base: float,  # score of the baseline, or the mean of several
+) -> Raw:  # with delta, gap
+    "How far the map is from adding up to the difference between the image's score and a known one."
     difference, total, size = q.value - base, float(map.double().sum()), float(map.double().abs().sum())
     scale = max(abs(difference), .02*size, 1e-12)  # where contributions cancel, a small rest says nothing
     return Raw(map, total - difference, abs(total - difference)/scale, float(base))

@@ -17,8 +17,8 @@ from ..inside.question import Question, Refused
 from ..models.gradients import open_checkpoints
 
 # %% auto #0
-__all__ = ['EACH', 'NEAR', 'POOLS', 'OWN', 'IN_PART', 'INSTEAD', 'ratio', 'Rescaling', 'no_rule', 'mixes', 'why_not', 'foreseen',
-           'contributions']
+__all__ = ['EACH', 'NEAR', 'BESIDE', 'POOLS', 'OWN', 'IN_PART', 'INSTEAD', 'ratio', 'Rescaling', 'Notes', 'Halves', 'nothing',
+           'no_rule', 'mixes', 'why_not', 'foreseen', 'go_together', 'contributions']
 
 # %% ../../nbs/api/attribution/rescale.ipynb #54b7f202
 EACH = {  # functions of single values
@@ -46,19 +46,27 @@ def ratio(
     return torch.where(near, _slope(f, x), found) if near.any() else found
 
 
+BESIDE = 'the baseline is the second half of the batch'
+
+
 class _Rescaled(torch.autograd.Function):
     "A function of single values whose gradient goes back by its ratio."
     @staticmethod
-    def forward(ctx, x, f, base):
+    def forward(ctx, x, f, base):  # base: what it got for the baseline, BESIDE, or None: no gradient will be asked for
         before, place = (None if base is None else x.clone()), x.data_ptr()
         y = f(x)
-        ctx.ratio = None if base is None else ratio(f, before, base, y)
+        if base is BESIDE: ctx.ratio = ratio(f, *before.chunk(2), y.chunk(2)[0])
+        elif base is not None: ctx.ratio = ratio(f, before, base, y)
         if y.data_ptr() != place: return y
         ctx.mark_dirty(x)  # it worked in place
         return x
 
     @staticmethod
-    def backward(ctx, g): return g*ctx.ratio, None, None
+    def backward(ctx, g):
+        if len(g) == len(ctx.ratio): return g*ctx.ratio, None, None
+        back = torch.zeros_like(g)  # nothing goes back to the baseline
+        torch.mul(g.chunk(2)[0], ctx.ratio, out=back.chunk(2)[0])
+        return back, None, None
 
 # %% ../../nbs/api/attribution/rescale.ipynb #f6638b6c
 POOLS = {f'{adaptive}max_pool{n}d' for adaptive in ('', 'adaptive_') for n in (1, 2, 3)}
@@ -70,27 +78,35 @@ def _share(part, change, alone):
     return torch.where(near, alone, part/change.masked_fill(near, 1))
 
 
+def _won_and_lost(of_image, of_base):
+    "What maxima gained and lost, each (x, y, places): places and shares of the image, places and shares of the baseline."
+    (x, y, at), (base, before, was) = of_image, of_base
+    top, change = torch.maximum(y, before), x - base
+    return at, _share(top - before, change.gather(-1, at), 1.), was, _share(y - top, change.gather(-1, was), 0.)
+
+
 class _Pooled(torch.autograd.Function):
     "A max pooling, y and places of the maxima, that hands back what the maxima gained and lost."
     @staticmethod
     def forward(ctx, x, f, base, nd):
         y, at = f(x)
         ctx.mark_non_differentiable(at)
-        if base is None: return y, at
-        before, was = f(base)
-        top, change = torch.maximum(y, before), (x - base).flatten(-nd)
-        ctx.shape, ctx.at, ctx.was = x.shape, at.flatten(-nd), was.flatten(-nd)
-        now, then = (change.gather(-1, place) for place in (ctx.at, ctx.was))
-        ctx.gain = _share((top - before).flatten(-nd), now, 1.)
-        ctx.loss = _share((y - top).flatten(-nd), then, 0.)
+        ctx.shape = x.shape
+        if base is BESIDE:
+            of_image, of_base = zip(*(t.flatten(-nd).chunk(2) for t in (x, y, at)))
+            ctx.shares = _won_and_lost(of_image, of_base)
+        elif base is not None: ctx.shares = _won_and_lost(*([t.flatten(-nd) for t in three] for three in (
+            (x, y, at), (base, *f(base)))))
         return y, at
 
     @staticmethod
     def backward(ctx, g, _):
-        g = g.reshape(ctx.gain.shape)
-        back = g.new_zeros(*g.shape[:-1], ctx.shape[len(g.shape) - 1:].numel())
-        back.scatter_add_(-1, ctx.at, g*ctx.gain).scatter_add_(-1, ctx.was, g*ctx.loss)
-        return back.view(ctx.shape), None, None, None
+        at, gain, was, loss = ctx.shares
+        back = g.new_zeros(ctx.shape)
+        spread = back.flatten(gain.ndim - 1)[:len(gain)]
+        g = g.flatten(gain.ndim - 1)[:len(gain)]
+        spread.scatter_add_(-1, at, g*gain).scatter_add_(-1, was, g*loss)
+        return back, None, None, None
 
 # %% ../../nbs/api/attribution/rescale.ipynb #477629ff
 def _others_keep():
@@ -100,12 +116,10 @@ def _others_keep():
 
 
 class Rescaling(Followed):
-    "Inside, functions with a rule go back by it. The first pass, of the baseline, notes what they get, for the second."
-    def __init__(self, module, kept: deque | None = None, looks_only=False):
+    "Inside, functions with a rule go back by it, if they know what they got for the baseline."
+    def __init__(self, module, of_baseline: Callable):  # of_baseline(name, what a function gets), see `Notes`
         super().__init__(module)
-        self.kept, self.is_first = deque() if kept is None else kept, kept is None
-        self.notes = not looks_only
-        self.strays = False  # does the image take another way than the baseline?
+        self.of_baseline = of_baseline
 
     def call(self, func, args, kwargs):
         if not args and 'input' in kwargs: args, kwargs = (kwargs['input'],), {**kwargs, 'input': None}
@@ -125,30 +139,45 @@ class Rescaling(Followed):
 
     def _each(self, name, func, args, kwargs):
         def f(x): return func(x, *args[1:], **kwargs)
-        self._leave_room(f, args[0])
-        return _Rescaled.apply(args[0], f, self._of_baseline(name, args[0]))
+        return _Rescaled.apply(args[0], f, self._base(name, args[0], f))
 
     def _pool(self, name, indices, args, kwargs):
         indices = indices or kwargs.get('return_indices') or any(one is True for one in args[6:])
         both = getattr(F, f'{name}_with_indices')
         def f(x): return both(x, *args[1:], **kwargs)
-        self._leave_room(f, args[0])
-        y, at = _Pooled.apply(args[0], f, self._of_baseline(name, args[0]), int(name[-2]))
+        y, at = _Pooled.apply(args[0], f, self._base(name, args[0], f), int(name[-2]))
         return (y, at) if indices else y
 
-    def _leave_room(self, f, x):
-        "A checkpoint counts what is kept: as much as when it computes its part once more, without rules."
-        if self.notes and not self.is_first and _others_keep(): f(x.clone())
+    def _base(self, name, x, f):
+        base = self.of_baseline(name, x.detach().as_subclass(torch.Tensor))
+        # a checkpoint counts what is kept: it must be as much as when it computes its part once more, without rules
+        if base is not None and _others_keep(): f(x.clone())
+        return base
 
-    def _of_baseline(self, name, x):
-        "What the same function got for the baseline; None where no gradient will be asked for."
-        if not self.notes: return None
-        x = x.detach().as_subclass(torch.Tensor)
-        if self.is_first: return self.kept.append((name, x.clone()))
+# %% ../../nbs/api/attribution/rescale.ipynb #9f1f8590
+class Notes:
+    "What functions got, in the order of their calls: written for the baseline, read for the image."
+    def __init__(self): self.kept, self.differ = deque(), False
+
+    def write(self, name, x): self.kept.append((name, x.clone()))
+
+    def read(self, name, x):
         before, base = self.kept.popleft() if self.kept else ('', x)
         if before == name and base.shape == x.shape: return base
-        self.strays = True
+        self.differ = True
         return x
+
+
+class Halves:
+    "For image and baseline in one batch."
+    def __init__(self): self.lost = False  # is there something else than a batch of two?
+
+    def read(self, name, x):
+        if len(x) == 2: return BESIDE
+        self.lost = True
+
+
+def nothing(name, x): "For those who only look."
 
 # %% ../../nbs/api/attribution/rescale.ipynb #9944e4c1
 OWN = _Rescaled._backward_cls, _Pooled._backward_cls
@@ -178,9 +207,11 @@ def why_not(
 ) -> str | None:
     "Why contributions would be wrong, or None."
     if follow.mixed: return mixes(follow.mixed)
-    nodes = behind(score)
+    nodes, inside = behind(score), set(behind(*follow.outs, before=follow.given))
     ways = leading(nodes, [node for node in nodes if getattr(node, 'variable', None) is image])
-    return next((why for node, which in ways.items() if (why := no_rule(node, which))), None)
+    for node, which in ways.items():
+        ours = kind(node) == IN_PART and node not in inside  # windows are put together around the network
+        if not ours and (why := no_rule(node, which)): return why
 
 
 def _forgetting():
@@ -191,7 +222,7 @@ def _forgetting():
 def foreseen(q: Question) -> str | None:
     "Why contributions would be wrong, found in a pass that is not counted. Once for a question."
     def find():
-        image, follow = q.x.detach().requires_grad_(), Rescaling(q.module, looks_only=True)
+        image, follow = q.x.detach().requires_grad_(), Rescaling(q.module, nothing)
         with torch.enable_grad(), open_checkpoints(), _forgetting(), following(follow):
             return why_not(follow, q.target.of(q.look(image)), image)
     return q.once('rescale rule', find)
@@ -204,16 +235,41 @@ def _refuse(why):
     if why: raise Refused(f'{why}; {INSTEAD}')
 
 
+def go_together(q: Question) -> bool:
+    "Do image and baseline go through the network in one pass?"
+    if q.coupled or q.anatomy.forwards > 1: return False
+    single = q.ndim == 3 and q.internal_batch is None and torch.device(q.model.device).type == 'cpu'
+    return single or q.grad_batch > 1
+
+
 def contributions(
     q: Question, base: torch.Tensor,  # (1, C, *S)
-) -> torch.Tensor:  # (C, *S)
+) -> tuple:  # map (C, *S), score of the baseline
     "What each voxel contributes to the difference between image and baseline. Refused where there is no rule."
-    before, first = base.detach().requires_grad_(), Rescaling(q.module)
-    with open_checkpoints(), _forgetting(), following(first): _refuse(why_not(first, q.score(before), before))
-    image, second = q.x.detach().requires_grad_(), Rescaling(q.module, first.kept)
+    found = _together(q, base) if go_together(q) else None
+    slope, score = found or _one_after_other(q, base)
+    return (slope*(q.x - base))[0].detach(), float(score.detach())
+
+
+def _one_after_other(q, base):
+    notes, before = Notes(), base.detach().requires_grad_()
+    first = Rescaling(q.module, notes.write)
+    with open_checkpoints(), _forgetting(), following(first): score_before = q.score(before)
+    _refuse(why_not(first, score_before, before))
+    image, second = q.x.detach().requires_grad_(), Rescaling(q.module, notes.read)
     with open_checkpoints(), following(second): score = q.score(image)
     q.remember(score.detach())
     _refuse(why_not(second, score, image))
-    if second.strays or second.kept: _refuse('the network goes another way for the image than for the baseline')
-    slope = torch.autograd.grad(score.sum(), image)[0]
-    return (slope*(q.x - base))[0].detach()
+    if notes.differ or notes.kept: _refuse('the network goes another way for the image than for the baseline')
+    return torch.autograd.grad(score.sum(), image)[0], score_before
+
+
+def _together(q, base):
+    "None where image and baseline cannot be told apart on their way."
+    both, halves = torch.cat([q.x, base]).detach().requires_grad_(), Halves()
+    follow = Rescaling(q.module, halves.read)
+    with open_checkpoints(), following(follow): scores = q.score(both)
+    if halves.lost: return None
+    q.remember(scores[0].detach())
+    _refuse(why_not(follow, scores, both))
+    return torch.autograd.grad(scores[0], both)[0][:1], scores[1]

@@ -12,14 +12,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..models.hold import evaluating, frugal
 
 # %% auto #0
-__all__ = ['LINEAR', 'PRODUCTS', 'NO_VALUES', 'first_tensor', 'kind', 'behind', 'graph', 'without_axes', 'leading', 'is_linear',
-           'name_of', 'Followed', 'following']
+__all__ = ['LINEAR', 'PRODUCTS', 'NO_VALUES', 'AS_ANOTHER', 'first_tensor', 'kind', 'behind', 'graph', 'without_axes', 'leading',
+           'is_linear', 'name_of', 'tensors', 'Followed', 'following']
 
 # %% ../../nbs/api/inside/operations.ipynb #9211c260
 def first_tensor(out) -> torch.Tensor:
@@ -121,6 +120,7 @@ def is_linear(
 # %% ../../nbs/api/inside/operations.ipynb #f843ee22
 NO_VALUES = {'zeros_like', 'ones_like', 'empty_like', 'full_like', 'rand_like', 'randn_like', 'new_zeros', 'new_ones',
              'new_empty', 'new_full', 'new_empty_strided'}  # these take the shape of a tensor, and no values
+AS_ANOTHER = {'expand_as', 'view_as', 'reshape_as', 'type_as', 'to'}  # these take no values of the second one
 
 
 def name_of(func) -> str:
@@ -130,7 +130,12 @@ def name_of(func) -> str:
     return name.strip('_').split('.')[0]
 
 
-def _tensors(given): return [one for one in tree_leaves(given) if isinstance(one, torch.Tensor)]
+def tensors(given) -> list:
+    "All tensors among arguments or results, however they are packed."
+    if isinstance(given, torch.Tensor): return [given]
+    if isinstance(given, dict): given = given.values()
+    elif not isinstance(given, (list, tuple)): return []
+    return [one for part in given for one in tensors(part)]
 
 
 class Followed(TorchFunctionMode):
@@ -146,13 +151,13 @@ class Followed(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        got = _tensors((args, kwargs))
+        kwargs, name = kwargs or {}, name_of(func)
+        got = tensors((args, kwargs))[:1 if name in AS_ANOTHER else None]
         live, hidden = any(t.requires_grad for t in got), any(t in self.hidden for t in got)
         out = self.call(func, args, kwargs)
-        if not live and not hidden or name_of(func) in NO_VALUES: return out
-        made = _tensors(args[0] if name_of(func) == 'setitem' else out)  # x[...] = y gives nothing back
-        if live and hidden and self.depth and made: self.mixed.append(name_of(func))
+        if not live and not hidden or name in NO_VALUES: return out
+        made = tensors(args[0] if name == 'setitem' else out)  # x[...] = y gives nothing back
+        if live and hidden and self.depth and made: self.mixed.append(name)
         for one in made:
             if not one.requires_grad: self.hidden[one] = True
         return out
@@ -164,10 +169,10 @@ def following(follow: Followed) -> Iterator:
     def enter(m, args, kwargs):
         follow.depth += 1
         if follow.depth > 1: return  # a network may call itself
-        follow.given += [t.grad_fn for t in _tensors((args, kwargs)) if t.grad_fn is not None]
+        follow.given += [t.grad_fn for t in tensors((args, kwargs)) if t.grad_fn is not None]
     def leave(m, args, out):
         follow.depth -= 1
-        if not follow.depth: follow.outs += _tensors(out)
+        if not follow.depth: follow.outs += tensors(out)
     module = follow.module
     hooks = [module.register_forward_pre_hook(enter, with_kwargs=True), module.register_forward_hook(leave)]
     try:
