@@ -122,7 +122,7 @@ def _around(mode, func, args, kwargs):
         x = x.index_select(-axis, places)
     return x
 
-# %% ../../nbs/api/attribution/ruled.ipynb #ae3162f5
+# %% ../../nbs/api/attribution/ruled.ipynb #7933a9ee
 PASSING = {'elu', 'celu', 'selu', 'gelu', 'silu', 'mish', 'hardswish', 'tanh', 'softsign', 'tanhshrink', 'softshrink',
            'hardshrink', 'relu6', 'hardtanh', 'clamp', 'clamp_min', 'clamp_max', 'erf', 'atan', 'arctan', 'asinh'}
 SWITCHES = {'leaky_relu', 'prelu'}  # torch is right about these, but for relevance itself
@@ -152,7 +152,7 @@ def _pass(mode, func, args, kwargs):
 def _scale(mode, func, args, kwargs):
     "Features times constants, or with constants added: they hand on all they get."
     at, name = _alone(args, kwargs), called(func, kwargs)[0]
-    if at is None or name == 'div' and at: return NO
+    if at is None or name == 'div' and (at or kwargs.get('rounding_mode')): return NO
     if name == 'batch_norm' and norm_of(func, args, kwargs) is None: return NO
     sizes = [arg.shape for arg in args if isinstance(arg, torch.Tensor) and arg.ndim]
     if name != 'batch_norm' and torch.broadcast_shapes(*sizes) != args[at].shape: return NO
@@ -284,7 +284,7 @@ def takes_constants(node, ways: set) -> bool:
     adding = name in ('Rsub', 'ConstantPad', 'MaskedFill', 'Threshold', 'CopySlices') or 'BatchNorm' in name
     return adding or len(ways) < len(node.next_functions)
 
-# %% ../../nbs/api/attribution/ruled.ipynb #b8651edf
+# %% ../../nbs/api/attribution/ruled.ipynb #c6e21ddf
 def why_not(
     outs: list, x: torch.Tensor,  # of a network, and the image that it got
     ruled: Ruled,
@@ -292,8 +292,8 @@ def why_not(
     "Why relevance cannot go back from outputs to the image, or None."
     ways = ways_to(outs, x)
     if not ways: return 'its output does not depend on the image in a differentiable way'
-    if ruled.mixed: return mixes(ruled.mixed)
     if why := next(filter(None, (no_rule(*one, ruled) for one in ways.items())), None): return why
+    if ruled.mixed: return mixes(ruled.mixed)
     if ruled.why: return ruled.why
     for node in ways:  # torch raises RuntimeError for what was overwritten
         for name in dir(node):
