@@ -241,7 +241,8 @@ def max_sensitivity(
     sample, rng, map = attribution.sample, np.random.default_rng(seed), np.asarray(attribution.map, float)
     size, norm, each = _check_positive('radius', radius)*contrast(sample.image), np.linalg.norm(map), []
     if not norm > 0: raise ValueError('the map is empty: there is nothing that could change')
-    if not size.any(): raise ValueError(f'sample {sample.name!r} is the same everywhere, so there is no range for noise')
+    if not size.any():
+        raise ValueError(f'sample {sample.name!r} is the same everywhere, so there is no range for noise')
     for _ in range(check_count('n', n)):
         noisy = sample.replace(image=sample.image + rng.uniform(-size, size, sample.image.shape))
         each.append(np.linalg.norm(map_again(attribution, sample=noisy) - map)/norm)

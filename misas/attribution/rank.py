@@ -288,7 +288,7 @@ def wide(self: Ranking) -> 'pd.DataFrame':
 
 
 def _counts(table, name, total):
-    "On how many samples the values of a method are, of how many; from the measure with the fewest to that with the most."
+    "On how many samples the values of a method are, of how many: fewest to most of its measures."
     cases = table.cases[table.method == name]
     if not len(cases): return f'0 of {total}'
     few, most = cases.min(), cases.max()
@@ -372,7 +372,8 @@ def plot(self: Ranking) -> 'Figure':
     "A panel a measure, the best method on top, controls below: medians, their intervals, single samples; and the cost."
     import matplotlib.pyplot as plt
     names, measures = [*self.order, *self.apart, *CONTROLS], list(self.measures)
-    size, widths = (2.6*len(measures) + 3.4 + (1.2 if self.apart else 0), .28*len(names) + 1.1), [*[1]*len(measures), .7]
+    wide = 2.6*len(measures) + 3.4 + (1.2 if self.apart else 0)  # names of those apart are long
+    size, widths = (wide, .28*len(names) + 1.1), [*[1]*len(measures), .7]
     fig, axs = plt.subplots(1, len(measures) + 1, figsize=size, sharey=True, width_ratios=widths)
     for ax, what in zip(axs, measures): _panel(ax, self, what, names)
     _costs(axs[-1], self.cost.reindex(names))

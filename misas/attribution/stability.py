@@ -71,9 +71,8 @@ class Stability:
             f'{self.attribution.method}: cannot be judged, as at none of {len(moved)} {name} there is a correlation: '
             'the map is the same everywhere, or the region left the image')
         low = moved.loc[moved.correlation.idxmin()]
-        dice = 'NaN' if np.isnan(low.dice) else f'{low.dice:.2f}'
         worst = (f'lowest {low.correlation:.2f} at {self.transform.text(low.value)}, '
-                 f'where the prediction has Dice {dice}')
+                 f'where the prediction has Dice {low.dice:.2f}')
         over = f'over {len(moved)} {name}'
         if not there.all(): over = f'over {there.sum()} of {len(moved)} {name} (at the others it is not defined)'
         return f'{self.attribution.method}: mean correlation {self.value:.2f} {over}; {worst}'
