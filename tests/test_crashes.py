@@ -29,9 +29,9 @@ from misas.view.map_views import plot_attribution
 from misas.view.maps import overlay_map
 from misas.view.thin import with_room
 
-S = disc((24, 20), radius=5)
+S = disc((16, 12), radius=4)
 T = Target(1, S.labels == 1)
-IMAGE = torch.as_tensor(S.image[None])
+IMAGE = torch.tensor(S.image[None])
 FEW = dict(
     saliency={}, integrated_gradients=dict(n_steps=4), smoothgrad=dict(n_samples=2), guided_backprop={}, deep_lift={},
     grad_cam={}, hires_cam={}, score_cam={}, layer_activation={}, layer_conductance=dict(n_steps=3), occlusion={},
@@ -167,7 +167,7 @@ def in_place(n, h):
     return y
 def by_sparse(n, h):
     rows = h.movedim(2, 0)
-    return torch.sparse.mm(torch.eye(24).to_sparse(), rows.flatten(1)).view_as(rows).movedim(0, 2)
+    return torch.sparse.mm(torch.eye(16).to_sparse(), rows.flatten(1)).view_as(rows).movedim(0, 2)
 
 
 class WritesOnIt(Plain):
@@ -338,7 +338,7 @@ def test_lazy_layers_without_weights():
     net = nn.Sequential(nn.LazyConv2d(8, 3, padding=1), nn.ReLU(), nn.LazyConv2d(2, 1))
     with pytest.raises(ValueError, match=r'without weights yet \(LazyConv2d\)'): as_model(net)
     net(IMAGE)  # as it says
-    assert as_model(net, activation='softmax').predict(S).shape == (1, 2, 24, 20)
+    assert as_model(net, activation='softmax').predict(S).shape == (1, 2, 16, 12)
 
 
 @pytest.mark.parametrize('kind', ['weight norm', 'weight norm, as a parametrization', 'spectral norm', 'pruned', 'lazy'])
@@ -369,7 +369,7 @@ def test_what_a_network_wants_beside_images():
         def forward(self, *args, **kw): return super().forward(*args)
     for one in (Prompted, ByName):
         with pytest.raises(ValueError, match='pass a function of the images'): as_model(one())
-    assert as_model(Open(), activation='softmax').predict(S).shape == (1, 2, 24, 20)
+    assert as_model(Open(), activation='softmax').predict(S).shape == (1, 2, 16, 12)
     odd = out_of(lambda y: Both(y, None))
     with pytest.raises(ValueError, match='pass output='): as_model(odd, activation='softmax').predict(S)
     told = as_model(odd, activation='softmax', output=lambda both: both.features)

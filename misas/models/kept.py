@@ -94,7 +94,8 @@ class _Tensor:
         if self.overwritten():
             with torch.inference_mode(self.alias.is_inference()): self.alias.data.copy_(self.copy)
         if not self.leaf: return
-        if now.requires_grad != self.needs: now.requires_grad_(self.needs)
+        if now.requires_grad != self.needs:
+            with torch.inference_mode(now.is_inference()): now.requires_grad_(self.needs)
         if now.grad is not self.grad: now.grad = self.grad
         if now._backward_hooks and dict(now._backward_hooks) != (self.hooks or {}):
             now._backward_hooks.clear()
