@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from .method import Method, Raw
-from .modified import guided_backprop, refuse_guided
+from .method import Method, Raw, no_difference
+from .modified import foresee_guided, guided_backprop, refuse_guided
 from ..inside.layers import Features, channels, features, listen, mean_removed_by, pick_layer, refuse_layers
 from ..inside.question import Question, Refused
 
@@ -133,6 +133,9 @@ def score_cam(
     def mask(k): return found.home(q, [(map[:, k] - low[k])/(high[k] - low[k]) for map in found.maps])
     def seen_through(i, j): return base + torch.stack([mask(k) for k in alive[i:j]]).to(q.x)*(q.x - base)
     scores = torch.as_tensor(q.scores(len(alive), seen_through, 'features'))
+    if no_difference(q, scores): raise Refused(
+        f'the score is the same through every feature of layer {found.layer!r}, so they cannot be weighed; '
+        'choose another layer or baseline, or hires_cam')
     share = torch.zeros(len(values), dtype=torch.float64)
     share[alive.cpu()] = scores.softmax(0)
     return positive(q, found, [weigh(share.to(map), map) for map in found.maps])
@@ -159,9 +162,10 @@ def _each_feature(q, options):
 WEIGHTED, EACH = 'weighted features', '{score}'  # units of maps
 
 
-def _cam(name, run, words, origin, cost, refuse, unit, needs='features', slope=False, **options):
+def _cam(name, run, words, origin, cost, refuse, unit, needs='features', slope=False, foresee=None, **options):
     options = {'layer': 'auto', **options}
-    return Method(name, 'class activation', run, words, origin, cost, refuse, needs, options, 'misas', unit, slope)
+    return Method(name, 'class activation', run, words, origin, cost, refuse, needs, options, 'misas', unit, slope,
+                  foresee=foresee)
 
 
 CAM_METHODS = [
@@ -173,4 +177,4 @@ CAM_METHODS = [
     _cam('score_cam', score_cam, '1 a feature', 'Wang et al. 2020', _each_feature, refuse_layers, WEIGHTED, 'scores',
          baseline='blur', most=None),
     _cam('guided_grad_cam', guided_grad_cam, '2', 'Selvaraju et al. 2017', _twice, refuse_both,
-         'slope x weighted features', 'gradient', slope=True)]
+         'slope x weighted features', 'gradient', slope=True, foresee=foresee_guided)]
