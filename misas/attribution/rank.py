@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -232,6 +233,10 @@ class Ranking:
     @property
     def table(self) -> 'pd.DataFrame':
         "Tidy table: method, measure, better, value, low, high, over, cases, graded, rank, forward, backward."
+        return self._table.copy()
+
+    @cached_property
+    def _table(self):
         import pandas as pd
         groups = self._values.groupby(['method', 'measure'], sort=False)
         rows = [(method, what, self.measures[what].better, *self._together(one)) for (method, what), one in groups]
@@ -244,13 +249,13 @@ class Ranking:
     @property
     def order(self) -> list[str]:
         "Methods that are ranked, by their mean place, the best first."
-        places = self.table.dropna(subset='rank').groupby('method', sort=False)['rank'].mean()
+        places = self._table.dropna(subset='rank').groupby('method', sort=False)['rank'].mean()
         return list(places.sort_values(kind='stable').index)
 
     @property
     def apart(self) -> dict[str, str]:
         "Methods with some grades, but too few to be ranked: name -> why."
-        order, table = self.order, self.table
+        order, table = self.order, self._table
         names = [name for name in table.method.unique() if name not in order and name not in CONTROLS]
         return {name: self._why_apart(name, table[table.method == name]) for name in names}
 
@@ -354,7 +359,7 @@ def _panel(ax, ranking, what, names):
     ax.set(title=ranking.measures[what].words, xlabel=_better(ranking.measures[what]))
     ax.title.set_fontsize(9)
     ax.grid(alpha=.3)
-    ax.axhline(len(names) - len(CONTROLS) - .5, color='k', lw=.8, ls=':')
+    for n in {len(ranking.order), len(names) - len(CONTROLS)}: ax.axhline(n - .5, color='k', lw=.8, ls=':')
 
 
 def _costs(ax, cost):
@@ -369,7 +374,7 @@ def _costs(ax, cost):
 
 @patch
 def plot(self: Ranking) -> 'Figure':
-    "A panel a measure, the best method on top, controls below: medians, their intervals, single samples; and the cost."
+    "A panel a measure: best method on top, then who is not ranked, then controls; medians, intervals, samples, cost."
     import matplotlib.pyplot as plt
     names, measures = [*self.order, *self.apart, *CONTROLS], list(self.measures)
     wide = 2.6*len(measures) + 3.4 + (1.2 if self.apart else 0)  # names of those apart are long
