@@ -179,7 +179,7 @@ def straight_through(m, x): return x + (torch.round(x) - x).detach()
 
 HOSTILE = {  # what stands between the convolutions: words of the refusals of guided methods and of DeepLIFT
     'mask as float': (lambda m, x: (x - .1)*((x - .1) > 0).double(), 'mul brings', 'mul brings'),
-    'heaviside': (lambda m, x: (x - .1)*torch.heaviside(x - .1, x.new_zeros(1)), 'Heaviside|heaviside|mul brings', 'mul|eaviside'),
+    'heaviside': (lambda m, x: (x - .1)*torch.heaviside(x - .1, x.new_zeros(1)), 'without a derivative', 'without a derivative'),
     'stacked with zeros': (lambda m, x: torch.stack([x - .1, torch.zeros_like(x)]).amax(0), 'Amax', 'Amax'),
     'sorted': (lambda m, x: x.sort(1)[0], 'Sort', 'Sort'),
     'the largest': (lambda m, x: x.topk(4, 1)[0], 'Topk', 'Topk'),
@@ -248,10 +248,11 @@ def test_another_way_for_the_baseline():
 
 
 def test_deep_lift_of_windows_and_slices():
-    ball, net = disc(shape=(12, 8, 6), radius=2.5), network('GELU', 3).float()
-    flat = network('MaxPool').float()
-    for model in (as_model(net, activation='softmax', window=(8, 8, 6), overlap=.5), as_model(flat, activation='softmax').slicewise()):
-        a = attribute(model, ball, Target(1, ball.labels == 1), 'deep_lift', progress=False)
+    net, case, ball = network('MaxPool').float(), network('MaxPool').sample(), disc(shape=(12, 8, 6), radius=2.5)
+    for kw, sample in ((dict(window=8, overlap=.5), case), ({}, ball)):
+        model = as_model(net, activation='softmax', **kw)
+        model = model if kw else model.slicewise()
+        a = attribute(model, sample, Target(1, sample.labels == 1), 'deep_lift', progress=False)
         assert a.gap < 1e-4 and a.passes == (2, 1)
 
 

@@ -12,9 +12,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from .gradient import SLOPE, SHARE, added_up, several
 from .method import Method, Raw
-from .rescale import IN_PART, contributions, foreseen, go_together, mixes
+from .rescale import contributions, foreseen, go_together, mixes
 from ..inside.operations import (
-    PRODUCTS, Followed, behind, following, is_linear, kind, leading, without_axes)
+    PRODUCTS, Followed, behind, following, in_words, is_linear, kind, leading, without_axes)
 from ..inside.question import Question, Refused
 from ..models.gradients import open_checkpoints
 
@@ -64,8 +64,7 @@ def no_guide(
     if 'BatchNorm' in what or what.startswith('ScaledDotProduct'): return None
     if what in PRODUCTS: return SWISH if what == 'Mul' and _is_swish(node, ways) else None
     if isinstance(node, BackwardCFunction): return f'{kind(node)}, a torch.autograd.Function of its own'
-    if what == IN_PART: return 'a change of a part of the features in place'
-    return ACTIVATIONS.get(what.removesuffix('Kernel').lower(), kind(node))
+    return ACTIVATIONS.get(what.removesuffix('Kernel').lower(), in_words(node))
 
 # %% ../../nbs/api/attribution/modified.ipynb #49725989
 GUIDED_INSTEAD = 'use smoothgrad or integrated_gradients'

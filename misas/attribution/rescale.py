@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..inside.operations import PRODUCTS, Followed, behind, following, is_linear, kind, leading, name_of, without_axes
+from ..inside.operations import (
+    PRODUCTS, Followed, behind, following, in_words, is_linear, kind, leading, name_of, without_axes)
 from ..inside.question import Question, Refused
 from ..models.gradients import open_checkpoints
 
@@ -191,8 +192,7 @@ def no_rule(
     if isinstance(node, OWN) or is_linear(node, ways): return None
     what = without_axes(kind(node))
     if what in PRODUCTS: return 'features are multiplied with each other, for which it has no rule'
-    if what == IN_PART: return 'a part of the features is changed in place, for which it has no rule'
-    return f'it has no rule for {kind(node)}'
+    return f'it has no rule for {in_words(node)}'
 
 
 def mixes(

@@ -17,8 +17,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..models.hold import evaluating, frugal
 
 # %% auto #0
-__all__ = ['LINEAR', 'PRODUCTS', 'NO_VALUES', 'AS_ANOTHER', 'first_tensor', 'kind', 'behind', 'graph', 'without_axes', 'leading',
-           'is_linear', 'name_of', 'tensors', 'Followed', 'following']
+__all__ = ['LINEAR', 'PRODUCTS', 'IN_WORDS', 'NO_VALUES', 'AS_ANOTHER', 'first_tensor', 'kind', 'behind', 'graph', 'without_axes',
+           'leading', 'in_words', 'is_linear', 'name_of', 'tensors', 'Followed', 'following']
 
 # %% ../../nbs/api/inside/operations.ipynb #9211c260
 def first_tensor(out) -> torch.Tensor:
@@ -105,6 +105,15 @@ def leading(
             if node not in found: todo.append(node)
             found.setdefault(node, set()).add(i)
     return found
+
+
+IN_WORDS = {'CopySlices': 'a change of a part of the features in place',
+            'NotImplemented': 'an operation without a derivative'}
+
+
+def in_words(node) -> str:
+    "What an operation does, for people."
+    return IN_WORDS.get(kind(node), kind(node))
 
 
 def is_linear(
