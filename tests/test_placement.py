@@ -90,7 +90,9 @@ def monai_net(name, *args, **kw):
     return getattr(nets, name)(*args, **kw)
 
 
-def swin(dims): return monai_net('SwinUNETR', in_channels=1, out_channels=2, feature_size=12, spatial_dims=dims)
+def swin(dims):
+    return monai_net('SwinUNETR', in_channels=1, out_channels=2, feature_size=12, spatial_dims=dims,
+                     depths=(1, 1, 1, 1))
 
 
 ARCHITECTURES = {
@@ -100,7 +102,7 @@ ARCHITECTURES = {
     'strides (2, 1)': (lambda: Chain(block(1, 16), block(16, 16, stride=(2, 1)), block(16, 16, stride=(2, 2))),
                        (48, 40), ['layers.1', 'layers.2']),
     'two encoders': (Two, (48, 48), ['a', 'b', 'a.0', 'b.0']),
-    'FlexibleUNet': (lambda: monai_net('FlexibleUNet', 1, 2, 'efficientnet-b0'), (128, 160),
+    'FlexibleUNet': (lambda: monai_net('FlexibleUNet', 1, 2, 'efficientnet-b0'), (96, 128),
                      ['encoder._blocks.2', 'decoder.blocks.2']),
     'EfficientNet of timm': (lambda: timm_net('efficientnet_b0'), (160, 192), ['f.blocks.2.0.bn1', 'f.blocks.3.1']),
     'EfficientNet as in TensorFlow': (lambda: timm_net('tf_efficientnet_b0'), (150, 192),
@@ -155,7 +157,7 @@ def check(network, names, shape, most=.5):
         maps = features_of(network, network.get_submodule(name), x)
         for axis, (step, first) in enumerate(place):
             middle = np.clip((((shape[axis] - 1)/2 - first)/step), 0, maps.shape[2 + axis] - 1)
-            rows = {int(np.clip(round(middle + i), 0, maps.shape[2 + axis] - 1)) for i in (-1, 0, 1)}
+            rows = {int(np.clip(round(middle + i), 0, maps.shape[2 + axis] - 1)) for i in (-4, -2, 0, 2, 4)}
             off = np.mean([gradient_centre(maps, x, axis, row) - first - step*row for row in rows])
             assert abs(off) <= most*abs(step), (name, axis, place, off)
 
@@ -317,7 +319,7 @@ def test_what_is_known_is_kept_as_long_as_the_network_stays_as_it_is():
     assert where(network, ['layers'], (48, 48))['layers'] == [(2, -7), (2, -7)]
     nn.init.zeros_(network.layers[2][0].weight)
     with torch.no_grad(): network.layers[2][0].weight[:, :, 0, 0] = 1  # it shifts now
-    assert where(network, ['layers'], (48, 48))['layers'] == [(2, -9), (2, -9)]
+    assert np.allclose(where(network, ['layers'], (48, 48))['layers'], [(2, -9), (2, -9)], atol=.5)
 
 
 def test_a_network_that_fails_leaves_nothing_behind():

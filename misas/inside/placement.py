@@ -17,7 +17,7 @@ from .question import Refused
 from ..models.hold import untouched
 
 # %% auto #0
-__all__ = ['ENOUGH', 'STRENGTH', 'LEAST', 'MOST', 'tensors', 'Follower', 'centres', 'placement']
+__all__ = ['ENOUGH', 'STRONG', 'LEAST', 'MOST', 'tensors', 'Follower', 'centres', 'placement']
 
 # %% ../../nbs/api/inside/placement.ipynb #d4356a33
 def tensors(
@@ -156,9 +156,9 @@ class Follower:
             if all((one, self._grid) in self.found for one in self.layers): self._end()
         return leave
 
-# %% ../../nbs/api/inside/placement.ipynb #f5796f52
+# %% ../../nbs/api/inside/placement.ipynb #8ec22000
 ENOUGH = 4096  # answers for each row of cells
-STRENGTH = .01  # of the noise, in standard deviations of what the network gets
+STRONG = .1  # noise, in standard deviations of what the network gets, that also a network of whole numbers hears
 
 
 class _Heard(BaseException): "The layer has spoken: no need to go on."
@@ -186,31 +186,37 @@ def _ramps(x):
         yield ramp.view([-1 if dim == axis else 1 for dim in range(x.ndim - 2)])
 
 
+def _heard(network, layer, given, strength, rng):
+    "The middle of what each row of cells looks at, an axis each; NaN where it is silent."
+    x = tensors(given)[0]
+    def noise(): return torch.randn(x.shape, generator=rng).to(x)
+    level, spread = x.float().mean().to(x), x.float().std().clamp_min(1e-3).to(x)
+    base, above, below, draws = level + spread*noise(), [0]*(x.ndim - 2), [0]*(x.ndim - 2), 0
+    before = _answer(network, layer, given, x, base)
+    def change(by): return (_answer(network, layer, given, x, base + by) - before).double()
+    while draws == 0 or draws < 4 and draws*plain.numel()/max(plain.shape[2:]) < ENOUGH:
+        wave = strength*spread*noise()
+        plain, draws = change(wave), draws + 1
+        for axis, ramp in enumerate(_ramps(x)):
+            dims = [dim for dim in range(plain.ndim) if dim != 2 + axis]
+            above[axis] += (plain*change(wave*ramp)).sum(dims).cpu().numpy()
+            below[axis] += plain.square().sum(dims).cpu().numpy()
+    with np.errstate(invalid='ignore', divide='ignore'):
+        return [(size - 1)/2*(1 + one/other) for one, other, size in zip(above, below, x.shape[2:])]
+
+
 def centres(
     network: torch.nn.Module, layer: torch.nn.Module,
     given: tuple,  # (args, kwargs) that the network is called with
     seed: int = 0,
 ) -> list:  # of arrays, an axis each
     "The middle of what each row of cells looks at, in voxels of the network's input; NaN where it is silent."
-    x = tensors(given)[0]
-    rng = torch.Generator().manual_seed(seed)
-    def noise(): return torch.randn(x.shape, generator=rng).to(x)
-    level, spread = x.float().mean().to(x), x.float().std().clamp_min(1e-3).to(x)
-    base, above, below, draws = level + spread*noise(), 0, 0, 0
+    kind, rng = tensors(given)[0].dtype, torch.Generator().manual_seed(seed)
+    faint = 3*torch.finfo(kind).eps**.5 if kind.is_floating_point else STRONG
     with untouched(network), torch.no_grad():
-        before = _answer(network, layer, given, x, base)
-        def change(by): return _answer(network, layer, given, x, base + by) - before
-        while True:
-            wave = STRENGTH*spread*noise()
-            plain = change(wave).double()
-            sums = [[dim for dim in range(plain.ndim) if dim != 2 + axis] for axis in range(plain.ndim - 2)]
-            above = [old + (plain*change(wave*ramp)).sum(dims).cpu().numpy()
-                     for old, ramp, dims in zip(above or [0]*len(sums), _ramps(x), sums)]
-            below = [old + plain.square().sum(dims).cpu().numpy() for old, dims in zip(below or [0]*len(sums), sums)]
-            draws += 1
-            if draws == 4 or draws*plain.numel()/max(plain.shape[2:]) >= ENOUGH: break
-    with np.errstate(invalid='ignore', divide='ignore'):
-        return [(size - 1)/2*(1 + one/other) for one, other, size in zip(above, below, x.shape[2:])]
+        found = _heard(network, layer, given, faint, rng)
+        if min(np.isfinite(rows).mean() for rows in found) > .5: return found
+        return _heard(network, layer, given, STRONG, rng)
 
 # %% ../../nbs/api/inside/placement.ipynb #3b48c6c6
 LEAST, MOST = .25, 1.25  # measured steps, compared with those that are known
