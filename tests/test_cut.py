@@ -251,11 +251,10 @@ SOUND = dict(
 
 @pytest.mark.parametrize('name', SOUND)
 def test_no_false_alarm(name):
-    for sample in PICTURES.values():
-        for target in (None, Target(0, sample.labels == 1, log_odds=True)):
-            q = asked(SOUND[name], sample, target)
-            off = off_by(q)  # the measure, whether or not a place was found
-            assert doubt(q) is None and (off is None or off < TELL)
+    for sample, odds in zip(PICTURES.values(), (False, True)):
+        q = asked(SOUND[name], sample, Target(1 - odds, sample.labels == 1, log_odds=odds))
+        off = off_by(q).values()  # the measure, whether or not a place was found
+        assert doubt(q) is None and max(off, default=0) < TELL
     if name in ('relu', 'dropout', 'attention', 'instance', 'topk', 'fresh', 'double', 'constant_detached'): assert where_cut(q) == []
 
 
@@ -280,10 +279,11 @@ def test_volumes_and_slices():
 
 
 def test_preprocessing_that_leaves_torch_for_a_number():
-    q = asked(Between(F.relu), preprocess=lambda x: (x - float(x.mean()))/float(x.std()))
+    q = asked(Between(F.relu), preprocess=lambda x: x - float(x.mean()))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        assert 'float in' in doubt(q).text
+        found = doubt(q)
+    assert 'broad change of brightness does (float in' in found.text and found.kind == 'broad'
 
 
 def told(model, method, **options):

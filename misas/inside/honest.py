@@ -25,7 +25,7 @@ from ..models.output import NoGradient, NoLogits
 from ..models.steady import state_of
 
 # %% auto #0
-__all__ = ['CUTS', 'STEPS', 'FRESH', 'STEP', 'LARGEST', 'CLOUDS', 'HEARD', 'MANY', 'POINTS', 'TELL', 'may_cut', 'Calls',
+__all__ = ['CUTS', 'STEPS', 'FRESH', 'STEP', 'LARGEST', 'KINDS', 'CLOUDS', 'HEARD', 'MANY', 'POINTS', 'TELL', 'may_cut', 'Calls',
            'derivative', 'own_derivatives', 'is_known', 'where_cut', 'watching', 'changes', 'promised', 'off_by',
            'Doubt', 'doubt']
 
@@ -208,8 +208,9 @@ def watching(
         yield
     finally: q.heard = None
 
-# %% ../../nbs/api/inside/honest.ipynb #3f309e78
+# %% ../../nbs/api/inside/honest.ipynb #7a5d6732
 STEP, LARGEST = .01, .5  # of the image's range: changes that are tried, from ... to
+KINDS = 'fine', 'broad'
 CLOUDS = 4  # of a broad change, along an axis
 HEARD = 30  # times the noise of the score, from which on a change of it means something
 MANY = 2  # changes of a kind
@@ -219,7 +220,7 @@ TELL = .1  # of what a change does, from which on it is said that the gradient m
 
 def changes(
     q: Question,
-) -> Iterator:  # of (MANY, C, *S)
+) -> Iterator:  # of (MANY, C, *S), one a kind
     "Fine and broad changes of the image, with an SD of about 1; not where it is empty."
     generator, shape = q.generator(), tuple(q.x.shape[1:])
     inside = (q.x != q.x.amin(tuple(range(2, q.x.ndim)), keepdim=True)).to(q.x)
@@ -276,21 +277,22 @@ def _settled(q, directions, size):
 
 def off_by(
     q: Question,
-) -> float | None:  # 0: it is right; .5: half is missing. None: it cannot be heard above the noise of the score
-    "By what fraction the gradient misses what a small change of the image does to the score. Not counted."
+) -> dict:  # kind: 0 where it is right, .5 where half is missing; no kind that is not heard above the score's noise
+    "By what fraction the gradient misses what small changes of the image do to the score, fine and broad. Not counted."
     span, quiet = float(q.x.max() - q.x.min()) or 1., _aside(q)
     sizes = (STEP*span*np.geomspace(1, LARGEST/STEP, 4)).tolist()
     def measured(directions):
         return next((found for size in sizes if (found := _settled(quiet, directions, size)) is not None), None)
-    with untouched(q.module): found = [measured(directions) for directions in changes(q)]
-    return max((one for one in found if one is not None), default=None)
+    with untouched(q.module): found = {kind: measured(directions) for kind, directions in zip(KINDS, changes(q))}
+    return {kind: off for kind, off in found.items() if off is not None}
 
-# %% ../../nbs/api/inside/honest.ipynb #22f97b3e
+# %% ../../nbs/api/inside/honest.ipynb #331ba6d2
 @dataclass(frozen=True)
 class Doubt:
     "A gradient that is another one than the network's."
     off: float  # by what fraction it misses what a small change of the image does to the score
     places: tuple  # where that may be, such as 'detach in decoder.gate'
+    kind: str = 'fine'  # or 'broad': it misses only what broad changes do, such as another brightness
 
     @property
     def sentence(self) -> str: "With a cure."; return f'{self.text}; use a method without gradients, such as occlusion'
@@ -298,7 +300,8 @@ class Doubt:
     @property
     def text(self) -> str:
         some = ' and '.join(self.places[:2])
-        return f'its gradient is off by about {100*self.off:.0f} % from what a small change of the image does ({some})'
+        change = 'small change of the image' if self.kind == 'fine' else 'small but broad change of brightness'
+        return f'its gradient is off by about {100*self.off:.0f} % from what a {change} does ({some})'
 
 
 def doubt(
@@ -313,6 +316,6 @@ def doubt(
 def _found(q):
     places = where_cut(q)
     if not places: return None
-    try: off = off_by(q)
+    try: told = {kind: off for kind, off in off_by(q).items() if off > TELL}
     except (NoGradient, NoLogits, Refused, RuntimeError): return None  # the methods say so themselves
-    return Doubt(off, tuple(places)) if off is not None and off > TELL else None
+    return Doubt(max(told.values()), tuple(places), next(iter(told))) if told else None
