@@ -91,27 +91,28 @@ class ExcitationRule(EpsilonRule):
     def biases(self, bias): return 0., 0.
     def signals(self, passed, above, below): return passed/steady(above, self.epsilon), None
 
-# %% ../../nbs/api/attribution/rules.ipynb #2842c35e
+# %% ../../nbs/api/attribution/rules.ipynb #884f039d
 def hand_on(
     layer: Layer, rule: EpsilonRule,
     passed: torch.Tensor,  # what z was passed
 ) -> torch.Tensor:  # what x is passed
     "Back through a layer by a rule. What is negative meets the weights the other way round."
-    negative = layer.x < 0
-    signed = rule.split and bool(negative.any())
-    inputs = (_above(layer.x), _below(layer.x)) if signed else (layer.x,)
-    weights = rule.weights(layer.weight)
-    ways = [[layer.terms(x, w) for w in order] for x, order in zip(inputs, (weights, weights[::-1]))]
-    biases = rule.biases(layer.bias)
-    totals = [sum(terms[i][1].detach() for terms in ways) + bias for i, bias in enumerate(biases)]
-    fine = torch.promote_types(passed.dtype, torch.float32)  # quotients want more than half precision
-    signals = rule.signals(passed.to(fine), *(total.to(fine) for total in totals))
+    kind = layer.x.dtype
+    fine = torch.promote_types(kind, torch.float32)  # quotients want more than half precision
+    x, weight, bias = (None if value is None else value.to(fine) for value in (layer.x, layer.weight, layer.bias))
+    signed = rule.split and bool((x < 0).any())
+    inputs = (_above(x), _below(x)) if signed else (x,)
+    weights = rule.weights(weight)
+    ways = [[layer.terms(part, w) for w in order] for part, order in zip(inputs, (weights, weights[::-1]))]
+    totals = [sum(terms[i][1].detach() for terms in ways) + added for i, added in enumerate(rule.biases(bias))]
+    signals = rule.signals(passed.to(fine), *totals)
     def back(terms):
-        pairs = [(x, out, signal.to(out.dtype)) for (x, out), signal in zip(terms, signals) if signal is not None]
-        return sum(torch.autograd.grad(out, x, signal)[0] for x, out, signal in pairs)
+        pairs = [(part, out, signal) for (part, out), signal in zip(terms, signals) if signal is not None]
+        return sum(torch.autograd.grad(out, part, signal)[0] for part, out, signal in pairs)
     shares = [back(terms) for terms in ways]
-    share = torch.where(negative, shares[1], shares[0]) if signed else shares[0]
-    return layer.x*share if rule.relevance else share
+    share = torch.where(x < 0, shares[1], shares[0]) if signed else shares[0]
+    if rule.relevance: share = x*share
+    return share if kind == fine else share.clamp(torch.finfo(kind).min, torch.finfo(kind).max).to(kind)
 
 # %% ../../nbs/api/attribution/rules.ipynb #6bbac050
 def lives(
@@ -130,7 +131,6 @@ def named(names: tuple, args: tuple, kwargs: dict) -> tuple:
 def _layer(func, args, kwargs, transposed=False):
     "Convolutions and F.linear."
     (x, weight, bias), args, kwargs = named(('input', 'weight', 'bias'), args, kwargs)
-    if not isinstance(weight, torch.Tensor): return None  # packed, in a quantised layer
     def f(x, w): return func(x, w, None, *args, **kwargs)
     n_axes = weight.ndim - 2
     if bias is not None: bias = bias.detach().reshape(-1, *(1,)*n_axes)

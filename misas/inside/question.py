@@ -156,7 +156,9 @@ def _asks_odds(target): return target.log_odds or target.reduce == 'dice'
 # %% ../../nbs/api/inside/question.ipynb #af528627
 def refused(why: NoLogits | NoGradient) -> Refused:
     "No logits, or no gradient, as a refusal that says what to do instead."
-    if isinstance(why, NoLogits): return Refused(f'{why}; or explain Target(..., log_odds=True)')
+    if isinstance(why, NoLogits):
+        instead = 'use a method without gradients, such as occlusion, and' if 'no logits or gradients' in str(why) else 'or'
+        return Refused(f'{why}; {instead} explain Target(..., log_odds=True)')
     return Refused(f'{why}; {why.advice}')
 
 
