@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections import OrderedDict, deque
 from pathlib import Path
 
@@ -16,15 +15,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from misas.all import Brightness, Target, as_model, attribute, methods, save, sensitivity
+from misas.all import Brightness, Target, as_model, attribute, save, sensitivity
 from misas.data.phantom import disc
 from misas.doors import open_changes
 from misas.models import hold
-from misas.models.hold import trace
+from misas.models.hold import trace, untouched
 
 SAMPLE = disc((12, 10), radius=3)
 MASK = SAMPLE.labels == 1
-X = torch.as_tensor(SAMPLE.image[None])
+X = torch.tensor(SAMPLE.image[None])
 
 
 class Base(nn.Module):
@@ -359,7 +358,7 @@ def reference(name):
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('name', ['lora', 'only_eval', 'replaces', 'nested_merge', 'hides', 'freezes', 'averages', 'slots', 'norm_old'])
+@pytest.mark.parametrize('name', ['lora', 'only_eval', 'replaces', 'nested_merge', 'hides', 'freezes', 'slots', 'norm_old', 'decays', 'shares', 'lists', 'clamps'])
 def test_answers_are_those_of_evaluation_mode(name):
     score, grad = reference(name)
     model = as_model(made(ALL[name]), activation='softmax')
@@ -375,7 +374,7 @@ def test_answers_are_those_of_evaluation_mode(name):
     assert state(as_it_is) == before
 
 
-LIBRARIES = ['sklearn.linear_model', 'monai.inferers', 'onnx2torch']
+LIBRARIES = ['rich.style', 'onnx2torch']  # the first draws Python's random numbers, the second torch's
 LOADS = '''
 import importlib, random, numpy as np, torch
 def luck(): return random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2], torch.get_rng_state().tolist(), torch.initial_seed()
@@ -393,7 +392,7 @@ def test_libraries_come_quietly():
     subprocess.run([sys.executable, '-c', LOADS.format(names=LIBRARIES)], check=True, timeout=200)
 
 
-@pytest.mark.parametrize('lost', [1, 60, 170])
+@pytest.mark.parametrize('lost', [30, 60, 170])
 @pytest.mark.parametrize('suffix', ['.nrrd', '.mha', '.tif', '.png'])
 def test_a_disk_that_is_full_in_the_end(tmp_path, monkeypatch, suffix, lost):
     "The header is longer than what is missing."
@@ -551,7 +550,7 @@ def test_a_network_that_was_trusted():
     model = as_model(net, activation='softmax')
     ASKS['saliency'](model)
     net.write = True
-    with pytest.warns(UserWarning, match='changed its weights in a way that it did not before'): ASKS['saliency'](model)
+    with pytest.warns(UserWarning, match='changed its weights in a way that it did not before'), untouched(net): net(X)
     before = state(net)
     ASKS['saliency'](model)  # not any more
     assert state(net)[0] == before[0]
@@ -591,11 +590,6 @@ def test_torchscript_is_put_back():
     model = as_model(nn.Sequential(script), activation='softmax')
     for _ in range(2): model.predict(SAMPLE)
     assert (script.n, script.seen.tolist(), script.log, script.mean.tolist(), script.training) == (0, [0], [1.], [0], True)
-
-
-def test_lazy_layers():
-    net = nn.Sequential(nn.LazyConv2d(2, 1))
-    assert as_model(net, activation='softmax').predict(SAMPLE).shape == (1, 2, 12, 10)
 
 
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode, torch.enable_grad])

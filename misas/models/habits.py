@@ -89,12 +89,22 @@ def _parts(one):
 _DICTS = '_buffers', '_parameters', '_modules'
 
 
-def _working_copy(own, wholly):
+def _weights(own, known):
+    "Copies of parameters; of one that has several owners they all get the same."
+    def copy(weight):
+        if type(weight) is not nn.Parameter: return weight  # none, not there yet, or in a form of its own
+        if id(weight) not in known: known[id(weight)] = nn.Parameter(copied(weight), weight.requires_grad)
+        return known[id(weight)]
+    return {name: copy(weight) for name, weight in own.items()}
+
+
+def _working_copy(own, wholly, known):
     "What an object holds, with copies of its buffers; `wholly` of all that it may change."
     if not wholly: return dict(own, _buffers=copied(dict(own['_buffers']))) if '_buffers' in own else own
     new = {k: v if k in _DICTS or 'hooks' in k else copied(v) for k, v in own.items()}
     for k in _DICTS:
         if k in own: new[k] = copied(dict(own[k])) if k == '_buffers' else dict(own[k])
+    if '_parameters' in own: new['_parameters'] = _weights(own['_parameters'], known)
     return new
 
 
@@ -109,7 +119,8 @@ def on_copies(
     held = [(vars(part), dict(vars(part))) for part in parts if _holdable(part)]
     def changed(): return any(_differ(*pair) for pair in script) or any(_moved(*pair) for pair in held)
     def begin():
-        for own, kept in held: own.update(_working_copy(kept, wholly))
+        known = {}
+        for own, kept in held: own.update(_working_copy(kept, wholly, known))
         return changed
     def end():
         for own, kept in held:

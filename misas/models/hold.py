@@ -54,7 +54,7 @@ def _set_modes(modes):
     for part, mode in modes:
         own = part.__dict__
         if 'training' in own: own['training'] = mode
-        elif part.training is not mode: part.training = mode  # TorchScript, and where it is a property
+        elif getattr(part, 'training', mode) is not mode: part.training = mode  # TorchScript, or a property
 
 
 def _evaluate(module):
@@ -262,7 +262,8 @@ def frugal(
 def _bytes(tensor):
     if tensor.is_meta or tensor.is_quantized or torch.nn.parameter.is_lazy(tensor): return str(tensor)
     if tensor.layout != torch.strided: tensor = tensor.to_dense()
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    copied = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # what NumPy sees cannot be resized
+    return copied.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _hooks(m): return {k: tuple(v) for k, v in vars(m).items() if 'hooks' in k and isinstance(v, dict)}

@@ -9,6 +9,7 @@ import copy
 import pickle
 import random
 from collections import deque
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from operator import is_
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -40,10 +41,14 @@ class _Box:
 
     def put_back(self):
         if not self.differs(): return
-        self.box.clear()
-        if self.content is None: return
-        if isinstance(self.box, (list, deque)): self.box.extend(self.content)
-        else: self.box.update(self.content)
+        box, content = self.box, self.content or {}
+        if isinstance(box, dict):
+            for k in [k for k in box if k not in content]: del box[k]
+            box.update(content)
+            if all(map(is_, box, content)): return  # else in another order
+        box.clear()
+        if isinstance(box, (list, deque)): box.extend(content)
+        else: box.update(content)
 
 # %% ../../nbs/api/models/kept.ipynb #6c1c21fe
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -60,6 +65,11 @@ def same_bits(
 ) -> bool:
     "Are they the same, bit by bit?"
     return one.shape == other.shape and one.dtype == other.dtype and torch.equal(_bits(one), _bits(other))
+
+
+def _as_it_was_made(tensor):
+    "Tensors of inference mode can only be changed there."
+    return torch.inference_mode() if tensor.is_inference() else nullcontext()
 
 
 def _can_be_copied(t):
@@ -92,10 +102,10 @@ class _Tensor:
         if self.leaf and now.grad_fn is not None: now.detach_()
         if self.moved(): now.data = self.alias
         if self.overwritten():
-            with torch.inference_mode(self.alias.is_inference()): self.alias.data.copy_(self.copy)
+            with _as_it_was_made(self.alias): self.alias.data.copy_(self.copy)
         if not self.leaf: return
         if now.requires_grad != self.needs:
-            with torch.inference_mode(now.is_inference()): now.requires_grad_(self.needs)
+            with _as_it_was_made(now): now.requires_grad_(self.needs)
         if now.grad is not self.grad: now.grad = self.grad
         if now._backward_hooks and dict(now._backward_hooks) != (self.hooks or {}):
             now._backward_hooks.clear()
