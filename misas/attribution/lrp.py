@@ -150,7 +150,7 @@ def _through(q, rule, call):
     q.passes.backwards += len(x)
     return start, share if rule.relevance else x.detach()*share
 
-# %% ../../nbs/api/attribution/lrp.ipynb #f7851fda
+# %% ../../nbs/api/attribution/lrp.ipynb #c65e5b41
 def _relevance(q, rule):
     "The map, its sum, and what it should add up to."
     if why := _refuse(q, rule): raise Refused(why)
@@ -194,6 +194,6 @@ def _cost(q, options): return 2, 1
 
 LRP_METHODS = [
     Method('lrp', 'relevance', lrp, '1', 'Bach et al. 2015', _cost, refuse_lrp,
-           'features', dict(rule='gamma', gamma=.25, epsilon=1e-12), 'misas', '{score}', memory=4),
+           'features', dict(rule='gamma', gamma=.25, epsilon=1e-12), 'misas', '{score}', memory=2),
     Method('excitation_backprop', 'relevance', excitation_backprop, '1', 'Zhang et al. 2016', _cost, refuse_excitation,
-           'features', library='misas', unit='probability', memory=3)]
+           'features', library='misas', unit='probability', memory=2)]
