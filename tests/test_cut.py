@@ -232,6 +232,7 @@ def logged(y):
 def scripted(x): return x*torch.sigmoid(x)
 
 
+torch.manual_seed(0)
 SOUND = dict(
     linear=nn.Conv2d(1, 2, 3, padding=1), relu=Between(F.relu), gelu=Between(F.gelu), leaky=Between(F.leaky_relu), hardswish=Between(F.hardswish),
     pool=Between(lambda y: F.interpolate(F.max_pool2d(y, 2), scale_factor=2)), softmax=Between(lambda y: y.softmax(1)),
@@ -279,6 +280,7 @@ def test_volumes_and_slices():
 
 
 def test_preprocessing_that_leaves_torch_for_a_number():
+    torch.manual_seed(0)
     q = asked(Between(F.relu), preprocess=lambda x: x - float(x.mean()))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

@@ -286,13 +286,13 @@ def off_by(
     with untouched(q.module): found = {kind: measured(directions) for kind, directions in zip(KINDS, changes(q))}
     return {kind: off for kind, off in found.items() if off is not None}
 
-# %% ../../nbs/api/inside/honest.ipynb #331ba6d2
+# %% ../../nbs/api/inside/honest.ipynb #cd7e128f
 @dataclass(frozen=True)
 class Doubt:
     "A gradient that is another one than the network's."
     off: float  # by what fraction it misses what a small change of the image does to the score
     places: tuple  # where that may be, such as 'detach in decoder.gate'
-    kind: str = 'fine'  # or 'broad': it misses only what broad changes do, such as another brightness
+    kind: str = 'fine'  # or 'broad': it misses rather what broad changes do, such as another brightness
 
     @property
     def sentence(self) -> str: "With a cure."; return f'{self.text}; use a method without gradients, such as occlusion'
@@ -316,6 +316,7 @@ def doubt(
 def _found(q):
     places = where_cut(q)
     if not places: return None
-    try: told = {kind: off for kind, off in off_by(q).items() if off > TELL}
+    try: told = off_by(q)
     except (NoGradient, NoLogits, Refused, RuntimeError): return None  # the methods say so themselves
-    return Doubt(max(told.values()), tuple(places), next(iter(told))) if told else None
+    off, fine = max(told.values(), default=0), told.get('fine', 0)
+    return Doubt(off, tuple(places), 'broad' if off > 3*fine else 'fine') if off > TELL else None
