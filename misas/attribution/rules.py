@@ -14,8 +14,8 @@ from torch import nn
 from ..inside.operations import name_of
 
 # %% auto #0
-__all__ = ['LAYERS', 'SAME_AS', 'Layer', 'steady', 'EpsilonRule', 'GammaRule', 'AlphaBetaRule', 'ExcitationRule', 'hand_on',
-           'lives', 'named', 'called', 'norm_of', 'merged']
+__all__ = ['HALF', 'LAYERS', 'SAME_AS', 'Layer', 'steady', 'EpsilonRule', 'GammaRule', 'AlphaBetaRule', 'ExcitationRule',
+           'hand_on', 'lives', 'named', 'called', 'norm_of', 'merged']
 
 # %% ../../nbs/api/attribution/rules.ipynb #26743426
 @dataclass
@@ -91,30 +91,39 @@ class ExcitationRule(EpsilonRule):
     def biases(self, bias): return 0., 0.
     def signals(self, passed, above, below): return passed/steady(above, self.epsilon), None
 
-# %% ../../nbs/api/attribution/rules.ipynb #884f039d
+# %% ../../nbs/api/attribution/rules.ipynb #ce4b8cf7
+HALF = torch.float16, torch.bfloat16
+
+
 def hand_on(
     layer: Layer, rule: EpsilonRule,
     passed: torch.Tensor,  # what z was passed
 ) -> torch.Tensor:  # what x is passed
     "Back through a layer by a rule. What is negative meets the weights the other way round."
-    kind = layer.x.dtype
-    fine = torch.promote_types(kind, torch.float32)  # quotients want more than half precision
-    x, weight, bias = (None if value is None else value.to(fine) for value in (layer.x, layer.weight, layer.bias))
+    if layer.x.dtype in HALF: return _finely(layer, rule, passed)
+    x, bias = layer.x, layer.bias
     signed = rule.split and bool((x < 0).any())
     inputs = (_above(x), _below(x)) if signed else (x,)
-    weights = rule.weights(weight)
+    weights = rule.weights(layer.weight)
     ways = [[layer.terms(part, w) for w in order] for part, order in zip(inputs, (weights, weights[::-1]))]
     totals = [sum(terms[i][1].detach() for terms in ways) + added for i, added in enumerate(rule.biases(bias))]
-    signals = rule.signals(passed.to(fine), *totals)
+    signals = rule.signals(passed, *totals)
     def back(terms):
         pairs = [(part, out, signal) for (part, out), signal in zip(terms, signals) if signal is not None]
         return sum(torch.autograd.grad(out, part, signal)[0] for part, out, signal in pairs)
     shares = [back(terms) for terms in ways]
     share = torch.where(x < 0, shares[1], shares[0]) if signed else shares[0]
-    if rule.relevance: share = x*share
-    return share if kind == fine else share.clamp(torch.finfo(kind).min, torch.finfo(kind).max).to(kind)
+    return x*share if rule.relevance else share
 
-# %% ../../nbs/api/attribution/rules.ipynb #6bbac050
+
+def _finely(layer, rule, passed):
+    "The same in single precision, which quotients want."
+    limits, kind = torch.finfo(layer.x.dtype), layer.x.dtype
+    x, weight, bias = (None if value is None else value.float() for value in (layer.x, layer.weight, layer.bias))
+    share = hand_on(replace(layer, x=x, weight=weight, bias=bias), rule, passed.float())
+    return share.clamp(limits.min, limits.max).to(kind)
+
+# %% ../../nbs/api/attribution/rules.ipynb #70076c4a
 def lives(
     value: object,
 ) -> bool:
@@ -170,7 +179,7 @@ def called(
     in_place = own.endswith('_') and not own.endswith('__') or own[2:] == f'i{name}__' or bool(kwargs.get('inplace'))
     return SAME_AS.get(name, name), in_place
 
-# %% ../../nbs/api/attribution/rules.ipynb #705b91e9
+# %% ../../nbs/api/attribution/rules.ipynb #58343e1d
 def norm_of(
     func: Callable, args: tuple, kwargs: dict,  # F.batch_norm or torch.batch_norm
 ) -> tuple | None:  # s, t (channels,); None where it measures on the image
