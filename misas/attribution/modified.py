@@ -50,8 +50,8 @@ def _origin(node, ways):
 def _is_swish(node, ways):
     "Is it a product of something with its own sigmoid?"
     one, two = (other for other, _ in node.next_functions)
-    for a, b in ((one, two), (two, one)):
-        if kind(a) == 'Sigmoid' and _origin(a.next_functions[0][0], ways) is _origin(b, ways): return True
+    for gate, gated in ((one, two), (two, one)):
+        if kind(gate) == 'Sigmoid' and _origin(gate.next_functions[0][0], ways) is _origin(gated, ways): return True
     return False
 
 
@@ -78,15 +78,20 @@ def no_hooks(q: Question) -> str | None:
     return None
 
 
+def _within(follow, score, image):
+    "Operations of the network that lead from the image to the score, see `leading`."
+    asked = set(behind(score))
+    nodes = [node for node in behind(*follow.outs, before=follow.given) if node in asked]
+    return leading(nodes, [*follow.given, *(node for node in nodes if getattr(node, 'variable', None) is image)])
+
+
 def relus(
     follow: Followed, score: torch.Tensor, image: torch.Tensor,  # what was followed from the image to the score
 ) -> tuple:  # ReLUs of the network; why there is no rule for the network, or None
     "Where the rules apply, if they do."
     mixed = [name for name in follow.mixed if not name.startswith('max_unpool')]  # places of maxima
     if mixed: return [], mixes(mixed)
-    asked = set(behind(score))
-    nodes = [node for node in behind(*follow.outs, before=follow.given) if node in asked]
-    ways = leading(nodes, [*follow.given, *(n for n in nodes if getattr(n, 'variable', None) is image)])
+    ways = _within(follow, score, image)
     strange = {name for node in ways if (name := no_guide(node, ways))}
     if strange: return [], f'its rule is for ReLU, the network has {", ".join(sorted(strange))}'
     found = [node for node in ways if is_relu(node)]

@@ -55,10 +55,10 @@ class _Rescaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, f, base):  # base: what it got for the baseline, BESIDE, or None: no gradient will be asked for
         before, place = (None if base is None else x.clone()), x.data_ptr()
-        y = f(x)
-        if base is BESIDE: ctx.ratio = ratio(f, *before.chunk(2), y.chunk(2)[0])
-        elif base is not None: ctx.ratio = ratio(f, before, base, y)
-        if y.data_ptr() != place: return y
+        out = f(x)
+        if base is BESIDE: ctx.ratio = ratio(f, *before.chunk(2), out.chunk(2)[0])
+        elif base is not None: ctx.ratio = ratio(f, before, base, out)
+        if out.data_ptr() != place: return out
         ctx.mark_dirty(x)  # it worked in place
         return x
 
@@ -80,33 +80,33 @@ def _share(part, change, alone):
 
 
 def _won_and_lost(of_image, of_base):
-    "What maxima gained and lost, each (x, y, places): places and shares of the image, places and shares of the baseline."
-    (x, y, at), (base, before, was) = of_image, of_base
-    top, change = torch.maximum(y, before), x - base
-    return at, _share(top - before, change.gather(-1, at), 1.), was, _share(y - top, change.gather(-1, was), 0.)
+    "What maxima gained and lost, each (x, f(x), places): places and shares of the image, and those of the baseline."
+    (x, out, at), (base, before, was) = of_image, of_base
+    top, change = torch.maximum(out, before), x - base
+    return at, _share(top - before, change.gather(-1, at), 1.), was, _share(out - top, change.gather(-1, was), 0.)
 
 
 class _Pooled(torch.autograd.Function):
     "A max pooling, y and places of the maxima, that hands back what the maxima gained and lost."
     @staticmethod
     def forward(ctx, x, f, base, nd):
-        y, at = f(x)
+        out, at = f(x)
         ctx.mark_non_differentiable(at)
         ctx.shape = x.shape
         if base is BESIDE:
-            of_image, of_base = zip(*(t.flatten(-nd).chunk(2) for t in (x, y, at)))
+            of_image, of_base = zip(*(t.flatten(-nd).chunk(2) for t in (x, out, at)))
             ctx.shares = _won_and_lost(of_image, of_base)
         elif base is not None: ctx.shares = _won_and_lost(*([t.flatten(-nd) for t in three] for three in (
-            (x, y, at), (base, *f(base)))))
-        return y, at
+            (x, out, at), (base, *f(base)))))
+        return out, at
 
     @staticmethod
     def backward(ctx, g, _):
         at, gain, was, loss = ctx.shares
         back = g.new_zeros(ctx.shape)
         spread = back.flatten(gain.ndim - 1)[:len(gain)]
-        g = g.flatten(gain.ndim - 1)[:len(gain)]
-        spread.scatter_add_(-1, at, g*gain).scatter_add_(-1, was, g*loss)
+        passed = g.flatten(gain.ndim - 1)[:len(gain)]
+        spread.scatter_add_(-1, at, passed*gain).scatter_add_(-1, was, passed*loss)
         return back, None, None, None
 
 # %% ../../nbs/api/attribution/rescale.ipynb #477629ff
@@ -146,8 +146,8 @@ class Rescaling(Followed):
         indices = indices or kwargs.get('return_indices') or any(one is True for one in args[6:])
         both = getattr(F, f'{name}_with_indices')
         def f(x): return both(x, *args[1:], **kwargs)
-        y, at = _Pooled.apply(args[0], f, self._base(name, args[0], f), int(name[-2]))
-        return (y, at) if indices else y
+        pooled = _Pooled.apply(args[0], f, self._base(name, args[0], f), int(name[-2]))
+        return pooled if indices else pooled[0]
 
     def _base(self, name, x, f):
         base = self.of_baseline(name, x.detach().as_subclass(torch.Tensor))
@@ -199,7 +199,8 @@ def mixes(
     names: list,  # of functions, see `Followed`
 ) -> str:
     "In words, that they bring features together with what has no gradient."
-    return f'{names[0]} brings features together with what is made of them without a gradient (a mask, an index, detach)'
+    what = 'what is made of them without a gradient (a mask, an index, detach)'
+    return f'{names[0]} brings features together with {what}'
 
 
 def why_not(

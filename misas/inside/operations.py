@@ -164,12 +164,14 @@ class Followed(TorchFunctionMode):
         got = tensors((args, kwargs))[:1 if name in AS_ANOTHER else None]
         live, hidden = any(t.requires_grad for t in got), any(t in self.hidden for t in got)
         out = self.call(func, args, kwargs)
-        if not live and not hidden or name in NO_VALUES: return out
         made = tensors(args[0] if name == 'setitem' else out)  # x[...] = y gives nothing back
-        if live and hidden and self.depth and made: self.mixed.append(name)
+        if (live or hidden) and name not in NO_VALUES: self._keep_track(name, live and hidden, made)
+        return out
+
+    def _keep_track(self, name, mixes, made):
+        if mixes and self.depth and made: self.mixed.append(name)
         for one in made:
             if not one.requires_grad: self.hidden[one] = True
-        return out
 
 # %% ../../nbs/api/inside/operations.ipynb #126f466e
 @contextmanager
