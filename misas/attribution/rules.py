@@ -140,6 +140,7 @@ def named(names: tuple, args: tuple, kwargs: dict) -> tuple:
 def _layer(func, args, kwargs, transposed=False):
     "Convolutions and F.linear."
     (x, weight, bias), args, kwargs = named(('input', 'weight', 'bias'), args, kwargs)
+    if not isinstance(weight, torch.Tensor): return None  # packed, in a quantised layer
     def f(x, w): return func(x, w, None, *args, **kwargs)
     n_axes = weight.ndim - 2
     if bias is not None: bias = bias.detach().reshape(-1, *(1,)*n_axes)
