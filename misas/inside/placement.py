@@ -98,9 +98,15 @@ def _setting(value):
     return repr(value) if isinstance(value, (bool, int, float, str, list, tuple)) else ''
 
 
+def _address(t):
+    "Where a tensor lies in memory; one without storage of its own (sparse) is told by itself."
+    try: return t.data_ptr()
+    except RuntimeError: return id(t)
+
+
 def _state(network):
     "A number that becomes another one when weights or settings change."
-    weights = [(t.data_ptr(), 0 if t.is_inference() else t._version)
+    weights = [(_address(t), 0 if t.is_inference() else t._version)
                for t in (*network.parameters(), *network.buffers())]
     parts = [(name, type(part), *((key, _setting(value)) for key, value in vars(part).items() if key != 'training'))
              for name, part in network.named_modules()]
