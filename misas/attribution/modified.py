@@ -175,8 +175,8 @@ def _modified(name, run, words, origin, cost, rules, unit, memory=0, **options):
 
 LIFT, GUIDE = (refuse_deep_lift, foresee_deep_lift), (refuse_guided, foresee_guided)
 MODIFIED_METHODS = [
-    _modified('deep_lift', deep_lift, '2', 'Shrikumar et al. 2017', _lifts, LIFT, SHARE, 1, baseline='blur'),
-    _modified('deep_lift_shap', deep_lift_shap, '2 a baseline', 'Lundberg & Lee 2017', _lifts_each, LIFT, SHARE, 1,
+    _modified('deep_lift', deep_lift, '2', 'Shrikumar et al. 2017', _lifts, LIFT, SHARE, 2, baseline='blur'),
+    _modified('deep_lift_shap', deep_lift_shap, '2 a baseline', 'Lundberg & Lee 2017', _lifts_each, LIFT, SHARE, 2,
               baseline='blur'),
     _modified('guided_backprop', guided_backprop, '1', 'Springenberg et al. 2015', _once, GUIDE, SLOPE),
     _modified('deconvolution', deconvolution, '1', 'Zeiler & Fergus 2014', _once, GUIDE, SLOPE)]
