@@ -200,6 +200,8 @@ HOSTILE = {  # what stands between the convolutions: words of the refusals of gu
     'layer norm': (lambda m, x: F.layer_norm(x, x.shape[1:]), '', 'LayerNorm'),
     'spread': (lambda m, x: x/x.std((1, 2, 3), keepdim=True), '', 'multiplied|Std'),
     'attention of torch': (lambda m, x: F.scaled_dot_product_attention(x, x, x), '', 'multiplied|ScaledDot'),
+    # refused though linear: torch writes circular borders part by part, in place, which hides what else was written
+    'circular padding': (lambda m, x: F.pad(x, (1, 1, 1, 1), mode='circular')[..., 1:-1, 1:-1], 'in place', 'in place'),
     'squared ReLU': (lambda m, x: F.relu(x - .1)**2, '', ''),
     'slice assignment': (lambda m, x: torch.zeros_like(x).index_copy_(1, torch.arange(4), x), 'IndexCopy', 'IndexCopy'),
 }
