@@ -42,15 +42,20 @@ class _Quietly:
             for write, state in luck: write(state)
 
 
+def _is_ours(finder): return getattr(finder, 'of_misas', False)
+
+
 class _Finder:
     "Is asked first for every library that is not loaded yet."
+    of_misas = True
+
     def __init__(self):
         self.busy = threading.local()
 
     def find_spec(self, name, path=None, target=None):
         "None, so that others are asked, unless misas is about to load a library."
         if getattr(self.busy, 'now', False) or name.startswith('misas') or not _of_misas(sys._getframe(1)): return None
-        others = (finder for finder in sys.meta_path if finder is not self)
+        others = (finder for finder in sys.meta_path if not _is_ours(finder))
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
         if hasattr(getattr(spec, 'loader', None), 'exec_module'):
             try: spec.loader.exec_module = _Quietly(spec.loader, self.busy)
@@ -58,5 +63,5 @@ class _Finder:
         return spec
 
 
-if not any(type(finder).__name__ == '_Finder' and type(finder).__module__ == __name__ for finder in sys.meta_path):
+if not any(map(_is_ours, sys.meta_path)):
     sys.meta_path.insert(0, _Finder())
