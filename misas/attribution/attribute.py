@@ -269,7 +269,8 @@ def complete(attribution: Attribution) -> Attribution:
     cure = f'{steps}a baseline nearer to the image, or a method without a baseline, such as smoothgrad'
     if attribution.doubt: cure = attribution.doubt.sentence
     raise Incomplete(
-        f'{which}: contributions miss {100*gap:.0f} % of the difference between image and baseline; {cure}', attribution)
+        f'{which}: contributions miss {100*gap:.0f} % of the difference between image and baseline; '
+        f'{cure}', attribution)
 
 # %% ../../nbs/api/attribution/attribute.ipynb #729a2521
 COMMON = dict(baseline='blur', n_steps=50, layer='auto')  # options of many methods, with the defaults of `attribute`

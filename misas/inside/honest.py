@@ -249,7 +249,7 @@ def promised(
     more, less = q.scores(2, lambda i, j: ends[i:j])
     return float(each.sum()), float(more - less), float(each.norm())
 
-
+# %% ../../nbs/api/inside/honest.ipynb #a5b9d50f
 def _noise(q, change):
     "How much the score moves when hardly anything changes."
     images = torch.cat([q.x, q.x + change/1000, q.x - change/1000])

@@ -197,12 +197,14 @@ def _heard(network, layer, given, strength, rng):
     x = tensors(given)[0]
     def noise(): return torch.randn(x.shape, generator=rng).to(x)
     level, spread = x.float().mean().to(x), x.float().std().clamp_min(1e-3).to(x)
-    base, above, below, draws = level + spread*noise(), [0]*(x.ndim - 2), [0]*(x.ndim - 2), 0
+    base, above, below = level + spread*noise(), [0]*(x.ndim - 2), [0]*(x.ndim - 2)
+    cells, draws = 0, 0  # in a row of all channels; draws of noise
     before = _answer(network, layer, given, x, base)
     def change(by): return (_answer(network, layer, given, x, base + by) - before).double()
-    while draws == 0 or draws < 4 and draws*plain.numel()/max(plain.shape[2:]) < ENOUGH:
+    while draws == 0 or draws < 4 and draws*cells < ENOUGH:
         wave = strength*spread*noise()
         plain, draws = change(wave), draws + 1
+        cells = plain.numel()/max(plain.shape[2:])
         for axis, ramp in enumerate(_ramps(x)):
             dims = [dim for dim in range(plain.ndim) if dim != 2 + axis]
             above[axis] += (plain*change(wave*ramp)).sum(dims).cpu().numpy()

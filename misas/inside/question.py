@@ -157,7 +157,8 @@ def _asks_odds(target): return target.log_odds or target.reduce == 'dice'
 def refused(why: NoLogits | NoGradient) -> Refused:
     "No logits, or no gradient, as a refusal that says what to do instead."
     if isinstance(why, NoLogits):
-        instead = 'use a method without gradients, such as occlusion, and' if 'no logits or gradients' in str(why) else 'or'
+        neither = 'no logits or gradients' in str(why)
+        instead = 'use a method without gradients, such as occlusion, and' if neither else 'or'
         return Refused(f'{why}; {instead} explain Target(..., log_odds=True)')
     return Refused(f'{why}; {why.advice}')
 
