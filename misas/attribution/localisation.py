@@ -74,7 +74,7 @@ def zones(
     away = outline_distance(mask, spacing, ends[-1]) if ends[1:] or not one_voxel else np.where(mask, -1, np.inf)
     index = np.where(mask, 0, 2 + np.searchsorted(ends[1:], away))
     index[_one_voxel(mask) if one_voxel else abs(away) <= border] = 1
-    return Zones(_zone_names(ends, one_voxel and len(set(spacing)) > 1), index)
+    return Zones(_zone_names(ends, one_voxel and max(spacing) > 1.01*min(spacing)), index)
 
 
 def _one_voxel(mask):
