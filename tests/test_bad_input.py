@@ -442,17 +442,18 @@ def test_a_2d_transform_refuses_a_volume():
 # --- nothing is changed, whatever happens
 
 class Moody(nn.Module):
-    "Has parts in different modes, and raises at a chosen call."
+    "Has parts in different modes, and raises from a chosen call on."
     def __init__(self, fails_at=None):
         super().__init__()
-        self.conv, self.norm, self.drop, self.n, self.fails_at = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Dropout(.5), 0, fails_at
+        self.conv, self.norm, self.drop, self.fails_at = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Dropout(.5), fails_at
+        Moody.n = 0  # of its own it would be what it was after each call
         self.train()
         self.norm.eval()
         self.conv.weight.requires_grad_(False)
 
     def forward(self, x):
-        self.n += 1
-        if self.n == self.fails_at: raise RuntimeError('out of luck')
+        Moody.n += 1
+        if self.fails_at and Moody.n >= self.fails_at: raise RuntimeError('out of luck')
         return self.drop(self.norm(self.conv(x.mul_(1.))))
 
 
