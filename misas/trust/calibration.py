@@ -17,7 +17,7 @@ from ..data.io import as_sample
 from ..data.labels import mask_of
 from ..data.sample import Sample
 from ..doors import door
-from ..metrics.masks import depth_mm
+from ..metrics.masks import outline_mm
 from ..models.adapt import as_model
 from ..models.base import Model
 from ..models.steady import steady
@@ -32,19 +32,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['SUMS', 'FEWEST', 'border_distance', 'bin_sums', 'Calibration', 'patients_of', 'labelled', 'case_sums', 'calibration']
+__all__ = ['SUMS', 'FEWEST', 'bin_sums', 'Calibration', 'patients_of', 'labelled', 'case_sums', 'calibration']
 
 # %% ../../nbs/api/trust/calibration.ipynb #e4ae0d78
-def border_distance(
-    mask: np.ndarray,  # bool (*S)
-    spacing: Sequence[float],  # mm, one number an axis
-) -> np.ndarray:  # (*S) mm from the middle of each voxel to the border, on both sides; infinite without a border
-    "Distance from the border of a mask."
-    if not mask.any() or mask.all(): return np.full(mask.shape, np.inf)
-    inside, outside = depth_mm(mask, spacing), depth_mm(~mask, spacing)
-    return np.where(mask, inside, outside) - min(spacing)/2  # the border lies half a voxel before the other side
-
-
 SUMS = 'voxels', 'probability', 'its square', 'truth'  # what is added up of each bin
 
 
@@ -204,7 +194,7 @@ def case_sums(
     found = []
     for k, own in enumerate(p if stack else p[1:], 1):
         band = np.zeros(sample.shape, int)
-        if bands: band = np.digitize(border_distance(mask_of(lines, k), sample.spacing), bands)
+        if bands: band = np.digitize(outline_mm(mask_of(lines, k), sample.spacing), bands)
         own = own[keep].astype(float).clip(0, 1)
         found.append(bin_sums(own, mask_of(sample.labels, k)[keep], band[keep], bins, len(bands) + 1))
     return np.stack(found)
