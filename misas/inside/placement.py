@@ -170,6 +170,9 @@ STRONG = .1  # noise, in standard deviations of what the network gets, that also
 class _Heard(BaseException): "The layer has spoken: no need to go on."
 
 
+def _quantised(network): return any('quantized' in type(m).__module__ for m in network.modules())
+
+
 def _answer(network, layer, given, x, new):
     "What a layer gives if the network gets `new` for x."
     heard = []
@@ -220,7 +223,8 @@ def centres(
 ) -> list:  # of arrays, an axis each
     "The middle of what each row of cells looks at, in voxels of the network's input; NaN where it is silent."
     kind, rng = tensors(given)[0].dtype, torch.Generator().manual_seed(seed)
-    faint = 3*torch.finfo(kind).eps**.5 if kind.is_floating_point else STRONG
+    exact = kind.is_floating_point and not _quantised(network)
+    faint = 3*torch.finfo(kind).eps**.5 if exact else STRONG
     with untouched(network), torch.no_grad():
         found = _heard(network, layer, given, faint, rng)
         if min(np.isfinite(rows).mean() for rows in found) > .5: return found
@@ -288,7 +292,9 @@ def _decided(follower, layer, grid, shape):
     place = follower.found.get((layer, grid))
     def measure(): return centres(follower.network, follower.layers[layer], follower.given[grid])
     try: return [*_settled(_by_rule(place, len(grid)), shape, grid, measure)]
-    except _Unknown as why: return str(why)
+    except _Unknown as why:
+        coarse = 'a quantised network is too coarse to measure it, so ask it before it is quantised'
+        return coarse if _quantised(follower.network) else str(why)
 
 
 def placement(
