@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..data.sample import Sample
 from ..data.slices import cuts, slice_array, slice_axes, slice_letters
 from . import draw
-from .maps import map_colours, outline, over_grey, palette, tint
+from .maps import ON_SCREEN, map_colours, outline, over_grey, palette, tint, to_outline
 
 # %% auto #0
 __all__ = ['MARGIN', 'CROSS', 'View', 'deep', 'as_volume', 'make_views', 'glyph', 'draw_view', 'draw_cross', 'mark',
@@ -225,7 +225,10 @@ def draw_map_view(
     out = draw_view(view, index, grey, valid=valid)
     inside = out[view.margin:-view.margin, view.margin:-view.margin]
     inner = tint(inside, map_colours(view.cut(map, index), limit, **look))
-    inside[:] = inner if target is None else outline(inner, view.cut(target, index))
+    if target is not None:
+        lined = to_outline(view.cut(map, index), view.cut(target, index), ON_SCREEN/view.fine)
+        inner = outline(inner, lined)
+    inside[:] = inner
     return out
 
 
