@@ -43,7 +43,7 @@ class Method:
     refuse: Callable | None = None  # f(question, options) -> why not and what instead, or None
     needs: str = 'gradient'  # of the image; 'features' of a layer; or 'scores': nothing else
     options: dict = field(default_factory=dict)  # its own, with defaults
-    library: str = 'captum'  # that computes it
+    library: str = 'misas'  # that computes it
     unit: str = ''  # of the map; {score} stands for that of the target
     slope: bool = False  # are its values slopes: multiplied by a change of the image they say what it does?
     memory: int = 0  # what it keeps, in sizes of all features of an image; 0: no more than a gradient needs
