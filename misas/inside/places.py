@@ -103,12 +103,14 @@ def _each(values, n):
 
 
 def _leans(weight):
-    "How far the middle of the weights lies from that of the kernel, along each axis."
+    "How far the middle of weights that lie to one side is from that of the kernel, along each axis."
     if weight[0, 0].numel() == 1: return [0.]*(weight.ndim - 2)
     mass = weight.detach().abs().sum((0, 1)).double().cpu().numpy()
     total = mass.sum()
     if not 0 < total < np.inf: return [0.]*mass.ndim
-    return [float((at*mass).sum()/total) - (n - 1)/2 for at, n in zip(np.indices(mass.shape), mass.shape)]
+    leans = [float((at*mass).sum()/total) - (n - 1)/2 for at, n in zip(np.indices(mass.shape), mass.shape)]
+    # what training prefers is no place: only beyond half of the way to the edge
+    return [lean if abs(lean) > (n - 1)/4 else 0. for lean, n in zip(leans, mass.shape)]
 
 
 def _convolution(place, given, out):
