@@ -10,6 +10,8 @@ from misas.data.phantom import disc, short_axis
 from misas.inside.question import Refused
 from misas.inside.target import Target
 from misas.models import zoo
+from misas.inside.layers import enlarge
+from misas.inside.placement import Follower, placement
 from misas.models.adapt import as_model
 from misas.models.hold import trace
 from misas.structure.maximise import Channel, asked_about, maximise
@@ -243,9 +245,14 @@ def test_bad_layers():
 
 
 def test_where_a_place_lies():
-    "The score at a voxel is the map of the channel there, whatever its grid."
+    "The score at a voxel is the map of the channel there, whatever its grid: at the cells that look there."
     s, made = sample(), net()
     model, what = as_model(made, activation='softmax'), Channel('6', 1, at=(11, 13))
     found = maximise(model, s, what, **QUICK)
-    with torch.no_grad(): logit = made.eval()(torch.tensor(found.image.image[None]))[0, 1, 11, 13].item()
+    with torch.no_grad(): logits = made.eval()(torch.tensor(found.image.image[None]))
+    follower = Follower(made, {'6': made[6]})
+    with torch.no_grad(), follower: made(torch.tensor(s.image[None]))
+    looks = placement(follower, '6', s.shape, s.shape)  # strides and enlargements move it by about half a voxel
+    assert looks == [(1, -.5), (1, -.5)]
+    logit = enlarge(logits[:, 1], s.shape, looks)[0, 11, 13].item()
     assert np.isclose(found.value, logit, rtol=1e-5) and asked_about(model, s, what).target.mask.sum() == 1

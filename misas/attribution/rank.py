@@ -246,25 +246,29 @@ class Ranking:
         out['rank'] = signed[out.method.isin(self.ranked)].groupby(out.measure).rank(method='min')
         return out.join(self.cost, on='method')
 
-    @property
-    def order(self) -> list[str]:
-        "Methods that are ranked, by their mean place, the best first."
-        places = self._table.dropna(subset='rank').groupby('method', sort=False)['rank'].mean()
-        return list(places.sort_values(kind='stable').index)
+# %% ../../nbs/api/attribution/rank.ipynb #9414cc86
+@patch(as_prop=True)
+def order(self: Ranking) -> list[str]:
+    "Methods that are ranked, by their mean place, the best first."
+    places = self._table.dropna(subset='rank').groupby('method', sort=False)['rank'].mean()
+    return list(places.sort_values(kind='stable').index)
 
-    @property
-    def apart(self) -> dict[str, str]:
-        "Methods with some grades, but too few to be ranked: name -> why."
-        order, table = self.order, self._table
-        names = [name for name in table.method.unique() if name not in order and name not in CONTROLS]
-        return {name: self._why_apart(name, table[table.method == name]) for name in names}
 
-    def _why_apart(self, name, table):
-        "Of which measure it has the fewest grades, and the first reason that was given."
-        graded = table.set_index('measure').graded.reindex(list(self.measures), fill_value=0)
-        reasons = self.refused.reason[self.refused.method == name]
-        why = reasons.iloc[0] if len(reasons) else 'the measure is not defined there'
-        return f'not ranked, as it has a grade of {graded.idxmin()} on {_of(graded.min(), len(self.samples))}: {why}'
+@patch(as_prop=True)
+def apart(self: Ranking) -> dict[str, str]:
+    "Methods with some grades, but too few to be ranked: name -> why."
+    order, table = self.order, self._table
+    names = [name for name in table.method.unique() if name not in order and name not in CONTROLS]
+    return {name: self._why_apart(name, table[table.method == name]) for name in names}
+
+
+@patch
+def _why_apart(self: Ranking, name, table):
+    "Of which measure it has the fewest grades, and the first reason that was given."
+    graded = table.set_index('measure').graded.reindex(list(self.measures), fill_value=0)
+    reasons = self.refused.reason[self.refused.method == name]
+    why = reasons.iloc[0] if len(reasons) else 'the measure is not defined there'
+    return f'not ranked, as it has a grade of {graded.idxmin()} on {_of(graded.min(), len(self.samples))}: {why}'
 
 
 def _of(count, total): return f"{count} of {total} sample{'s'[:total > 1]}"

@@ -89,7 +89,7 @@ def _of_instance(region):
     "Is it an instance: something with a mask and a class, such as one lesion?"
     return hasattr(region, 'mask') and hasattr(region, 'cls')
 
-
+# %% ../../nbs/api/inside/target.ipynb #866bb791
 def target_of(
     instance: object,  # anything with `mask`, `cls` and `id`, or a bool mask (*S)
     cls: str | int | None = None,  # None: that of the instance, for a mask the first after the background

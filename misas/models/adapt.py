@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 
 import torch
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..doors import door
 from .base import Model
@@ -25,7 +26,8 @@ __all__ = ['check_askable', 'as_model']
 # %% ../../nbs/api/models/adapt.ipynb #5591d4f0
 def _check_has_weights(module):
     "ValueError for a network with lazy layers that have no weights yet."
-    lazy = next((m for m in module.modules() if getattr(m, 'has_uninitialized_params', bool)()), None)
+    parts = (m for m in module.modules() if isinstance(m, LazyModuleMixin))
+    lazy = next((m for m in parts if m.has_uninitialized_params()), None)
     if lazy is not None: raise ValueError(
         f'{type(module).__name__} has layers without weights yet ({type(lazy).__name__}): '
         'let an image pass through it once, net(x), or load its weights')

@@ -98,12 +98,12 @@ class Heard:
             maps.append(out[:, self.number])
             if self.q.anatomy.forwards == 1: raise _Enough
             return out.clone()  # what comes after may change it in place
-        hooks = [self.q.module.register_forward_pre_hook(enter), self.module.register_forward_hook(leave)]
-        try:
-            with self.follower: self.q.logits(x)
-        except _Enough: pass
-        finally:
-            for hook in hooks: hook.remove()
+        with self.follower:  # it has its hooks first, as `leave` may be the last one
+            hooks = [self.q.module.register_forward_pre_hook(enter), self.module.register_forward_hook(leave)]
+            try: self.q.logits(x)
+            except _Enough: pass
+            finally:
+                for hook in hooks: hook.remove()
         if self.channel.at is None: return torch.cat([map.flatten() for map in maps]).mean()
         return sum((weight*map).sum() for weight, map in zip(self._weights(x, maps, grids), maps))
 
