@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from misas.data.phantom import disc, short_axis
+from misas.inside.layers import enlarge
+from misas.inside.placement import Follower, placement
 from misas.inside.question import Refused
 from misas.inside.target import Target
 from misas.models import zoo
-from misas.inside.layers import enlarge
-from misas.inside.placement import Follower, placement
 from misas.models.adapt import as_model
 from misas.models.hold import trace
 from misas.structure.maximise import Channel, asked_about, maximise
