@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .places import PARTS, Lost, Spot, of_input, place_of
 from .question import Refused
+from ..models.anatomy import address
 from ..models.hold import untouched
 
 # %% auto #0
@@ -98,15 +99,9 @@ def _setting(value):
     return repr(value) if isinstance(value, (bool, int, float, str, list, tuple)) else ''
 
 
-def _address(t):
-    "Where a tensor lies in memory; one without storage of its own (sparse) is told by itself."
-    try: return t.data_ptr()
-    except RuntimeError: return id(t)
-
-
 def _state(network):
     "A number that becomes another one when weights or settings change."
-    weights = [(_address(t), 0 if t.is_inference() else t._version)
+    weights = [(address(t), 0 if t.is_inference() else t._version)
                for t in (*network.parameters(), *network.buffers())]
     parts = [(name, type(part), *((key, _setting(value)) for key, value in vars(part).items() if key != 'training'))
              for name, part in network.named_modules()]

@@ -21,8 +21,8 @@ from .hold import hookable, untouched
 if TYPE_CHECKING: import pandas as pd
 
 # %% auto #0
-__all__ = ['ACTIVATION_OPS', 'NORM_OPS', 'QUIET_OPS', 'OTHER_OPS', 'GATES', 'ACTIVATION_KINDS', 'of_the_image', 'Call', 'Anatomy',
-           'watched', 'differentiable', 'anatomy']
+__all__ = ['ACTIVATION_OPS', 'NORM_OPS', 'QUIET_OPS', 'OTHER_OPS', 'GATES', 'ACTIVATION_KINDS', 'of_the_image', 'Call', 'address',
+           'Anatomy', 'watched', 'differentiable', 'anatomy']
 
 # %% ../../nbs/api/models/anatomy.ipynb #d92c3da3
 ACTIVATION_OPS = {
@@ -60,7 +60,9 @@ class Call:
     ops: set = field(default_factory=set)  # activations that ran in it, outside its submodules
 
 
-def _place(t):
+def address(
+    t: torch.Tensor,
+) -> int:
     "Where a tensor lies in memory; one without storage of its own (sparse) is told by itself."
     try: return t.data_ptr()
     except RuntimeError: return id(t)
@@ -94,8 +96,8 @@ class _Watch(TorchDispatchMode):
 
     def _product(self, a, b):
         "What a multiplication is: SiLU written as x sigmoid(x), one of two features with each other, or with a weight."
-        where = [_place(o) for o in (a, b) if isinstance(o, torch.Tensor) and o.ndim]
-        if len(where) == 2 and {*where} == {_place(o) for o in self.gated}: return 'silu'
+        where = [address(o) for o in (a, b) if isinstance(o, torch.Tensor) and o.ndim]
+        if len(where) == 2 and {*where} == {address(o) for o in self.gated}: return 'silu'
         self.products += len(where) == 2 and not self.constants & set(where)
         return 'mul'
 
@@ -199,7 +201,7 @@ class _Diary:
         self.module, self.names = module, {m: n for n, m in module.named_modules()}
         self.calls, self.times = {}, 0  # of modules, of the network itself
         self.ndim = 2  # spatial axes of what the network itself gets: two, if a volume is asked slice by slice
-        self.watch = _Watch({_place(t) for t in (*module.parameters(), *module.buffers())})
+        self.watch = _Watch({address(t) for t in (*module.parameters(), *module.buffers())})
 
     def enter(self, m, args):
         if m is self.module and args and isinstance(args[0], torch.Tensor): self.ndim = args[0].ndim - 2
