@@ -95,34 +95,37 @@ function classesAt(frame, what, index) {
   return out;
 }
 
-/** For a class: 1 where it is in a cut, row by row. Of a frame without these labels: null. */
-function maskOf(frame, what, k, cut) {
+/** Labels in a cut, row by row, hidden classes left out; of masks those of one class. Without such labels: null. */
+function labelsOf(frame, what, cut, hidden, only = 0) {
   const data = frame[what];
   if (!data) return null;
-  const out = new Uint8Array(cut.width*cut.height), bit = 1 << (k - 1);
+  const out = new Uint8Array(cut.width*cut.height), shown = Uint8Array.from({length: 256}, (_, k) => (hidden.includes(k) || only && k !== only ? 0 : k));
   for (let j = 0, at = 0; j < cut.height; j++)
     for (let i = 0, q = cut.index(0, j); i < cut.width; i++, q += cut.right, at++)
-      out[at] = frame.overlapping ? (data[q] & bit ? 1 : 0) : (data[q] === k ? 1 : 0);
+      out[at] = frame.overlapping ? (data[q] >>> (only - 1)) & 1 : shown[data[q]];
   return out;
 }
 
-/** Edges between the voxels that are in a mask and those that are not, as a path in voxels. */
-function edges(mask, width, height) {
-  const path = new Path2D(), there = (i, j) => i >= 0 && j >= 0 && i < width && j < height && mask[j*width + i];
-  for (let j = 0; j <= height; j++)      // between rows; runs are one line
+/** Edges between voxels of different labels, as a path in voxels; runs are one line. */
+function edges(labels, width, height) {
+  const path = new Path2D();
+  const at = (i, j) => (i < 0 || j < 0 || i >= width || j >= height ? 0 : labels[j*width + i]);
+  for (let j = 0; j <= height; j++)
     for (let i = 0; i < width; i++) {
       const start = i;
-      while (i < width && Boolean(there(i, j)) !== Boolean(there(i, j - 1))) i++;
+      while (i < width && at(i, j) !== at(i, j - 1)) i++;
       if (i > start) { path.moveTo(start, j); path.lineTo(i, j); }
     }
-  for (let i = 0; i <= width; i++)       // between columns
+  for (let i = 0; i <= width; i++)
     for (let j = 0; j < height; j++) {
       const start = j;
-      while (j < height && Boolean(there(i, j)) !== Boolean(there(i - 1, j))) j++;
+      while (j < height && at(i, j) !== at(i - 1, j)) j++;
       if (j > start) { path.moveTo(i, start); path.lineTo(i, j); }
     }
   return path;
 }
+
+const minus = (a, b) => a.map((v, i) => (v && !b[i] ? 1 : 0));
 
 /** Runs of a mask as rectangles in voxels. */
 function runs(mask, width, height) {
@@ -236,22 +239,28 @@ class Plane {
   drawLabels(pen, cut, fit) {
     const {frame, state, look} = this.viewer, placed = new DOMMatrix([fit.x, 0, 0, fit.y, fit.left, fit.top]);
     const on = path => { const out = new Path2D(); out.addPath(path, placed); return out; };
-    const line = (path, width, colour) => { pen.lineWidth = width*this.ratio; pen.strokeStyle = colour; pen.stroke(path); };
+    const line = (labels, ...ways) => {
+      const path = on(edges(labels, cut.width, cut.height));
+      for (const [width, colour] of ways) { pen.lineWidth = width*this.ratio; pen.strokeStyle = colour; pen.stroke(path); }
+    };
     pen.lineCap = 'square';
-    look.classes.forEach((_, n) => {
-      if (state.hidden.includes(n + 1)) return;
-      const truth = state.truth ? maskOf(frame, 'truth', n + 1, cut) : null, colour = `rgb(${look.palette[n]})`;
-      const found = state.prediction ? maskOf(frame, 'prediction', n + 1, cut) : null;
-      if (state.mode === 'errors' && truth && found) {
-        const wrong = [found.map((v, i) => v & ~truth[i]), truth.map((v, i) => v & ~found[i])];
-        wrong.forEach((mask, missed) => { pen.fillStyle = hatching(pen, colour, missed); pen.fill(on(runs(mask, cut.width, cut.height))); });
-      }
-      if (truth) {
-        const path = on(edges(truth, cut.width, cut.height));
-        line(path, 3, '#000');
-        line(path, 1.25, '#fff');
-      }
-      if (found && state.mode === 'outline') line(on(edges(found, cut.width, cut.height)), 1.75, colour);
+    const numbers = look.classes.map((_, n) => n + 1).filter(k => !state.hidden.includes(k));
+    const coloured = state.prediction && state.mode !== 'fill' && frame.prediction;
+    for (const k of coloured ? numbers : []) {
+      const colour = `rgb(${look.palette[k - 1]})`, found = labelsOf(frame, 'prediction', cut, state.hidden, k);
+      const truth = labelsOf(frame, 'truth', cut, state.hidden, k);
+      if (state.mode === 'outline') line(found, [1.75, colour]);
+      else if (truth) this.hatch(pen, on, cut, colour, [minus(found, truth), minus(truth, found)]);
+    }
+    for (const k of state.truth && frame.truth ? (frame.overlapping ? numbers : [0]) : [])
+      line(labelsOf(frame, 'truth', cut, state.hidden, k), [3, '#000'], [1.25, '#fff']);
+  }
+
+  /** What was found where there is nothing, and what was missed, each with lines of its own direction. */
+  hatch(pen, on, cut, colour, wrong) {
+    wrong.forEach((mask, missed) => {
+      pen.fillStyle = hatching(pen, colour, missed);
+      pen.fill(on(runs(mask, cut.width, cut.height)));
     });
   }
 
