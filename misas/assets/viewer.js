@@ -22,7 +22,7 @@ const STATE = {
   opacity: .45,
   hidden: [],           // numbers of classes that are not shown
   channel: 0,
-  truth: true, prediction: true, map: true,   // are they shown?
+  truth: true, prediction: true, map: true, cross: true,   // are they shown?
 };
 
 const CROSS = '#ff2fd0', NOTHING = 'background';  // a colour that no class has
@@ -230,7 +230,7 @@ class Plane {
     pen.imageSmoothingEnabled = false;
     pen.drawImage(this.voxels, fit.left, fit.top, cut.width*fit.x, cut.height*fit.y);
     this.drawLabels(pen, cut, fit);
-    if (frame.planes.length > 1) this.drawCross(pen, cut, fit);
+    if (frame.planes.length > 1 && state.cross) this.drawCross(pen, cut, fit);
     this.drawSides(pen, cut, fit);
     const where = cut.plane.across < 0 ? '' : `, slice ${state.voxel[cut.plane.across] + 1} of ${frame.shape[cut.plane.across]}`;
     this.canvas.setAttribute('aria-label', `${look.name}${cut.plane.name ? `, ${cut.plane.name}` : ''}${where}`);
@@ -471,7 +471,9 @@ export class Viewer {
   set(change, quietly = false) {
     const new_ = {...this.state, ...change};
     if (change.voxel) new_.voxel = change.voxel.map((at, i) => clamp(at, 0, this.frame.shape[i] - 1));
+    const same = JSON.stringify(new_) === JSON.stringify(this.state);
     this.state = new_;
+    if (same) return;
     if (this.frame && this.scale) this.draw();
     if (!quietly) this.heard(Object.fromEntries(Object.keys(change).map(k => [k, this.state[k]])));
   }
@@ -549,21 +551,43 @@ export function unpacked(frame, pool) {
   return out;
 }
 
-const LINKED = ['voxel', 'window', 'mode', 'opacity', 'hidden', 'channel', 'truth', 'prediction', 'map'];
+const MODES = ['fill', 'outline', 'errors'];
+const SAME = ['opacity', 'channel', 'truth', 'prediction', 'map', 'cross'];
+
+/** What is seen, from single numbers that sliders and boxes can be linked to. */
+function read(model) {
+  const classes = (model.get('look').classes ?? []).map((_, n) => n + 1), ndim = model.get('ndim');
+  return {
+    ...Object.fromEntries(SAME.map(k => [k, model.get(k)])),
+    voxel: [0, 1, 2].slice(0, ndim).map(i => model.get(`index_${i}`)),
+    mode: MODES[model.get('way')],
+    window: [model.get('black'), model.get('white')],
+    hidden: classes.filter(k => model.get(`class_${k}`) === false),
+  };
+}
+
+function write(model, change) {
+  const {voxel, window: shown, ...rest} = change;
+  for (const [i, at] of (voxel ?? []).entries()) model.set(`index_${i}`, at);
+  if (shown) { model.set('black', shown[0]); model.set('white', shown[1]); }
+  for (const [name, value] of Object.entries(rest)) if (SAME.includes(name)) model.set(name, value);
+  model.save_changes();
+}
+
+function linked(model) {
+  const classes = (model.get('look').classes ?? []).map((_, n) => `class_${n + 1}`);
+  return [...SAME, ...classes, 'index_0', 'index_1', 'index_2', 'way', 'black', 'white'];
+}
 
 export default {
   render({model, el}) {
-    const viewer = new Viewer(el, model.get('look'), change => {
-      for (const [name, value] of Object.entries(change)) model.set(name, value);
-      model.save_changes();
-    });
+    const viewer = new Viewer(el, model.get('look'), change => write(model, change));
     const late = new Map();              // frames that came by message
     const wanted = () => clamp(model.get('at'), 0, model.get('frames').length - 1);
     const show = () => {
-      const k = wanted(), frame = late.get(k) ?? model.get('frames')[k];
-      if (frame == null) return model.send({need: k});
-      const arrays = model.get('pool');
-      viewer.show(frame.grey instanceof Uint8Array ? frame : unpacked(frame, n => bytes(arrays[n])), model.get('extent'));
+      const k = wanted(), frame = model.get('frames')[k], arrays = model.get('pool');
+      if (frame == null && !late.has(k)) return model.send({need: k});
+      viewer.show(late.get(k) ?? unpacked(frame, n => bytes(arrays[n])), model.get('extent'));
     };
     const take = (message, buffers) => {
       if (!message.frame) return;
@@ -571,13 +595,17 @@ export default {
       while (late.size > message.keep) late.delete(late.keys().next().value);
       if (message.k === wanted()) show();
     };
-    viewer.state = {...viewer.state, ...Object.fromEntries(LINKED.filter(k => model.get(k) != null).map(k => [k, model.get(k)]))};
+    const follow = () => { if (viewer.frame) viewer.set(read(model), true); };
+    viewer.state = {...viewer.state, ...read(model)};
     model.on('msg:custom', take);
     for (const name of ['at', 'frames', 'pool']) model.on(`change:${name}`, show);
-    for (const name of LINKED) model.on(`change:${name}`, () => {
-      if (JSON.stringify(viewer.state[name]) !== JSON.stringify(model.get(name))) viewer.set({[name]: model.get(name)}, true);
-    });
+    for (const name of linked(model)) model.on(`change:${name}`, follow);
     show();
-    return () => { model.off('msg:custom', take); viewer.remove(); };
+    return () => {
+      model.off('msg:custom', take);
+      for (const name of ['at', 'frames', 'pool']) model.off(`change:${name}`, show);
+      for (const name of linked(model)) model.off(`change:${name}`, follow);
+      viewer.remove();
+    };
   },
 };
