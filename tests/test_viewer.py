@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from browser import chromium
 
-from misas.data.phantom import disc, short_axis_stack
+from misas.data.phantom import short_axis_stack
 from misas.data.sample import Sample
 from misas.data.slices import slice_array, slice_letters
 from misas.view import draw

@@ -488,33 +488,32 @@ def beside(explorer, at, axis):
 
 
 def test_volume(lab):
-    "Three views in the proportions of the patient; a click in one moves the others."
-    from misas.data.phantom import short_axis_stack
-    from misas.widgets.volume import VolumeExplorer
+    "Three views in the proportions of the patient; wheel, crosshair and sliders move all, also when the kernel is gone."
     page = opened(lab, None, VOLUME)
-    view, here = View(page), VolumeExplorer(short_axis_stack((80, 70, 20), spacing=(2., 2., 4.)))
-    names = 'axial', 'coronal', 'sagittal'
-    of = {v.name: v.axis for v in here.views}
-
-    def check():
-        "All three pictures are those of the crosshair's place, and not those next to it."
-        seen, at = {n: view.settled(f'O-{n}') for n in names}, here.voxel
-        for n in names:
-            assert nearest(seen[n], [here.pictures[of[n]].rgb, *beside(here, at, of[n])])[0] == 0, n
-
-    until(page, check)
-    for name, x, y in (('axial', .4, .6), ('coronal', .55, .4), ('sagittal', .5, .55)):
-        view.click(f'O-{name}', x, y)
-        here.pick(of[name], x, y)
-        told = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+), (\d+)', view['N-voxel'].inner_text())[0]))
-        until(page, lambda: np.abs(np.subtract(told(), here.voxel)).max() <= 1)            # a click is on whole screen pixels
-        here.go(told())
-        until(page, check)
-    view.press('S-axial', 'ArrowRight', 2)
-    at = list(here.voxel)
-    at[of['axial']] += 2
-    here.go(at)
-    until(page, check)
+    view = View(page)
+    canvases = page.locator('.O-volume canvas')
+    canvases.first.wait_for(timeout=30_000)
+    assert canvases.count() == 3
+    told = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+), (\d+)', view['N-voxel'].inner_text())[0]))
+    start = told()
+    axial = canvases.nth(0).bounding_box()
+    page.mouse.move(axial['x'] + axial['width']/2, axial['y'] + axial['height']/2)
+    page.mouse.wheel(0, 100)
+    until(page, lambda: told() == (*start[:2], start[2] + 1))  # the kernel heard of it
+    page.mouse.click(axial['x'] + axial['width']*.25, axial['y'] + axial['height']*.5)
+    until(page, lambda: abs(told()[0] - 20) <= 1 and told()[2] == start[2] + 1)
+    assert 'voxel' in page.locator('.mv-told').inner_text()
+    assert page.evaluate('[...document.querySelectorAll(".O-volume, .O-volume *")].every(e => e.scrollWidth <= e.clientWidth + 1 || !e.clientWidth)')
+    page.screenshot(path=str(SHOTS/'volume.png'))
+    page.get_by_role('menuitem', name='Kernel', exact=True).click()
+    page.locator('[data-command="kernelmenu:shutdown"]').click()
+    page.wait_for_selector('#jp-main-statusbar >> text=/No Kernel|Unknown|Disconnected|Dead/', timeout=60_000)
+    last = told()
+    picture = lambda: np.asarray(Image.open(io.BytesIO(canvases.nth(0).screenshot())).convert('L')).astype(float)
+    before = picture()
+    view.press('S-axial', 'ArrowRight', 3)
+    until(page, lambda: np.abs(picture() - before).mean() > .5)
+    assert told() == last  # nobody was there to say so
     page.screenshot(path=str(SHOTS/'volume.png'))
     assert not page.errors, page.errors
     page.close()

@@ -3,8 +3,7 @@
 //   const viewer = new Viewer(element, look)   look: see DEFAULTS
 //   viewer.show(frame)                         frame: {shape, spacing, channels, range, planes, affine, grey, truth,
 //                                              prediction, valid, map, overlapping}; all bytes in C order
-//
-// The same module is a widget (`export default`, see anywidget) and draws pages without a kernel.
+// The same module is a widget (`export default`, see anywidget).
 
 const DEFAULTS = {
   palette: [],          // [r, g, b] of class 1, 2, ...
@@ -110,18 +109,16 @@ function labelsOf(frame, what, cut, hidden, only = 0) {
 function edges(labels, width, height) {
   const path = new Path2D();
   const at = (i, j) => (i < 0 || j < 0 || i >= width || j >= height ? 0 : labels[j*width + i]);
-  for (let j = 0; j <= height; j++)
-    for (let i = 0; i < width; i++) {
-      const start = i;
-      while (i < width && at(i, j) !== at(i, j - 1)) i++;
-      if (i > start) { path.moveTo(start, j); path.lineTo(i, j); }
-    }
-  for (let i = 0; i <= width; i++)
-    for (let j = 0; j < height; j++) {
-      const start = j;
-      while (j < height && at(i, j) !== at(i - 1, j)) j++;
-      if (j > start) { path.moveTo(i, start); path.lineTo(i, j); }
-    }
+  const lines = (count, length, differ, point) => {
+    for (let row = 0; row <= count; row++)
+      for (let i = 0; i < length; i++) {
+        const start = i;
+        while (i < length && differ(i, row)) i++;
+        if (i > start) { path.moveTo(...point(start, row)); path.lineTo(...point(i, row)); }
+      }
+  };
+  lines(height, width, (i, j) => at(i, j) !== at(i, j - 1), (i, j) => [i, j]);
+  lines(width, height, (j, i) => at(i, j) !== at(i - 1, j), (j, i) => [i, j]);
   return path;
 }
 
@@ -178,14 +175,8 @@ function blend(out, at, colour, alpha) {
 }
 
 function tint(out, at, frame, index, state, look) {
-  const value = frame.prediction[index];
-  if (!value) return;
-  if (!frame.overlapping) {
-    if (!state.hidden.includes(value)) blend(out, at, look.palette[value - 1], state.opacity);
-    return;
-  }
   for (const k of classesAt(frame, 'prediction', index))
-    if (!state.hidden.includes(k)) blend(out, at, look.palette[k - 1], state.opacity);
+    if (!state.hidden.includes(k)) blend(out, at, look.palette[k - 1] ?? [128, 128, 128], state.opacity);
 }
 
 /** One picture: its canvas, what is drawn on it, and what a hand does there. */
@@ -335,6 +326,7 @@ class Plane {
     if (event.ctrlKey || event.metaKey) this.enlarge(event.deltaY < 0 ? 1.2 : 1/1.2);
     else if (!this.step(Math.sign(event.deltaY))) return;  // the page scrolls
     event.preventDefault();
+    this.tellUnder(event);
   }
 
   key(event) {
@@ -379,6 +371,10 @@ class Plane {
     if (way === 'cross') this.cross(event);
     if (way === 'window') this.level(dx, dy);
     if (way === 'pan' && this.zoom > 1) this.shift(dx, dy);
+    this.tellUnder(event);
+  }
+
+  tellUnder(event) {
     const [cut, i, j] = this.under(event), inside = i >= 0 && j >= 0 && i < cut.width && j < cut.height;
     if (inside) this.viewer.tellAt(cut.voxel(Math.floor(i), Math.floor(j), this.viewer.state.voxel));
     else this.viewer.tell('');
@@ -491,6 +487,7 @@ export class Viewer {
   }
 
   draw() { for (const plane of this.planes) plane.draw(); }
+
   tell(text) { this.told.textContent = text; }
 
   /** What is at a voxel, in words. */
@@ -525,17 +522,12 @@ export class Viewer {
   }
 
   async save() {
-    const link = element('a');
-    link.href = URL.createObjectURL(await this.picture());
-    link.download = `${this.look.name.replace(/[^\w.-]+/g, '_')}.png`;
-    link.click();
+    const link = element('a'), download = `${this.look.name.replace(/[^\w.-]+/g, '_')}.png`;
+    Object.assign(link, {href: URL.createObjectURL(await this.picture()), download}).click();
     URL.revokeObjectURL(link.href);
   }
 
-  remove() {
-    this.watch.disconnect();
-    this.root.remove();
-  }
+  remove() { this.watch.disconnect(); this.root.remove(); }
 }
 
 // --- as a widget
@@ -551,7 +543,7 @@ export function unpacked(frame, pool) {
   return out;
 }
 
-const MODES = ['fill', 'outline', 'errors'];
+const MODES = ['fill', 'outline', 'errors'], FRAMES = ['at', 'frames', 'pool'];
 const SAME = ['opacity', 'channel', 'truth', 'prediction', 'map', 'cross'];
 
 /** What is seen, from single numbers that sliders and boxes can be linked to. */
@@ -597,14 +589,11 @@ export default {
     };
     const follow = () => { if (viewer.frame) viewer.set(read(model), true); };
     viewer.state = {...viewer.state, ...read(model)};
-    model.on('msg:custom', take);
-    for (const name of ['at', 'frames', 'pool']) model.on(`change:${name}`, show);
-    for (const name of linked(model)) model.on(`change:${name}`, follow);
+    const heard = [['msg:custom', take], ...FRAMES.map(name => [`change:${name}`, show]), ...linked(model).map(name => [`change:${name}`, follow])];
+    for (const [name, f] of heard) model.on(name, f);
     show();
     return () => {
-      model.off('msg:custom', take);
-      for (const name of ['at', 'frames', 'pool']) model.off(`change:${name}`, show);
-      for (const name of linked(model)) model.off(`change:${name}`, follow);
+      for (const [name, f] of heard) model.off(name, f);
       viewer.remove();
     };
   },
