@@ -43,7 +43,7 @@ def _tilt(affine):
     directions = affine[:3, :3]/np.sqrt((affine[:3, :3]**2).sum(0))
     return np.rad2deg(np.arccos(np.abs(directions).max(0).clip(0, 1).min()))
 
-# %% ../../nbs/api/widgets/volume.ipynb #0956f1c6
+# %% ../../nbs/api/widgets/volume.ipynb #22bb27af
 def _check_volume(sample, prediction):
     "Sample and prediction, or a ValueError."
     sample = as_sample(sample)
@@ -153,7 +153,7 @@ def move(
         for axis, at in enumerate(voxel): setattr(self.viewer, f'index_{axis}', int(at))
     self.tell()
 
-
+# %% ../../nbs/api/widgets/volume.ipynb #f00cc1ef
 @patch
 def paint(self: VolumeExplorer, v):  # (H, W, 3); v: one of `views`
     "A slice as it is printed, without the crosshair."
