@@ -12,7 +12,6 @@ from typing import Any
 import anywidget
 import numpy as np
 import traitlets as T
-from fastcore.basics import patch
 
 from ..data.labels import class_count, foreground, is_stack
 from ..data.sample import Sample
@@ -166,6 +165,21 @@ def view(
     windows, pool = channel_windows(sample.image), Pool()
     unit = 'mm' if sample.spacing_known else 'pixels'
     frame = packed(as_frame(sample, prediction, windows), windows, pool, unit=unit)
-    if classes is None: classes = foreground(sample.classes, class_count(sample.labels), sample.overlapping)
+    if classes is None: classes = _named(sample, prediction)
     kind = 'picture' if sample.ndim == 2 else 'volume'
-    return viewer_of(len(classes))([frame], pool, classes, name=sample.name or kind, **kw)
+    def printed(viewer): return _printed(sample, prediction, viewer.voxel)
+    return viewer_of(len(classes))([frame], pool, classes, printed=printed, name=sample.name or kind, **kw)
+
+
+def _named(sample, prediction):
+    "Names of the classes in a sample and a prediction, without the background."
+    maps = [a for a in (sample.labels, prediction) if a is not None]
+    overlapping, count = any(map(is_stack, maps)), max(map(class_count, maps), default=0)
+    return foreground(sample.classes, count + (not overlapping), overlapping)
+
+
+def _printed(sample, prediction, voxel):
+    "What stays where there is no page."
+    if sample.ndim == 2: return draw.overlay(sample, prediction)
+    def cut(axis): return draw.overlay(sample, prediction, index=voxel[axis], axis=axis)
+    return beside(*(cut(axis) for _, axis in cuts(sample.affine)))
