@@ -435,6 +435,7 @@ export class Viewer {
     this.heard = heard;                  // f(what changed by hand)
     this.state = {...STATE};
     this.root = element('div', 'mv', parent);
+    this.root.viewer = this;             // for whoever wants to know what is shown
     element('style', '', this.root).textContent = STYLE;
     this.root.setAttribute('role', 'group');
     this.root.setAttribute('aria-label', this.look.name);

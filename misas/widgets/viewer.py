@@ -152,7 +152,8 @@ def viewer_of(
     n: int,  # classes
 ) -> type:  # of viewers
     "A `Viewer` with a trait for each class that says whether it is shown: class_1, class_2, ..."
-    return type('Viewer', (Viewer,), {f'class_{k}': T.Bool(True).tag(sync=True) for k in range(1, n + 1)})
+    shown = {f'class_{k}': T.Bool(True).tag(sync=True) for k in range(1, n + 1)}
+    return type('Viewer', (Viewer,), {'__module__': __name__, **shown})
 
 # %% ../../nbs/api/widgets/viewer.ipynb #ee4e03df
 def view(
