@@ -5,8 +5,9 @@
 # %% ../../nbs/api/widgets/controls.ipynb #85cb8aa6
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import ipywidgets as W
-import traitlets as T
 
 from ..data.sample import Sample
 from ..data.slices import cuts
@@ -15,9 +16,33 @@ from .look import Look
 from .viewer import Viewer
 
 # %% auto #0
-__all__ = ['WAYS', 'Controls']
+__all__ = ['WAYS', 'Joined', 'Controls']
 
 # %% ../../nbs/api/widgets/controls.ipynb #66589dde
+class Joined:
+    "Two traits that are always the same, in the page and in the kernel."
+    def __init__(
+        self, one: tuple, other: tuple,  # (widget, trait)
+    ):
+        self.pairs, self._page = ((one, other), (other, one)), W.jslink(one, other)
+        for (widget, trait), _ in self.pairs: widget.observe(self._follow, trait)
+        self._set(one, getattr(*other))
+
+    def _follow(self, change):
+        "The other one gets the new value; it is sent to the page, unless it came from there."
+        to = next(to for (widget, trait), to in self.pairs if (widget, trait) == (change.owner, change.name))
+        self._set(to, change.new, silent=bool(change.owner._property_lock))
+
+    def _set(self, to, value, silent=False):
+        widget, trait = to
+        if getattr(widget, trait) == value: return
+        with widget._lock_property(**{trait: value}) if silent else nullcontext(): setattr(widget, trait, value)
+
+    def unlink(self):
+        for (widget, trait), _ in self.pairs: widget.unobserve(self._follow, trait)
+        self._page.close()
+
+# %% ../../nbs/api/widgets/controls.ipynb #050a0542
 WAYS = (  # to draw a prediction
     ('fill', 'prediction filled, truth as a line'), ('outline', 'both as lines'),
     ('errors', 'hatched where they differ'))
@@ -53,8 +78,8 @@ class Controls(W.Box):
         for trait, control in {**boxes, **slices, **others}.items(): self.link(control, (self.viewer, trait))
 
     def link(self, control: tuple, other: tuple):
-        "Link (widget, trait) with (widget, trait), in the page and in the kernel."
-        self.links += [T.link(control, other), W.jslink(control, other)]
+        "Link (widget, trait) with (widget, trait); see `Joined`."
+        self.links.append(Joined(control, other))
 
     def unlink(self):
         "Before all is closed."

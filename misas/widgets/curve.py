@@ -49,10 +49,9 @@ class CurveView(anywidget.AnyWidget):
     def __init__(self, result: Sensitivity, **kw: Any):
         super().__init__(curves=curves_of(result), names=_names(result), **kw)
 
-    def fit(self, result: Sensitivity, at: int):
-        "Show another result of the same classes and metrics, at one of its values."
-        with self.hold_sync():
-            self.curves, self.names, self.at = curves_of(result), _names(result), at
+    def fit(self, result: Sensitivity):
+        "Show another result of the same classes and metrics."
+        with self.hold_sync(): self.curves, self.names = curves_of(result), _names(result)
 
     @property
     def words(self) -> list[tuple]:

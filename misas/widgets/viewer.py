@@ -22,7 +22,7 @@ from .base import beside, png64
 from .look import Frame, as_frame, channel_windows
 
 # %% auto #0
-__all__ = ['PAGE', 'planes', 'extent', 'Pool', 'packed', 'Viewer', 'viewer_of', 'view']
+__all__ = ['PAGE', 'planes', 'extent', 'Pool', 'packed', 'Viewer', 'viewer_of', 'view', 'printed']
 
 # %% ../../nbs/api/widgets/viewer.ipynb #f1b055ea
 def planes(
@@ -168,8 +168,8 @@ def view(
     frame = packed(as_frame(sample, prediction, windows), windows, pool, unit=unit)
     if classes is None: classes = _named(sample, prediction)
     kind = 'picture' if sample.ndim == 2 else 'volume'
-    def printed(viewer): return _printed(sample, prediction, viewer.voxel)
-    return viewer_of(len(classes))([frame], pool, classes, printed=printed, name=sample.name or kind, **kw)
+    def seen(viewer): return printed(sample, prediction, viewer, windows)
+    return viewer_of(len(classes))([frame], pool, classes, printed=seen, name=sample.name or kind, **kw)
 
 
 def _named(sample, prediction):
@@ -179,8 +179,17 @@ def _named(sample, prediction):
     return foreground(sample.classes, count + (not overlapping), overlapping)
 
 
-def _printed(sample, prediction, voxel):
-    "What stays where there is no page."
-    if sample.ndim == 2: return draw.overlay(sample, prediction)
-    def cut(axis): return draw.overlay(sample, prediction, index=voxel[axis], axis=axis)
+def printed(
+    sample: Sample,
+    prediction: np.ndarray | None,
+    viewer: Viewer,  # its slices, classes, opacity, channel and way of drawing
+    windows: tuple,  # (black, white) of the channels
+) -> np.ndarray:  # (H, W, 3)
+    "What stays of a viewer where there is no page: its slices next to each other."
+    grey = sample.replace(image=as_frame(sample, None, windows).grey)
+    shown = [k for k in range(1, len(viewer.look['classes']) + 1) if getattr(viewer, f'class_{k}', True)]
+    how = dict(window=(0, 255), filled=viewer.way == 0, alpha=viewer.opacity, channel=viewer.channel, classes=shown)
+    if sample.ndim == 2: return draw.overlay(grey, prediction, **how)
+    places = {axis: min(at, n - 1) for axis, (at, n) in enumerate(zip(viewer.voxel, sample.shape))}
+    def cut(axis): return draw.overlay(grey, prediction, index=places[axis], axis=axis, **how)
     return beside(*(cut(axis) for _, axis in cuts(sample.affine)))

@@ -9,7 +9,6 @@ from html import escape
 
 import ipywidgets as W
 import numpy as np
-import traitlets as T
 from fastcore.basics import patch
 
 from ..data.io import as_sample
@@ -18,12 +17,13 @@ from ..data.sample import Sample
 from ..view.slices import draw_cross, draw_view, make_views
 from .base import Panel, beside, show_if
 from .linked import class_at, in_patient, numbers, value_names, voxel_index, within
-from .look import Look, as_frame, pairs_table
+from .controls import Controls
+from .look import as_frame, pairs_table
 from .tiles import first_slice
 from .viewer import view
 
 # %% auto #0
-__all__ = ['WAYS', 'about', 'VolumeExplorer']
+__all__ = ['about', 'VolumeExplorer']
 
 # %% ../../nbs/api/widgets/volume.ipynb #2fd049ec
 def about(
@@ -59,11 +59,6 @@ def _check_volume(sample, prediction):
     return sample, prediction
 
 # %% ../../nbs/api/widgets/volume.ipynb #35a3d6c9
-WAYS = (  # to draw a prediction
-    ('fill', 'prediction filled, truth as a line'), ('outline', 'both as lines'),
-    ('errors', 'hatched where they differ'))
-
-
 class VolumeExplorer(Panel):
     "Three linked slices through a volume, with a crosshair."
     def __init__(
@@ -76,58 +71,33 @@ class VolumeExplorer(Panel):
         self.names = value_names(sample.classes, [sample.labels, prediction], sample.valid)
         overlapping = is_stack(sample.labels if prediction is None else prediction)
         classes = self.names if overlapping else self.names[1:]
-        self.look, self.viewer = Look(sample, classes), view(sample, prediction, classes)
+        self.viewer = view(sample, prediction, classes)
         if width is not None: self.viewer.layout.max_width = f'{width}px'
         self.views = make_views(sample, 600)  # for the picture that stays when the page is printed
-        self._controls()
-        self._link()
+        errors = sample.labels is not None and prediction is not None
+        self.controls = Controls(self.viewer, sample, classes, errors)
+        self._build()
         self.move([first_slice(sample, a, prediction) for a in range(3)])
 
     @property
     def voxel(self): "Index of the voxel under the crosshair."; return self.viewer.voxel
+    @property
+    def look(self): "Classes, way of drawing, opacity, channel."; return self.controls.look
+
+    def close(self):
+        if 'controls' in vars(self): self.controls.unlink()
+        super().close()
 
 # %% ../../nbs/api/widgets/volume.ipynb #c6b10979
 @patch
-def _controls(self: VolumeExplorer):
-    "The controls, and where things stand."
-    self.pointing = W.Checkbox(True, description='crosshair', indent=False, layout=W.Layout(width='110px'))
-    self.numbers, look = W.HTML(), self.look
-    self.sliders = {v.axis: self._slider(v) for v in self.views}
-    for widget, name in ((self.numbers, 'N-voxel'), (self.pointing, 'C-crosshair'), (self.viewer, 'O-volume')):
-        widget.add_class(name)
-    both = self.sample.labels is not None and self.prediction is not None
-    ways = WAYS if both else WAYS[:2]
-    look.filled.options, look.filled.tooltips = zip(*ways)
-    look.filled.index = 0
-    show_if(False, look.axis, look.slice)  # each view has its own slider
-    if self.sample.labels is None and self.prediction is None: show_if(False, *look.ways)
-    below = W.Box([W.VBox([*self.sliders.values()]), W.VBox([look, self.pointing]), self.numbers],
-                  layout=W.Layout(flex_flow='row wrap', grid_gap='0 24px'))
+def _build(self: VolumeExplorer):
+    "Where things stand."
+    self.numbers = W.HTML()
+    for widget, name in ((self.numbers, 'N-voxel'), (self.viewer, 'O-volume')): widget.add_class(name)
+    if self.sample.labels is None and self.prediction is None: show_if(False, *self.look.ways)
+    below = W.Box([self.controls, self.numbers], layout=W.Layout(flex_flow='row wrap', grid_gap='0 24px'))
     self.children = [W.HTML(about(self.sample)), self.viewer, below, self.message]
-
-
-@patch
-def _slider(self: VolumeExplorer, v):
-    "The slider through the slices of a view."
-    last, name = self.sample.shape[v.axis] - 1, v.name.replace('across ', '').replace(' ', '')
-    layout = W.Layout(width='300px', display=None if last else 'none')
-    out = W.IntSlider(0, min=0, max=last, description=v.name, layout=layout, style={'description_width': '90px'})
-    out.add_class(f'S-{name}')
-    return out
-
-
-@patch
-def _link(self: VolumeExplorer):
-    "Controls and picture are linked twice: in the page, where it is fast, and here, for those who set them in Python."
-    viewer, look = self.viewer, self.look
-    pairs = [((slider, 'value'), f'index_{axis}') for axis, slider in self.sliders.items()]
-    pairs += [((box, 'value'), f'class_{k}') for k, box in enumerate(look.boxes, 1)]
-    pairs += [((look.filled, 'index'), 'way'), ((look.opacity, 'value'), 'opacity')]
-    pairs += [((look.channel, 'index'), 'channel'), ((self.pointing, 'value'), 'cross')]
-    for control, trait in pairs:
-        links = W.jslink(control, (viewer, trait)), T.link(control, (viewer, trait))
-        self._watched += [link.unlink for link in links]
-    for trait in ('index_0', 'index_1', 'index_2', 'channel'): self.watch(viewer, lambda _: self.tell(), trait)
+    for trait in ('index_0', 'index_1', 'index_2', 'channel'): self.watch(self.viewer, lambda _: self.tell(), trait)
 
 # %% ../../nbs/api/widgets/volume.ipynb #a0883ee8
 @patch
@@ -167,7 +137,7 @@ def paint(self: VolumeExplorer, v):  # (H, W, 3); v: one of `views`
 def snapshot(self: VolumeExplorer) -> np.ndarray:  # (H, W, 3)
     "The three slices next to each other."
     pictures = [self.paint(v) for v in self.views]
-    if self.pointing.value: pictures = [draw_cross(one, v, self.voxel) for one, v in zip(pictures, self.views)]
+    if self.controls.crosshair.value: pictures = [draw_cross(one, v, self.voxel) for one, v in zip(pictures, self.views)]
     return beside(*(one[::v.fine, ::v.fine] for one, v in zip(pictures, self.views)))
 
 # %% ../../nbs/api/widgets/volume.ipynb #6eee1dae
