@@ -23,6 +23,7 @@ from playwright.sync_api import sync_playwright
 
 import nbrun
 from misas.view import plot
+from misas.widgets.look import as_frame, channel_windows
 
 DONE = 'ALL CELLS ARE DONE'
 KERNEL = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
@@ -177,12 +178,14 @@ def nearest(seen, pictures):
 
 
 WATCH = """([cls, n, slider]) => {
-  const out = document.querySelectorAll('.' + cls)[n], handle = document.querySelectorAll('.' + slider)[n];
+  const sliders = document.querySelectorAll('.' + slider), out = document.querySelectorAll('.' + cls)[n], handle = sliders[n] ?? sliders[0];
   const t = window.__times = {start: null, ms: []};
   handle.addEventListener('keydown', () => { t.start = performance.now() }, true);
   const painted = () => requestAnimationFrame(() => requestAnimationFrame(() => {
     if (t.start !== null) { t.ms.push(performance.now() - t.start); t.start = null } }));
   for (const img of out.querySelectorAll('img')) img.addEventListener('load', painted);
+  const viewer = out.querySelector('.mv')?.viewer;
+  if (viewer) { const draw = viewer.draw.bind(viewer); viewer.draw = () => { draw(); painted() } }
 }"""
 
 
@@ -190,7 +193,7 @@ def measure(view, slider, picture, what, keys):
     "Milliseconds from each key press on a slider to the painted picture."
     page = view.page
     page.evaluate(WATCH, [picture, view.n, slider])
-    handle = view[slider].locator('.noUi-handle').first
+    handle = page.locator(f'.{slider}').nth(view.n if page.locator(f'.{slider}').count() > view.n else 0).locator('.noUi-handle').first
     handle.focus()
     for i, key in enumerate(keys):
         handle.press(key)
@@ -219,70 +222,85 @@ def phantom_sweep():
                        metrics=('dice', 'hausdorff95'), progress=False)
 
 
-def frames(result, **kw):
-    window = plot.grey_window(result.sample.image)
-    return [plot.overlay(s, p, window=window, **kw) for s, p in zip(result.samples, result.predictions)]
+SHOWN = """([cls, n]) => { const v = document.querySelectorAll('.' + cls)[n].querySelector('.mv')?.viewer;
+  return v && v.frame && {shape: v.frame.shape, state: v.state, grey: Array.from(v.frame.grey), prediction: Array.from(v.frame.prediction)} }"""
+MARKED = """([cls, n]) => { const c = document.querySelectorAll('.' + cls)[n].querySelector('.mc')?.curves;
+  return c && {x: Number(c.svg.querySelector('.mark').getAttribute('x1')), places: c.curve.places, label: c.curve.label} }"""
+
+
+def value_shown(page, result, n=0):
+    "The value whose frame the viewer has: image and prediction are those of it alone, bit for bit."
+    found = page.evaluate(SHOWN, ['O-value', n])
+    if not found: return None
+    windows, seen = channel_windows(result.sample.image), np.array(found['grey'], np.uint8)
+    for i, value in enumerate(result.values):
+        frame = as_frame(result.samples[i], result.predictions[i], windows)
+        same = frame.grey.size == seen.size and np.array_equal(frame.grey.ravel(), seen)
+        if same and np.array_equal(frame.prediction.ravel(), found['prediction']): return value
 
 
 def test_sweep(lab):
-    from misas.widgets.base import CurvePicture
     page, result = opened(lab, 'api/widgets/sweep'), phantom_sweep()
-    view, pictures, values = View(page), frames(result), result.values
+    view, values = View(page), result.values
+    label = lambda: view['S-value'].locator('.widget-readout').inner_text()
 
     def check(value, metric='hausdorff95'):
-        "Label, picture and numbers are those of a value."
-        label = view['S-value'].locator('.widget-readout').inner_text()
-        assert label == result.transform.text(value)
-        seen = view.settled('O-value')
-        at, far, next_far = nearest(seen, pictures)
-        said = label, page.locator('.misas-message').first.inner_text()
-        assert values[at] == value and far < 5 and next_far > 1.3*far, (values[at], value, far, next_far, *said)
-        number = result.frame[(result.frame.value == value) & (result.frame.metric == metric)].score.item()
-        assert f'{number:.3f}' in view['N-value'].inner_text()
+        "Slider, picture, marker and numbers are those of a value."
+        marked, number = page.evaluate(MARKED, ['O-curve', 0]), result.frame[(result.frame.value == value) & (result.frame.metric == metric)].score.item()
+        return (label() == result.transform.text(value) and value_shown(page, result) == value and metric in marked['label']
+                and marked['x'] == marked['places'][values.index(value)] and f'{number:.3f}' in view['O-curve'].inner_text())
 
     until(page, lambda: check(.8))                                                          # where the notebook left it
     view.press('S-value', 'ArrowRight', 2)
     until(page, lambda: check(values[values.index(.8) + 2]))
     view.drag('S-value', -60)
-    label = view['S-value'].locator('.widget-readout').inner_text()
-    dragged = [v for v in values if result.transform.text(v) == label][0]
-    assert dragged < values[values.index(.8) + 2]
-    until(page, lambda: check(dragged))
-
-    curve = CurvePicture()
-    curve.draw(result.frame[result.frame.metric == 'hausdorff95'], 1., scale=result.transform.scale)
-    view.click('O-curve', curve.x[1]/curve.size[0], .5)                # click on the curve
+    until(page, lambda: check(next(v for v in values if result.transform.text(v) == label())))
+    drawing = view['O-curve'].locator('svg')
+    drawing.scroll_into_view_if_needed()
+    box, marked = drawing.bounding_box(), page.evaluate(MARKED, ['O-curve', 0])
+    page.mouse.click(box['x'] + marked['places'][1]/430*box['width'], box['y'] + box['height']/2)             # click on the curve
     until(page, lambda: check(values[1]))
-    marker = np.abs(view.settled('O-curve') - (213, 94, 0)).max(-1) < 40  # the marker stands where the value is
-    assert abs(np.nonzero(marker)[1].mean()/marker.shape[1] - curve.x[1]/curve.size[0]) < .02
-
     view['M-metric'].locator('select').select_option('dice')
     until(page, lambda: check(values[1], 'dice'))
-    view['C-class'].locator('input').uncheck()                         # without its only class the picture is grey
-    coloured = lambda a: np.abs(a[..., 0] - a[..., 2]).mean()
-    until(page, lambda: coloured(view.settled('O-value')) < 1)
+    view['C-class'].locator('input').uncheck()
+    state = lambda: page.evaluate(SHOWN, ['O-value', 0])['state']
+    until(page, lambda: state()['hidden'] == [1])
+    canvas = view['O-value'].locator('canvas').first
+    colours = lambda: np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert('RGB')).astype(float)
+    coloured = lambda: np.abs(colours()[..., 0] - colours()[..., 2]).mean()
+    until(page, lambda: coloured() < 1)                                # without its only class the picture is grey
     view['C-class'].locator('input').check()
-    view['M-filled'].get_by_text('outline').click()
-    outlined = frames(result, filled=False)[1]
-    until(page, lambda: nearest(view.settled('O-value'), [pictures[1], outlined])[0] == 1)
+    until(page, lambda: coloured() > 1)
+    view['M-filled'].get_by_text('errors').click()
+    until(page, lambda: state()['mode'] == 'errors')
     view['M-filled'].get_by_text('fill').click()
 
     view['T-value'].locator('input').fill('0.6')                       # a value that was not in the sweep
     view['T-value'].locator('input').press('Enter')
     view['B-predict'].click()
-    until(page, lambda: view['S-value'].locator('.widget-readout').inner_text() == '0.6')
     more = result.with_values([.6])
-    every = frames(more)
-    until(page, lambda: more.values[nearest(view.settled('O-value'), every)[0]] == .6)
+    until(page, lambda: label() == '0.6' and value_shown(page, more) == .6)
     view.press('S-value', 'ArrowRight', len(more.values) - 1 - more.values.index(.6))      # the last value is in reach, too
-    until(page, lambda: nearest(view.settled('O-value'), every)[0] == len(every) - 1)
+    until(page, lambda: value_shown(page, more) == more.values[-1])
     view['T-value'].locator('input').fill('-1')
     view['T-value'].locator('input').press('Enter')
     view['B-predict'].click()
     until(page, lambda: 'domain of brightness' in page.locator('.misas-message').first.inner_text())
     page.screenshot(path=str(SHOTS/'sweep.png'))
+    shut_down(page)
+    view.press('S-value', 'ArrowLeft', 3)                              # nobody is there, and it moves
+    until(page, lambda: value_shown(page, more) == more.values[-4])
+    marked = page.evaluate(MARKED, ['O-curve', 0])
+    assert marked['x'] == marked['places'][-4]
     assert not page.errors, page.errors
     page.close()
+
+
+def shut_down(page):
+    "End the kernel of the notebook."
+    page.get_by_role('menuitem', name='Kernel', exact=True).click()
+    page.locator('[data-command="kernelmenu:shutdown"]').click()
+    page.wait_for_selector('#jp-main-statusbar >> text=/No Kernel|Unknown|Disconnected|Dead/', timeout=60_000)
 
 
 def test_sweep_of_a_volume(lab):
@@ -294,19 +312,13 @@ def test_sweep_of_a_volume(lab):
     volume = short_axis_stack((64, 60, 9))
     volume = volume.replace(labels=(volume.image[0] > 500).astype(np.uint8), classes=('background', 'bright'), name='stack')
     result = sensitivity(as_model(ThresholdModel(500.), classes=volume.classes), volume, Rotation([-30, 0, 30]), progress=False)
-    view, window = View(page, 1), plot.grey_window(volume.image)
-    cut = lambda i, index, axis: plot.overlay(result.samples[i], result.predictions[i], index=index, axis=axis, window=window)
-    slices = lambda i, axis: [cut(i, k, axis) for k in range(volume.shape[axis])]
-    until(page, lambda: nearest(view.settled('O-value'), slices(2, 0))[0] == 40)        # sagittal, where the notebook left it
-    view.press('S-slice', 'ArrowLeft', 3)
-    until(page, lambda: nearest(view.settled('O-value'), slices(2, 0))[0] == 37)
-    view['M-axis'].locator('select').select_option('axial')
-    where = lambda: int(view['S-slice'].locator('.widget-readout').inner_text())
-    axial = slices(2, 2)
-    until(page, lambda: where() < len(axial) and nearest(view.settled('O-value'), axial)[0] == where())
-    at = where()
+    view, state = View(page, 1), lambda: page.evaluate(SHOWN, ['O-value', 1])['state']
+    until(page, lambda: value_shown(page, result, 1) == 30 and state()['voxel'][0] == 40)   # where the notebook left it
+    slider = View(page)  # the first widget is 2D and has no slices
+    slider.press('S-sagittal', 'ArrowLeft', 3)
+    until(page, lambda: state()['voxel'][0] == 37)
     view.press('S-value', 'ArrowLeft')
-    until(page, lambda: nearest(view.settled('O-value'), [cut(i, at, 2) for i in range(3)])[0] == 1)
+    until(page, lambda: value_shown(page, result, 1) == 0 and state()['voxel'][0] == 37)
     page.screenshot(path=str(SHOTS/'sweep_volume.png'))
     assert not page.errors, page.errors
     page.close()
@@ -332,7 +344,7 @@ def test_key_press_to_painted_picture(lab):
     page = opened(lab, None, LARGE)
     flat, deep = View(page, 0), View(page, 1)
     measure(flat, 'S-value', 'O-value', 'next value, 256 x 256, of 200', ['ArrowRight']*30)
-    measure(deep, 'S-slice', 'O-value', 'next slice of a volume of 128^3', ['ArrowLeft']*30)
+    measure(deep, 'S-axial', 'O-value', 'next slice of a volume of 128^3', ['ArrowLeft']*30)
     measure(deep, 'S-value', 'O-value', 'next value of a volume of 128^3, first visit', ['ArrowRight']*3)
     measure(deep, 'S-value', 'O-value', 'next value of a volume of 128^3, seen before', ['ArrowLeft', 'ArrowRight']*8)
     assert not page.errors, page.errors
@@ -488,33 +500,30 @@ def beside(explorer, at, axis):
 
 
 def test_volume(lab):
-    "Three views in the proportions of the patient; a click in one moves the others."
-    from misas.data.phantom import short_axis_stack
-    from misas.widgets.volume import VolumeExplorer
+    "Three views in the proportions of the patient; wheel, crosshair and sliders move all, also when the kernel is gone."
     page = opened(lab, None, VOLUME)
-    view, here = View(page), VolumeExplorer(short_axis_stack((80, 70, 20), spacing=(2., 2., 4.)))
-    names = 'axial', 'coronal', 'sagittal'
-    of = {v.name: v.axis for v in here.views}
-
-    def check():
-        "All three pictures are those of the crosshair's place, and not those next to it."
-        seen, at = {n: view.settled(f'O-{n}') for n in names}, here.voxel
-        for n in names:
-            assert nearest(seen[n], [here.pictures[of[n]].rgb, *beside(here, at, of[n])])[0] == 0, n
-
-    until(page, check)
-    for name, x, y in (('axial', .4, .6), ('coronal', .55, .4), ('sagittal', .5, .55)):
-        view.click(f'O-{name}', x, y)
-        here.pick(of[name], x, y)
-        told = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+), (\d+)', view['N-voxel'].inner_text())[0]))
-        until(page, lambda: np.abs(np.subtract(told(), here.voxel)).max() <= 1)            # a click is on whole screen pixels
-        here.go(told())
-        until(page, check)
-    view.press('S-axial', 'ArrowRight', 2)
-    at = list(here.voxel)
-    at[of['axial']] += 2
-    here.go(at)
-    until(page, check)
+    view = View(page)
+    canvases = page.locator('.O-volume canvas')
+    canvases.first.wait_for(timeout=30_000)
+    assert canvases.count() == 3
+    told = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+), (\d+)', view['N-voxel'].inner_text())[0]))
+    start = told()
+    axial = canvases.nth(0).bounding_box()
+    page.mouse.move(axial['x'] + axial['width']/2, axial['y'] + axial['height']/2)
+    page.mouse.wheel(0, 100)
+    until(page, lambda: told() == (*start[:2], start[2] + 1))  # the kernel heard of it
+    page.mouse.click(axial['x'] + axial['width']*.25, axial['y'] + axial['height']*.5)
+    until(page, lambda: abs(told()[0] - 20) <= 1 and told()[2] == start[2] + 1)
+    assert 'voxel' in page.locator('.mv-told').inner_text()
+    assert page.evaluate('[...document.querySelectorAll(".O-volume, .O-volume *")].every(e => e.scrollWidth <= e.clientWidth + 1 || !e.clientWidth)')
+    page.screenshot(path=str(SHOTS/'volume.png'))
+    shut_down(page)
+    last = told()
+    picture = lambda: np.asarray(Image.open(io.BytesIO(canvases.nth(0).screenshot())).convert('L')).astype(float)
+    before = picture()
+    view.press('S-axial', 'ArrowRight', 3)
+    until(page, lambda: np.abs(picture() - before).mean() > .5)
+    assert told() == last  # nobody was there to say so
     page.screenshot(path=str(SHOTS/'volume.png'))
     assert not page.errors, page.errors
     page.close()

@@ -14,11 +14,13 @@ from fastcore.basics import patch
 from ..data.io import as_sample
 from ..data.labels import as_labels, as_stack, is_stack
 from ..data.sample import Sample
-from ..view.slices import draw_view, make_views
-from .base import show_if
-from .linked import Linked, class_at, in_patient, numbers, value_names, voxel_index, within
-from .look import Look, as_frame, pairs_table
+from ..view.slices import draw_cross, draw_view, make_views
+from .base import Panel, beside, show_if
+from .linked import class_at, in_patient, numbers, value_names, voxel_index, within
+from .controls import Controls
+from .look import as_frame, pairs_table
 from .tiles import first_slice
+from .viewer import view
 
 # %% auto #0
 __all__ = ['about', 'VolumeExplorer']
@@ -41,28 +43,7 @@ def _tilt(affine):
     directions = affine[:3, :3]/np.sqrt((affine[:3, :3]**2).sum(0))
     return np.rad2deg(np.arccos(np.abs(directions).max(0).clip(0, 1).min()))
 
-# %% ../../nbs/api/widgets/volume.ipynb #35a3d6c9
-class VolumeExplorer(Linked):
-    "Three linked slices through a volume, with a crosshair."
-    def __init__(
-        self, sample,  # a volume, or anything `as_sample` takes
-        prediction=None,  # (X, Y, Z) label map, or masks (K, X, Y, Z) where classes overlap
-        width=880,  # of the three pictures together, in pixels
-    ):
-        self.sample, self.prediction = sample, prediction = _check_volume(sample, prediction)
-        super().__init__(sample, make_views(sample, width), sample.name or 'volume', 'click to move the crosshair')
-        self.names = value_names(sample.classes, [sample.labels, prediction], sample.valid)
-        overlapping = is_stack(sample.labels if prediction is None else prediction)
-        self.grey, self.look = as_frame(sample).grey, Look(sample, self.names if overlapping else self.names[1:])
-        self._controls()
-        changing = *self.look.boxes, *self.look.ways, self.look.channel, self.pointing
-        for control in changing: self.watch(control, lambda _: self.redraw())
-        self.move([first_slice(sample, a, prediction) for a in range(3)])
-
-    @property
-    def voxel(self): "Index of the voxel under the crosshair."; return self.at
-
-
+# %% ../../nbs/api/widgets/volume.ipynb #22bb27af
 def _check_volume(sample, prediction):
     "Sample and prediction, or a ValueError."
     sample = as_sample(sample)
@@ -77,39 +58,52 @@ def _check_volume(sample, prediction):
         + f' with {len(like)} masks'*bool(masks))
     return sample, prediction
 
+# %% ../../nbs/api/widgets/volume.ipynb #35a3d6c9
+class VolumeExplorer(Panel):
+    "Three linked slices through a volume, with a crosshair."
+    def __init__(
+        self, sample,  # a volume, or anything `as_sample` takes
+        prediction=None,  # (X, Y, Z) label map, or masks (K, X, Y, Z) where classes overlap
+        width=None,  # of the pictures together, in pixels; None: that of the cell
+    ):
+        self.sample, self.prediction = sample, prediction = _check_volume(sample, prediction)
+        super().__init__()
+        self.names = value_names(sample.classes, [sample.labels, prediction], sample.valid)
+        overlapping = is_stack(sample.labels if prediction is None else prediction)
+        classes = self.names if overlapping else self.names[1:]
+        self.viewer = view(sample, prediction, classes)
+        if width is not None: self.viewer.layout.max_width = f'{width}px'
+        self.views = make_views(sample, 600)  # for the picture that stays when the page is printed
+        errors = sample.labels is not None and prediction is not None
+        self.controls = Controls(self.viewer, sample, classes, errors)
+        self._build()
+        self.move([first_slice(sample, a, prediction) for a in range(3)])
+
+    @property
+    def voxel(self): "Index of the voxel under the crosshair."; return self.viewer.voxel
+    @property
+    def look(self): "Classes, way of drawing, opacity, channel."; return self.controls.look
+
+    def close(self):
+        if 'controls' in vars(self): self.controls.unlink()
+        super().close()
+
 # %% ../../nbs/api/widgets/volume.ipynb #c6b10979
 @patch
-def _controls(self: VolumeExplorer):
-    "The other controls, and where things stand."
-    self.pointing = W.Checkbox(True, description='crosshair', indent=False, layout=W.Layout(width='110px'))
+def _build(self: VolumeExplorer):
+    "Where things stand."
     self.numbers = W.HTML()
-    self.numbers.add_class('N-voxel')
-    self.pointing.add_class('C-crosshair')
-    look = self.look
-    show_if(False, look.axis, look.slice)  # each view has its own slider
-    if self.sample.labels is None and self.prediction is None: show_if(False, *look.ways)
-    row = W.Box(self.columns, layout=W.Layout(flex_flow='row wrap', align_items='flex-end'))
-    below = W.Box([W.VBox([look, self.pointing]), self.numbers], layout=W.Layout(flex_flow='row wrap'))
-    self.children = [W.HTML(about(self.sample)), row, below, self.message]
+    for widget, name in ((self.numbers, 'N-voxel'), (self.viewer, 'O-volume')): widget.add_class(name)
+    if self.sample.labels is None and self.prediction is None: show_if(False, *self.look.ways)
+    below = W.Box([self.controls, self.numbers], layout=W.Layout(flex_flow='row wrap', grid_gap='0 24px'))
+    self.children = [W.HTML(about(self.sample)), self.viewer, below, self.message]
+    for trait in ('index_0', 'index_1', 'index_2', 'channel'): self.watch(self.viewer, lambda _: self.tell(), trait)
 
 # %% ../../nbs/api/widgets/volume.ipynb #a0883ee8
 @patch
-def look_key(self: VolumeExplorer):
-    look = self.look
-    return look.channel.value, look.opacity.value, look.filled.value, tuple(look.classes)
-
-
-@patch
-def paint(self: VolumeExplorer, view, index):
-    channel, alpha, filled, classes = self.look_key()
-    maps = self.grey[channel], self.sample.labels, self.prediction, self.sample.valid
-    return draw_view(view, index, *maps, alpha=alpha, filled=filled, classes=classes)
-
-
-@patch
 def tell(self: VolumeExplorer):
     "What is under the crosshair."
-    sample, at, channel = self.sample, self.at, self.look.channel.value
+    sample, at, channel = self.sample, self.voxel, self.viewer.channel
     where = 'not known (no affine)' if sample.affine is None else in_patient(sample.affine, at)
     grey = f'grey value, channel {channel}' if sample.n_channels > 1 else 'grey value'
     self.words = {'voxel': ', '.join(map(str, at)), 'position': where, grey: f'{sample.image[(channel, *at)]:.5g}'}
@@ -117,6 +111,34 @@ def tell(self: VolumeExplorer):
         if labels is not None: self.words[what] = class_at(labels, at, self.names)
     if sample.valid is not None and not sample.valid[at]: self.words['truth'] = 'not valid'
     self.numbers.value = pairs_table(self.words)
+
+
+@patch
+def move(
+    self: VolumeExplorer,
+    voxel,  # three indices within the volume
+):
+    "To a voxel: all views show the slices through it."
+    with self.viewer.hold_sync(), self.quietly():
+        for axis, at in enumerate(voxel): setattr(self.viewer, f'index_{axis}', int(at))
+    self.tell()
+
+# %% ../../nbs/api/widgets/volume.ipynb #f00cc1ef
+@patch
+def paint(self: VolumeExplorer, v):  # (H, W, 3); v: one of `views`
+    "A slice as it is printed, without the crosshair."
+    look, channel = self.look, self.viewer.channel
+    maps = as_frame(self.sample).grey[channel], self.sample.labels, self.prediction, self.sample.valid
+    how = dict(alpha=look.opacity.value, filled=look.filled.index == 0, classes=look.classes)
+    return draw_view(v, self.voxel[v.axis], *maps, **how)
+
+
+@patch
+def snapshot(self: VolumeExplorer) -> np.ndarray:  # (H, W, 3)
+    "The three slices next to each other."
+    pictures = [self.paint(v) for v in self.views]
+    if self.controls.crosshair.value: pictures = [draw_cross(one, v, self.voxel) for one, v in zip(pictures, self.views)]
+    return beside(*(one[::v.fine, ::v.fine] for one, v in zip(pictures, self.views)))
 
 # %% ../../nbs/api/widgets/volume.ipynb #6eee1dae
 @patch
@@ -146,4 +168,4 @@ def go_mm(
 @patch
 def position(self: VolumeExplorer):  # (R, A, S) in mm, or None
     "Where in the patient the crosshair is."
-    return None if self.sample.affine is None else (self.sample.affine @ [*self.at, 1])[:3]
+    return None if self.sample.affine is None else (self.sample.affine @ [*self.voxel, 1])[:3]

@@ -1,0 +1,601 @@
+// Slices of 8-bit images with truth, prediction and map, cut, windowed, coloured and outlined in the page.
+//
+//   const viewer = new Viewer(element, look)   look: see DEFAULTS
+//   viewer.show(frame)                         frame: {shape, spacing, channels, range, planes, affine, grey, truth,
+//                                              prediction, valid, map, overlapping}; all bytes in C order
+// The same module is a widget (`export default`, see anywidget).
+
+const DEFAULTS = {
+  palette: [],          // [r, g, b] of class 1, 2, ...
+  classes: [],          // their names
+  mapColours: null,     // 256 x [r, g, b, a], 0 to 255: from the lowest to the highest value of a map
+  mapRange: [-1, 1],    // what these two values are
+  height: 560,          // of the stage at most, in pixels
+  name: 'image',        // for those who cannot see it
+};
+
+const STATE = {
+  voxel: null,          // where the slices cross
+  window: [0, 255],     // bytes shown as black and white
+  mode: 'fill',         // 'fill', 'outline' or 'errors'
+  opacity: .45,
+  hidden: [],           // numbers of classes that are not shown
+  channel: 0,
+  truth: true, prediction: true, map: true, cross: true,   // are they shown?
+};
+
+const CROSS = '#ff2fd0', NOTHING = 'background';  // a colour that no class has
+const STYLE = `
+.mv { container-type: inline-size; width: 100%; min-width: 0; color: var(--jp-ui-font-color1, CanvasText);
+  font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif) }
+.mv-stage { position: relative; background: #000; overflow: hidden }
+.mv-plane { position: absolute; touch-action: none }
+.mv-plane canvas { display: block; width: 100%; height: 100%; cursor: crosshair; outline-offset: -2px }
+.mv-plane canvas:focus-visible { outline: 2px solid #4da3ff }
+.mv-bar { display: flex; gap: 8px; align-items: baseline; min-height: 1.5em; padding: 2px 0 }
+.mv-told { flex: 1 1 auto; min-width: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
+.mv-bar button { flex: none; font: inherit; color: inherit; background: none; border: 1px solid; border-radius: 3px;
+  opacity: .8; cursor: pointer }
+`;
+
+const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
+const element = (tag, name, parent) => {
+  const made = document.createElement(tag);
+  if (name) made.className = name;
+  if (parent) parent.append(made);
+  return made;
+};
+
+/** Steps between voxels in an array of a shape, in C order. */
+function strides(shape) {
+  const out = new Array(shape.length).fill(1);
+  for (let i = shape.length - 2; i >= 0; i--) out[i] = out[i + 1]*shape[i + 1];
+  return out;
+}
+
+/** One way to cut a frame: which voxels are in the rows and columns of its picture. */
+class Cut {
+  constructor(frame, plane, voxel) {
+    const steps = strides(frame.shape), {row, col, across, flipRow, flipCol} = plane;
+    this.plane = plane;
+    [this.height, this.width] = [frame.shape[row], frame.shape[col]];
+    this.first = across < 0 ? 0 : voxel[across]*steps[across];
+    if (flipRow) this.first += (this.height - 1)*steps[row];
+    if (flipCol) this.first += (this.width - 1)*steps[col];
+    this.down = flipRow ? -steps[row] : steps[row];
+    this.right = flipCol ? -steps[col] : steps[col];
+    this.mm = [frame.spacing[col], frame.spacing[row]];
+  }
+
+  index(i, j) { return this.first + j*this.down + i*this.right; }
+
+  /** The voxel at a column and row of the picture. */
+  voxel(i, j, from) {
+    const {row, col, flipRow, flipCol} = this.plane, out = [...from];
+    out[row] = clamp(flipRow ? this.height - 1 - j : j, 0, this.height - 1);
+    out[col] = clamp(flipCol ? this.width - 1 - i : i, 0, this.width - 1);
+    return out;
+  }
+
+  /** Column and row of a voxel. */
+  place(voxel) {
+    const {row, col, flipRow, flipCol} = this.plane;
+    return [flipCol ? this.width - 1 - voxel[col] : voxel[col], flipRow ? this.height - 1 - voxel[row] : voxel[row]];
+  }
+}
+
+/** Class numbers at an index of a label map, or of masks (bit k - 1 of a number: class k). */
+function classesAt(frame, what, index) {
+  const data = frame[what];
+  if (!data) return null;
+  if (!frame.overlapping) return data[index] ? [data[index]] : [];
+  const out = [];
+  for (let k = 1, rest = data[index]; rest; k++, rest >>>= 1) if (rest & 1) out.push(k);
+  return out;
+}
+
+/** Labels in a cut, row by row, hidden classes left out; of masks those of one class. Without such labels: null. */
+function labelsOf(frame, what, cut, hidden, only = 0) {
+  const data = frame[what];
+  if (!data) return null;
+  const out = new Uint8Array(cut.width*cut.height), shown = Uint8Array.from({length: 256}, (_, k) => (hidden.includes(k) || only && k !== only ? 0 : k));
+  for (let j = 0, at = 0; j < cut.height; j++)
+    for (let i = 0, q = cut.index(0, j); i < cut.width; i++, q += cut.right, at++)
+      out[at] = frame.overlapping ? (data[q] >>> (only - 1)) & 1 : shown[data[q]];
+  return out;
+}
+
+/** Edges between voxels of different labels, as a path in voxels; runs are one line. */
+function edges(labels, width, height) {
+  const path = new Path2D();
+  const at = (i, j) => (i < 0 || j < 0 || i >= width || j >= height ? 0 : labels[j*width + i]);
+  const lines = (count, length, differ, point) => {
+    for (let row = 0; row <= count; row++)
+      for (let i = 0; i < length; i++) {
+        const start = i;
+        while (i < length && differ(i, row)) i++;
+        if (i > start) { path.moveTo(...point(start, row)); path.lineTo(...point(i, row)); }
+      }
+  };
+  lines(height, width, (i, j) => at(i, j) !== at(i, j - 1), (i, j) => [i, j]);
+  lines(width, height, (j, i) => at(i, j) !== at(i - 1, j), (j, i) => [i, j]);
+  return path;
+}
+
+const minus = (a, b) => a.map((v, i) => (v && !b[i] ? 1 : 0));
+
+/** Runs of a mask as rectangles in voxels. */
+function runs(mask, width, height) {
+  const path = new Path2D();
+  for (let j = 0; j < height; j++)
+    for (let i = 0; i < width; i++) {
+      const start = j*width + i;
+      let n = 0;
+      while (i + n < width && mask[start + n]) n++;
+      if (n) { path.rect(i, j, n, 1); i += n; }
+    }
+  return path;
+}
+
+/** Diagonal lines in a colour, to fill with. */
+function hatching(pen, colour, rising) {
+  const tile = element('canvas');
+  tile.width = tile.height = 8;
+  const ink = tile.getContext('2d');
+  ink.strokeStyle = colour;
+  ink.lineWidth = 2.5;
+  for (const shift of [-8, 0, 8]) {
+    ink.moveTo(shift, rising ? 8 : 0);
+    ink.lineTo(shift + 8, rising ? 0 : 8);
+  }
+  ink.stroke();
+  return pen.createPattern(tile, 'repeat');
+}
+
+/** The voxels of a cut as pixels: grey values, fillings and map; exact, one pixel a voxel. */
+export function pixels(frame, cut, state, look) {
+  const out = new Uint8ClampedArray(4*cut.width*cut.height), [black, white] = state.window, colour = frame.channels === 3 && !state.channel;
+  const size = frame.grey.length/frame.channels, scale = 255/Math.max(1e-6, white - black), grey = new Uint8Array(256);
+  for (let v = 0; v < 256; v++) grey[v] = clamp(Math.floor((v - black)*scale + 1e-6), 0, 255);
+  const first = colour ? [0, size, 2*size] : new Array(3).fill(state.channel*size);
+  const filled = state.prediction && state.mode === 'fill' && frame.prediction, shown = state.map && frame.map && look.mapColours;
+  for (let j = 0, at = 0; j < cut.height; j++)
+    for (let i = 0, q = cut.index(0, j); i < cut.width; i++, q += cut.right, at += 4) {
+      for (let c = 0; c < 3; c++) out[at + c] = grey[frame.grey[first[c] + q]];
+      out[at + 3] = 255;
+      if (filled) tint(out, at, frame, q, state, look);
+      if (shown) blend(out, at, look.mapColours[frame.map[q]], look.mapColours[frame.map[q]][3]/255);
+      if (frame.valid && !frame.valid[q] && (i + j) % 4 === 0) out[at] = out[at + 1] = out[at + 2] = 90;
+    }
+  return out;
+}
+
+function blend(out, at, colour, alpha) {
+  for (let c = 0; c < 3; c++) out[at + c] = Math.floor((1 - alpha)*out[at + c] + alpha*colour[c] + 1e-6);
+}
+
+function tint(out, at, frame, index, state, look) {
+  for (const k of classesAt(frame, 'prediction', index))
+    if (!state.hidden.includes(k)) blend(out, at, look.palette[k - 1] ?? [128, 128, 128], state.opacity);
+}
+
+/** One picture: its canvas, what is drawn on it, and what a hand does there. */
+class Plane {
+  constructor(viewer, number) {
+    this.viewer = viewer;
+    this.number = number;
+    this.zoom = 1;
+    this.pan = [0, 0];                   // of the middle, in voxels
+    this.box = element('div', 'mv-plane', viewer.stage);
+    this.canvas = element('canvas', '', this.box);
+    this.canvas.tabIndex = 0;
+    this.canvas.setAttribute('role', 'img');
+    this.voxels = element('canvas');
+    this.touches = new Map();
+    this.listen();
+  }
+
+  get cut() { return new Cut(this.viewer.frame, this.viewer.frame.planes[this.number], this.viewer.state.voxel); }
+
+  /** Where the voxels lie on the canvas: scale and place of the corner, in its pixels. */
+  fit(cut) {
+    const scale = this.viewer.scale*this.ratio*this.zoom, [x, y] = cut.mm.map(mm => mm*scale);
+    const middle = [cut.width/2 + this.pan[0], cut.height/2 + this.pan[1]];
+    return {x, y, left: this.canvas.width/2 - middle[0]*x, top: this.canvas.height/2 - middle[1]*y};
+  }
+
+  resize(left, top, width, height) {
+    this.ratio = window.devicePixelRatio || 1;
+    Object.entries({left, top, width, height}).forEach(([k, v]) => { this.box.style[k] = `${v}px`; });
+    [this.canvas.width, this.canvas.height] = [Math.round(width*this.ratio), Math.round(height*this.ratio)];
+  }
+
+  draw() {
+    const cut = this.cut, {frame, state, look} = this.viewer, pen = this.canvas.getContext('2d'), fit = this.fit(cut);
+    const image = new ImageData(pixels(frame, cut, state, look), cut.width, cut.height);
+    [this.voxels.width, this.voxels.height] = [cut.width, cut.height];
+    this.voxels.getContext('2d').putImageData(image, 0, 0);
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.fillStyle = '#000';
+    pen.fillRect(0, 0, this.canvas.width, this.canvas.height);
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(this.voxels, fit.left, fit.top, cut.width*fit.x, cut.height*fit.y);
+    this.drawLabels(pen, cut, fit);
+    if (frame.planes.length > 1 && state.cross) this.drawCross(pen, cut, fit);
+    this.drawSides(pen, cut, fit);
+    const where = cut.plane.across < 0 ? '' : `, slice ${state.voxel[cut.plane.across] + 1} of ${frame.shape[cut.plane.across]}`;
+    this.canvas.setAttribute('aria-label', `${look.name}${cut.plane.name ? `, ${cut.plane.name}` : ''}${where}`);
+  }
+
+  drawLabels(pen, cut, fit) {
+    const {frame, state, look} = this.viewer, placed = new DOMMatrix([fit.x, 0, 0, fit.y, fit.left, fit.top]);
+    const on = path => { const out = new Path2D(); out.addPath(path, placed); return out; };
+    const line = (labels, ...ways) => {
+      const path = on(edges(labels, cut.width, cut.height));
+      for (const [width, colour] of ways) { pen.lineWidth = width*this.ratio; pen.strokeStyle = colour; pen.stroke(path); }
+    };
+    pen.lineCap = 'square';
+    const numbers = look.classes.map((_, n) => n + 1).filter(k => !state.hidden.includes(k));
+    const coloured = state.prediction && state.mode !== 'fill' && frame.prediction;
+    for (const k of coloured ? numbers : []) {
+      const colour = `rgb(${look.palette[k - 1]})`, found = labelsOf(frame, 'prediction', cut, state.hidden, k);
+      const truth = labelsOf(frame, 'truth', cut, state.hidden, k);
+      if (state.mode === 'outline') line(found, [1.75, colour]);
+      else if (truth) this.hatch(pen, on, cut, colour, [minus(found, truth), minus(truth, found)]);
+    }
+    for (const k of state.truth && frame.truth ? (frame.overlapping ? numbers : [0]) : [])
+      line(labelsOf(frame, 'truth', cut, state.hidden, k), [3, '#000'], [1.25, '#fff']);
+  }
+
+  /** What was found where there is nothing, and what was missed, each with lines of its own direction. */
+  hatch(pen, on, cut, colour, wrong) {
+    wrong.forEach((mask, missed) => {
+      pen.fillStyle = hatching(pen, colour, missed);
+      pen.fill(on(runs(mask, cut.width, cut.height)));
+    });
+  }
+
+  drawCross(pen, cut, fit) {
+    const [i, j] = cut.place(this.viewer.state.voxel), x = fit.left + (i + .5)*fit.x, y = fit.top + (j + .5)*fit.y;
+    const gap = 8*this.ratio, {width, height} = this.canvas;
+    pen.strokeStyle = CROSS;
+    pen.lineWidth = this.ratio;
+    pen.beginPath();
+    for (const [a, b] of [[0, x - gap], [x + gap, width]]) { pen.moveTo(a, y); pen.lineTo(b, y); }
+    for (const [a, b] of [[0, y - gap], [y + gap, height]]) { pen.moveTo(x, a); pen.lineTo(x, b); }
+    pen.stroke();
+  }
+
+  /** Letters of the patient's sides, and a scale bar. */
+  drawSides(pen, cut, fit) {
+    const {width, height} = this.canvas, pad = 5*this.ratio, [left, right, top, bottom] = cut.plane.letters || [];
+    pen.font = `600 ${13*this.ratio}px system-ui, sans-serif`;
+    const write = (text, x, y, align, base) => {
+      if (!text) return;
+      [pen.textAlign, pen.textBaseline, pen.lineWidth, pen.strokeStyle, pen.fillStyle] = [align, base, 3*this.ratio, '#000', '#fff'];
+      pen.strokeText(text, x, y);
+      pen.fillText(text, x, y);
+    };
+    write(left, pad, height/2, 'left', 'middle');
+    write(right, width - pad, height/2, 'right', 'middle');
+    write(top, width/2, pad, 'center', 'top');
+    write(bottom, width/2, height - pad, 'center', 'bottom');
+    const {mm, pixels: length} = scaleBar(fit.x/cut.mm[0], width/4), unit = this.viewer.frame.unit || 'mm';
+    for (const [thick, colour] of [[5, '#000'], [2, '#fff']]) {
+      pen.fillStyle = colour;
+      const extra = (thick - 2)/2*this.ratio;
+      pen.fillRect(pad - extra, height - pad - 2*this.ratio - extra, length + 2*extra, thick*this.ratio);
+    }
+    write(`${mm} ${unit}`, pad, height - 2*pad - this.ratio, 'left', 'bottom');
+  }
+
+  /** Column and row under a pointer, as fractions of voxels. */
+  under(event) {
+    const box = this.canvas.getBoundingClientRect(), cut = this.cut, fit = this.fit(cut);
+    const [x, y] = [(event.clientX - box.left)*this.ratio, (event.clientY - box.top)*this.ratio];
+    return [cut, (x - fit.left)/fit.x, (y - fit.top)/fit.y];
+  }
+
+  listen() {
+    const on = (name, f, how) => this.canvas.addEventListener(name, f.bind(this), how);
+    on('wheel', this.wheel, {passive: false});
+    on('keydown', this.key);
+    on('pointerdown', this.down);
+    on('pointermove', this.move);
+    for (const name of ['pointerup', 'pointercancel']) on(name, this.up);
+    on('pointerleave', () => this.viewer.tell(''));
+    on('contextmenu', event => event.preventDefault());
+    on('dblclick', () => this.reset());
+  }
+
+  step(by) {
+    const {across} = this.cut.plane, voxel = [...this.viewer.state.voxel];
+    if (across < 0) return false;
+    voxel[across] += by;
+    this.viewer.set({voxel});
+    return true;
+  }
+
+  enlarge(factor) {
+    this.zoom = clamp(this.zoom*factor, 1, 16);
+    if (this.zoom === 1) this.pan = [0, 0];
+    this.draw();
+  }
+
+  wheel(event) {
+    if (event.ctrlKey || event.metaKey) this.enlarge(event.deltaY < 0 ? 1.2 : 1/1.2);
+    else if (!this.step(Math.sign(event.deltaY))) return;  // the page scrolls
+    event.preventDefault();
+    this.tellUnder(event);
+  }
+
+  key(event) {
+    const steps = {ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10}, by = steps[event.key];
+    if (by ? !this.step(by) : !this.pressed(event.key)) return;
+    this.viewer.tellAt(this.viewer.state.voxel);
+    event.preventDefault();
+  }
+
+  pressed(key) {
+    if ('+='.includes(key)) this.enlarge(1.25);
+    else if (key === '-') this.enlarge(.8);
+    else if (key === '0' || key === 'Escape') this.reset();
+    else return false;
+    return true;
+  }
+
+  reset() {
+    [this.zoom, this.pan] = [1, [0, 0]];
+    this.viewer.set({window: [0, 255]});
+  }
+
+  down(event) {
+    this.canvas.setPointerCapture(event.pointerId);
+    this.touches.set(event.pointerId, [event.clientX, event.clientY]);
+    if (this.way(event) === 'cross') this.cross(event);
+  }
+
+  up(event) { this.touches.delete(event.pointerId); }
+
+  /** What moving does. */
+  way(event) {
+    if (this.touches.size > 1 || event.buttons === 2) return 'window';
+    if (event.buttons === 4 || event.buttons === 1 && (event.shiftKey || this.viewer.frame.planes.length === 1)) return 'pan';
+    return event.buttons === 1 ? 'cross' : 'hover';
+  }
+
+  move(event) {
+    const way = this.way(event), last = this.touches.get(event.pointerId) || [event.clientX, event.clientY];
+    const [dx, dy] = [event.clientX - last[0], event.clientY - last[1]];
+    if (this.touches.has(event.pointerId)) this.touches.set(event.pointerId, [event.clientX, event.clientY]);
+    if (way === 'cross') this.cross(event);
+    if (way === 'window') this.level(dx, dy);
+    if (way === 'pan' && this.zoom > 1) this.shift(dx, dy);
+    this.tellUnder(event);
+  }
+
+  tellUnder(event) {
+    const [cut, i, j] = this.under(event), inside = i >= 0 && j >= 0 && i < cut.width && j < cut.height;
+    if (inside) this.viewer.tellAt(cut.voxel(Math.floor(i), Math.floor(j), this.viewer.state.voxel));
+    else this.viewer.tell('');
+  }
+
+  cross(event) {
+    const [cut, i, j] = this.under(event);
+    this.viewer.set({voxel: cut.voxel(Math.floor(i), Math.floor(j), this.viewer.state.voxel)});
+  }
+
+  level(dx, dy) {
+    const [black, white] = this.viewer.state.window, width = clamp(white - black + dx, 2, 510);
+    const middle = clamp((black + white)/2 + dy, 0, 255);
+    this.viewer.set({window: [middle - width/2, middle + width/2]});
+  }
+
+  shift(dx, dy) {
+    const cut = this.cut, fit = this.fit(cut);
+    const moved = [this.pan[0] - dx*this.ratio/fit.x, this.pan[1] - dy*this.ratio/fit.y];
+    this.pan = moved.map((at, k) => clamp(at, -[cut.width, cut.height][k]/2, [cut.width, cut.height][k]/2));
+    this.draw();
+  }
+}
+
+/** A round length in mm that takes at most some pixels. */
+export function scaleBar(perMm, most) {
+  const longest = most/perMm, power = 10**Math.floor(Math.log10(longest));
+  const mm = [5, 2, 1].find(n => n*power <= longest)*power;
+  return {mm: Number(mm.toPrecision(1)), pixels: mm*perMm};
+}
+
+const GAP = 4;  // pixels between pictures
+
+/** Ways to place pictures: column and row of each. Side by side, below each other, and the first beside the others. */
+function arrangements(extent) {
+  const n = extent.length, row = extent.map((_, k) => [k, 0]), column = extent.map((_, k) => [0, k]);
+  return n < 3 ? [row, column] : [row, extent.map((_, k) => (k ? [1, k - 1] : [0, 0])), column];
+}
+
+/** Boxes (left, top, width, height) of pictures in a stage, as large as fits. */
+function fitted(extent, places, width, height) {
+  const columns = [...new Set(places.map(([c]) => c))], inside = c => extent.filter((_, k) => places[k][0] === c);
+  const wide = columns.map(c => Math.max(...inside(c).map(([w]) => w))), total = list => list.reduce((a, b) => a + b, 0);
+  const tall = columns.map(c => total(inside(c).map(e => e[1]))), most = Math.max(...columns.map(c => inside(c).length));
+  const scale = Math.min((width - GAP*(columns.length - 1))/total(wide), (height - GAP*(most - 1))/Math.max(...tall));
+  const start = (width - scale*total(wide) - GAP*(columns.length - 1))/2;
+  const boxes = extent.map(([w, h], k) => {
+    const [c, r] = places[k], above = extent.filter((_, m) => places[m][0] === c && places[m][1] < r);
+    const left = start + scale*total(wide.slice(0, c)) + GAP*c, top = scale*total(above.map(e => e[1])) + GAP*r;
+    return [left, top, Math.floor(scale*w), Math.floor(scale*h)].map(Math.round);
+  });
+  return {scale, boxes, height: Math.max(...boxes.map(([, top, , h]) => top + h))};
+}
+
+export class Viewer {
+  constructor(parent, look = {}, heard = () => {}) {
+    this.look = {...DEFAULTS, ...look};
+    this.heard = heard;                  // f(what changed by hand)
+    this.state = {...STATE};
+    this.root = element('div', 'mv', parent);
+    this.root.viewer = this;             // for whoever wants to know what is shown
+    element('style', '', this.root).textContent = STYLE;
+    this.root.setAttribute('role', 'group');
+    this.root.setAttribute('aria-label', this.look.name);
+    this.stage = element('div', 'mv-stage', this.root);
+    const bar = element('div', 'mv-bar', this.root);
+    this.told = element('div', 'mv-told', bar);
+    this.told.setAttribute('aria-live', 'polite');
+    const save = element('button', 'mv-save', bar);
+    save.textContent = 'PNG';
+    save.title = 'save the picture';
+    save.onclick = () => this.save();
+    this.planes = [];
+    this.watch = new ResizeObserver(() => this.layout());
+    this.watch.observe(this.root);
+  }
+
+  /** Show another frame; slices, window and zoom stay. */
+  show(frame, extent = null) {
+    const same = this.frame && String(this.frame.shape) === String(frame.shape);
+    this.frame = frame;
+    this.extent = extent || this.extent || frame.planes.map(({row, col}) => [frame.shape[col]*frame.spacing[col], frame.shape[row]*frame.spacing[row]]);
+    const middle = frame.shape.map(n => n >> 1), voxel = this.state.voxel || frame.voxel || middle;
+    this.state.voxel = voxel.map((at, i) => clamp(at, 0, frame.shape[i] - 1));
+    while (this.planes.length < frame.planes.length) this.planes.push(new Plane(this, this.planes.length));
+    if (same && this.scale) this.draw();
+    else this.layout();
+  }
+
+  /** Change what is seen. */
+  set(change, quietly = false) {
+    const new_ = {...this.state, ...change};
+    if (change.voxel) new_.voxel = change.voxel.map((at, i) => clamp(at, 0, this.frame.shape[i] - 1));
+    const same = JSON.stringify(new_) === JSON.stringify(this.state);
+    this.state = new_;
+    if (same) return;
+    if (this.frame && this.scale) this.draw();
+    if (!quietly) this.heard(Object.fromEntries(Object.keys(change).map(k => [k, this.state[k]])));
+  }
+
+  /** The stage is as large as the widest frame, in mm, so that nothing below it moves. */
+  layout() {
+    const width = this.root.clientWidth;
+    if (!width || !this.frame) return;
+    const ways = arrangements(this.extent).map(places => ({places, ...fitted(this.extent, places, width, this.look.height)}));
+    const best = ways.reduce((a, b) => (b.scale > 1.02*a.scale ? b : a));
+    this.scale = best.scale;
+    this.stage.style.height = `${best.height}px`;
+    this.planes.forEach((plane, k) => plane.resize(...best.boxes[k]));
+    this.draw();
+  }
+
+  draw() { for (const plane of this.planes) plane.draw(); }
+
+  tell(text) { this.told.textContent = text; }
+
+  /** What is at a voxel, in words. */
+  tellAt(voxel) {
+    const {frame, state, look} = this, steps = strides(frame.shape), index = voxel.reduce((sum, at, i) => sum + at*steps[i], 0);
+    const names = found => found.length ? found.map(k => look.classes[k - 1] ?? k).join(' + ') : NOTHING;
+    const parts = [`voxel ${voxel.join(', ')}`, `${this.placed(voxel).map(x => x.toFixed(1)).join(', ')} ${frame.unit || 'mm'}`];
+    const [low, high] = frame.range[Math.min(state.channel, frame.range.length - 1)];
+    const byte = frame.grey[state.channel*frame.grey.length/frame.channels + index];
+    parts.push(`grey ${Number((low + byte/255*(high - low)).toPrecision(3))}`);
+    for (const what of ['truth', 'prediction']) if (frame[what]) parts.push(`${what} ${names(classesAt(frame, what, index))}`);
+    if (frame.map) parts.push(`map ${(look.mapRange[0] + frame.map[index]/255*(look.mapRange[1] - look.mapRange[0])).toPrecision(2)}`);
+    this.tell(parts.join(' · '));
+  }
+
+  /** Where a voxel lies, in mm: in the patient, where that is known. */
+  placed(voxel) {
+    const {affine, spacing} = this.frame;
+    if (!affine) return voxel.map((at, i) => at*spacing[i]);
+    return affine.slice(0, 3).map(row => row.slice(0, 3).reduce((sum, a, i) => sum + a*voxel[i], row[3]));
+  }
+
+  /** All planes as one picture. */
+  async picture() {
+    const canvases = this.planes.map(plane => plane.canvas), gap = 4, out = element('canvas');
+    out.width = canvases.reduce((sum, c) => sum + c.width + gap, -gap);
+    out.height = Math.max(...canvases.map(c => c.height));
+    const pen = out.getContext('2d');
+    let x = 0;
+    for (const canvas of canvases) { pen.drawImage(canvas, x, 0); x += canvas.width + gap; }
+    return new Promise(done => out.toBlob(done, 'image/png'));
+  }
+
+  async save() {
+    const link = element('a'), download = `${this.look.name.replace(/[^\w.-]+/g, '_')}.png`;
+    Object.assign(link, {href: URL.createObjectURL(await this.picture()), download}).click();
+    URL.revokeObjectURL(link.href);
+  }
+
+  remove() { this.watch.disconnect(); this.root.remove(); }
+}
+
+// --- as a widget
+
+const bytes = value => value == null ? null : new Uint8Array(value.buffer ?? value, value.byteOffset ?? 0, value.byteLength);
+
+/** A frame from what Python sends: names of arrays are replaced by the arrays of the pool. */
+export function unpacked(frame, pool) {
+  const out = {...frame};
+  for (const name of ['grey', 'truth', 'prediction', 'valid', 'map']) out[name] = frame[name] == null ? null : pool(frame[name]);
+  if (frame.overlapping && frame.wide)
+    for (const name of ['truth', 'prediction']) if (out[name]) out[name] = new Uint32Array(out[name].slice().buffer);
+  return out;
+}
+
+const MODES = ['fill', 'outline', 'errors'], FRAMES = ['at', 'frames', 'pool'];
+const SAME = ['opacity', 'channel', 'truth', 'prediction', 'map', 'cross'];
+
+/** What is seen, from single numbers that sliders and boxes can be linked to. */
+function read(model) {
+  const classes = (model.get('look').classes ?? []).map((_, n) => n + 1), ndim = model.get('ndim');
+  return {
+    ...Object.fromEntries(SAME.map(k => [k, model.get(k)])),
+    voxel: [0, 1, 2].slice(0, ndim).map(i => model.get(`index_${i}`)),
+    mode: MODES[model.get('way')],
+    window: [model.get('black'), model.get('white')],
+    hidden: classes.filter(k => model.get(`class_${k}`) === false),
+  };
+}
+
+function write(model, change) {
+  const {voxel, window: shown, ...rest} = change;
+  for (const [i, at] of (voxel ?? []).entries()) model.set(`index_${i}`, at);
+  if (shown) { model.set('black', shown[0]); model.set('white', shown[1]); }
+  for (const [name, value] of Object.entries(rest)) if (SAME.includes(name)) model.set(name, value);
+  model.save_changes();
+}
+
+function linked(model) {
+  const classes = (model.get('look').classes ?? []).map((_, n) => `class_${n + 1}`);
+  return [...SAME, ...classes, 'index_0', 'index_1', 'index_2', 'way', 'black', 'white'];
+}
+
+export default {
+  render({model, el}) {
+    const viewer = new Viewer(el, model.get('look'), change => write(model, change));
+    const late = new Map();              // frames that came by message
+    const wanted = () => clamp(model.get('at'), 0, model.get('frames').length - 1);
+    const show = () => {
+      const k = wanted(), frame = model.get('frames')[k], arrays = model.get('pool');
+      if (frame == null && !late.has(k)) return model.send({need: k});
+      viewer.show(late.get(k) ?? unpacked(frame, n => bytes(arrays[n])), model.get('extent'));
+    };
+    const take = (message, buffers) => {
+      if (!message.frame) return;
+      late.set(message.k, unpacked(message.frame, n => bytes(buffers[n])));
+      while (late.size > message.keep) late.delete(late.keys().next().value);
+      if (message.k === wanted()) show();
+    };
+    const follow = () => { if (viewer.frame) viewer.set(read(model), true); };
+    viewer.state = {...viewer.state, ...read(model)};
+    const heard = [['msg:custom', take], ...FRAMES.map(name => [`change:${name}`, show]), ...linked(model).map(name => [`change:${name}`, follow])];
+    for (const [name, f] of heard) model.on(name, f);
+    show();
+    return () => {
+      for (const [name, f] of heard) model.off(name, f);
+      viewer.remove();
+    };
+  },
+};
