@@ -30,11 +30,11 @@ def browser():
     with chromium() as running: yield running
 
 
-def open_page(browser, tmp_path, samples, predictions, width=1280, scale=1, classes=('a', 'b', 'c')):
+def open_page(browser, tmp_path, samples, predictions, width=1280, scale=1, classes=('a', 'b', 'c'), other=None):
     "A page with a viewer of some frames; errors of the page are raised at its end."
     pool, look = Pool(), dict(classes=list(classes), palette=[draw.rgb(k).tolist() for k in range(1, len(classes) + 1)], name='heart')
     windows = channel_windows(samples[0].image)
-    frames = [packed(as_frame(s, p, windows), windows, pool) for s, p in zip(samples, predictions)]
+    frames = [packed(as_frame(s, p, windows), windows, pool, other=other) for s, p in zip(samples, predictions)]
     arrays = [base64.b64encode(data).decode() for data in pool.bytes]
     path = tmp_path/'page.html'
     path.write_text(PAGE % (asset('viewer.js'), *map(json.dumps, (arrays, frames, look, extent(frames)))))
@@ -92,6 +92,65 @@ def test_windows_classes_and_overlap(browser, tmp_path):
         assert np.array_equal(pixels(page, 0), draw.overlay(grey, masks, window=window, scale=1))
     page.evaluate('viewer.set({hidden: [2], window: [0, 255]})')
     assert np.array_equal(pixels(page, 0), draw.overlay(grey, masks, window=(0, 255), classes=[1, 3], scale=1))
+    page.close()
+
+
+@pytest.mark.parametrize('kind', ['map of 300 classes', '20 masks'])
+def test_many_classes(browser, tmp_path, kind):
+    "Numbers of classes that no byte holds."
+    rng = np.random.default_rng(0)
+    s = Sample(rng.normal(size=(1, 30, 40)))
+    answer = rng.integers(0, 301, s.shape) if kind.startswith('map') else rng.random((20, 30, 40)) > .9
+    page = open_page(browser, tmp_path, [s], [answer], classes=[f'c{k}' for k in range(300)])
+    grey = Sample(as_frame(s).grey.astype(np.float32))
+    assert np.array_equal(pixels(page, 0), draw.overlay(grey, answer, window=(0, 255), scale=1))
+    assert not page.errors
+    page.close()
+
+
+def test_more_masks_than_a_page_tells_apart():
+    s = Sample(np.zeros((1, 8, 8)))
+    with pytest.raises(ValueError, match='at most 32 overlapping classes apart, got 40'):
+        packed(as_frame(s, np.zeros((40, 8, 8), bool)), channel_windows(s.image), Pool())
+
+
+@pytest.mark.parametrize('stored', [1, -1])
+def test_wipe(browser, tmp_path, stored):
+    "One prediction left of the line, the other right of it, however the picture is stored; the line can be dragged."
+    rng, affine = np.random.default_rng(0), np.diag([stored, 1., 1, 1])
+    s = Sample(rng.normal(size=(1, 40, 30, 6)), affine=affine)
+    one, two = rng.integers(0, 3, (2, 40, 30, 6))
+    page = open_page(browser, tmp_path, [s], [one], classes=['a', 'b'], other=two)
+    page.evaluate("viewer.look.sides = ['old', 'new']; viewer.set({wipe: .25, voxel: [5, 5, 3]})")
+    cut = [slice_array(a, 3, 2, affine) for a in (as_frame(s).grey[0], one, two)]
+    joined = np.where(np.arange(40) < 10, cut[1], cut[2])
+    right = draw.overlay(Sample(cut[0][None].astype(np.float32)), joined, window=(0, 255), scale=1)
+    plane = next(k for k, p in enumerate(page.evaluate('frames[0].planes')) if p['across'] == 2)
+    assert np.array_equal(pixels(page, plane), right)
+    box = page.locator('canvas').nth(plane).bounding_box()
+    line = box['x'] + page.evaluate('([k]) => { const p = viewer.planes[k], f = p.fit(p.cut); return (f.left + 10*f.x)/p.ratio }', [plane])
+    page.mouse.move(line, box['y'] + 40)
+    page.mouse.down()
+    page.mouse.move(line + box['width']*.3, box['y'] + 40)
+    page.mouse.up()
+    assert page.evaluate('viewer.state.wipe') > .4 and page.evaluate('viewer.state.voxel') == [5, 5, 3]
+    told = page.locator('.mv-told').inner_text()
+    assert 'old ' in told and 'new ' in told
+    for mode in ('outline', 'differ'):
+        page.evaluate('m => viewer.set({mode: m})', mode)
+    assert not page.errors
+    page.close()
+
+
+def test_where_two_differ(browser, tmp_path):
+    "Lines where only one of two predictions has a class, none where both have it."
+    s = Sample(np.zeros((1, 60, 60)))
+    one, two = np.zeros((2, 60, 60), int)
+    one[10:50, 10:30] = two[10:50, 20:40] = 1
+    page = open_page(browser, tmp_path, [s], [one], classes=['a'], other=two)
+    page.evaluate("viewer.set({mode: 'differ'})")
+    masks = page.evaluate('viewer.planes[0].differences(viewer.planes[0].cut, 1)')
+    assert [np.reshape(m, (60, 60))[30].nonzero()[0].tolist() for m in masks] == [[*range(10, 20)], [*range(30, 40)]]
     page.close()
 
 

@@ -2,8 +2,8 @@
 //
 //   const viewer = new Viewer(element, look)   look: see DEFAULTS
 //   viewer.show(frame)                         frame: {shape, spacing, channels, range, planes, affine, grey, truth,
-//                                              prediction, valid, map, overlapping}; all bytes in C order
-// The same module is a widget (`export default`, see anywidget).
+//                                              prediction, other, valid, map, overlapping}; all bytes in C order
+// viewer_widget.js makes a widget of it.
 
 const DEFAULTS = {
   palette: [],          // [r, g, b] of class 1, 2, ...
@@ -12,15 +12,17 @@ const DEFAULTS = {
   mapRange: [-1, 1],    // what these two values are
   height: 560,          // of the stage at most, in pixels
   name: 'image',        // for those who cannot see it
+  sides: ['', ''],      // whose the prediction is, and whose the other one
 };
 
 const STATE = {
   voxel: null,          // where the slices cross
   window: [0, 255],     // bytes shown as black and white
-  mode: 'fill',         // 'fill', 'outline' or 'errors'
+  mode: 'fill',         // 'fill', 'outline', 'errors' or 'differ': what only one of two predictions has
   opacity: .45,
   hidden: [],           // numbers of classes that are not shown
   channel: 0,
+  wipe: 1,              // share of the width with the prediction; beyond it is the other one
   truth: true, prediction: true, map: true, cross: true,   // are they shown?
 };
 
@@ -98,11 +100,22 @@ function classesAt(frame, what, index) {
 function labelsOf(frame, what, cut, hidden, only = 0) {
   const data = frame[what];
   if (!data) return null;
-  const out = new Uint8Array(cut.width*cut.height), shown = Uint8Array.from({length: 256}, (_, k) => (hidden.includes(k) || only && k !== only ? 0 : k));
+  const out = new Uint16Array(cut.width*cut.height);
+  const one = frame.overlapping ? v => (v >>> (only - 1)) & 1 : v => (hidden.includes(v) || only && v !== only ? 0 : v);
   for (let j = 0, at = 0; j < cut.height; j++)
-    for (let i = 0, q = cut.index(0, j); i < cut.width; i++, q += cut.right, at++)
-      out[at] = frame.overlapping ? (data[q] >>> (only - 1)) & 1 : shown[data[q]];
+    for (let i = 0, q = cut.index(0, j); i < cut.width; i++, q += cut.right, at++) out[at] = one(data[q]);
   return out;
+}
+
+/** The first column of a cut that shows the other prediction. */
+const wipedFrom = (frame, cut, state) => (frame.other ? Math.round(clamp(state.wipe, 0, 1)*cut.width) : cut.width);
+
+/** As `labelsOf` of the prediction, and beyond the wipe of the other one. */
+function predicted(frame, cut, state, only) {
+  const out = labelsOf(frame, 'prediction', cut, state.hidden, only), from = wipedFrom(frame, cut, state);
+  if (from === cut.width) return out;
+  const other = labelsOf(frame, 'other', cut, state.hidden, only);
+  return other.map((label, at) => (at % cut.width < from ? out[at] : label));
 }
 
 /** Edges between voxels of different labels, as a path in voxels; runs are one line. */
@@ -154,16 +167,18 @@ function hatching(pen, colour, rising) {
 
 /** The voxels of a cut as pixels: grey values, fillings and map; exact, one pixel a voxel. */
 export function pixels(frame, cut, state, look) {
-  const out = new Uint8ClampedArray(4*cut.width*cut.height), [black, white] = state.window, colour = frame.channels === 3 && !state.channel;
+  const out = new Uint8ClampedArray(4*cut.width*cut.height), [black, white] = state.window;
+  const colour = frame.channels === 3 && !state.channel, from = wipedFrom(frame, cut, state);
   const size = frame.grey.length/frame.channels, scale = 255/Math.max(1e-6, white - black), grey = new Uint8Array(256);
   for (let v = 0; v < 256; v++) grey[v] = clamp(Math.floor((v - black)*scale + 1e-6), 0, 255);
   const first = colour ? [0, size, 2*size] : new Array(3).fill(state.channel*size);
-  const filled = state.prediction && state.mode === 'fill' && frame.prediction, shown = state.map && frame.map && look.mapColours;
+  const filled = state.prediction && state.mode === 'fill' && frame.prediction;
+  const shown = state.map && frame.map && look.mapColours;
   for (let j = 0, at = 0; j < cut.height; j++)
     for (let i = 0, q = cut.index(0, j); i < cut.width; i++, q += cut.right, at += 4) {
       for (let c = 0; c < 3; c++) out[at + c] = grey[frame.grey[first[c] + q]];
       out[at + 3] = 255;
-      if (filled) tint(out, at, frame, q, state, look);
+      if (filled) tint(out, at, frame, i < from ? 'prediction' : 'other', q, state, look);
       if (shown) blend(out, at, look.mapColours[frame.map[q]], look.mapColours[frame.map[q]][3]/255);
       if (frame.valid && !frame.valid[q] && (i + j) % 4 === 0) out[at] = out[at + 1] = out[at + 2] = 90;
     }
@@ -174,8 +189,8 @@ function blend(out, at, colour, alpha) {
   for (let c = 0; c < 3; c++) out[at + c] = Math.floor((1 - alpha)*out[at + c] + alpha*colour[c] + 1e-6);
 }
 
-function tint(out, at, frame, index, state, look) {
-  for (const k of classesAt(frame, 'prediction', index))
+function tint(out, at, frame, what, index, state, look) {
+  for (const k of classesAt(frame, what, index))
     if (!state.hidden.includes(k)) blend(out, at, look.palette[k - 1] ?? [128, 128, 128], state.opacity);
 }
 
@@ -221,6 +236,7 @@ class Plane {
     pen.imageSmoothingEnabled = false;
     pen.drawImage(this.voxels, fit.left, fit.top, cut.width*fit.x, cut.height*fit.y);
     this.drawLabels(pen, cut, fit);
+    if (frame.other && state.mode !== 'differ') this.drawWipe(pen, cut, fit);
     if (frame.planes.length > 1 && state.cross) this.drawCross(pen, cut, fit);
     this.drawSides(pen, cut, fit);
     const where = cut.plane.across < 0 ? '' : `, slice ${state.voxel[cut.plane.across] + 1} of ${frame.shape[cut.plane.across]}`;
@@ -238,19 +254,26 @@ class Plane {
     const numbers = look.classes.map((_, n) => n + 1).filter(k => !state.hidden.includes(k));
     const coloured = state.prediction && state.mode !== 'fill' && frame.prediction;
     for (const k of coloured ? numbers : []) {
-      const colour = `rgb(${look.palette[k - 1]})`, found = labelsOf(frame, 'prediction', cut, state.hidden, k);
-      const truth = labelsOf(frame, 'truth', cut, state.hidden, k);
-      if (state.mode === 'outline') line(found, [1.75, colour]);
-      else if (truth) this.hatch(pen, on, cut, colour, [minus(found, truth), minus(truth, found)]);
+      const colour = `rgb(${look.palette[k - 1]})`;
+      if (state.mode === 'outline') line(predicted(frame, cut, state, k), [1.75, colour]);
+      else this.hatch(pen, on, cut, colour, this.differences(cut, k));
     }
     for (const k of state.truth && frame.truth ? (frame.overlapping ? numbers : [0]) : [])
       line(labelsOf(frame, 'truth', cut, state.hidden, k), [3, '#000'], [1.25, '#fff']);
   }
 
-  /** What was found where there is nothing, and what was missed, each with lines of its own direction. */
+  /** Masks of what only the prediction has of a class, and what only the truth, or the other prediction, has. */
+  differences(cut, k) {
+    const {frame, state} = this.viewer, differ = state.mode === 'differ';
+    const found = differ ? labelsOf(frame, 'prediction', cut, state.hidden, k) : predicted(frame, cut, state, k);
+    const against = labelsOf(frame, differ ? 'other' : 'truth', cut, state.hidden, k);
+    return against ? [minus(found, against), minus(against, found)] : [];
+  }
+
+  /** Masks filled with lines, each of a direction of its own. */
   hatch(pen, on, cut, colour, wrong) {
-    wrong.forEach((mask, missed) => {
-      pen.fillStyle = hatching(pen, colour, missed);
+    wrong.forEach((mask, rising) => {
+      pen.fillStyle = hatching(pen, colour, rising);
       pen.fill(on(runs(mask, cut.width, cut.height)));
     });
   }
@@ -266,16 +289,30 @@ class Plane {
     pen.stroke();
   }
 
+  /** The line between two predictions, and whose they are. */
+  drawWipe(pen, cut, fit) {
+    const {state, look} = this.viewer, x = fit.left + wipedFrom(this.viewer.frame, cut, state)*fit.x, pad = 6*this.ratio;
+    for (const [thick, colour] of [[4, '#000'], [2, '#fff']]) {
+      pen.fillStyle = colour;
+      pen.fillRect(x - thick/2*this.ratio, 0, thick*this.ratio, this.canvas.height);
+    }
+    this.write(pen, look.sides[0], x - pad, 22*this.ratio, 'right', 'top');
+    this.write(pen, look.sides[1], x + pad, 22*this.ratio, 'left', 'top');
+  }
+
+  /** White on black, to be read on every picture. */
+  write(pen, text, x, y, align, base) {
+    if (!text) return;
+    pen.font = `600 ${13*this.ratio}px system-ui, sans-serif`;
+    Object.assign(pen, {textAlign: align, textBaseline: base, lineWidth: 3*this.ratio, strokeStyle: '#000', fillStyle: '#fff'});
+    pen.strokeText(text, x, y);
+    pen.fillText(text, x, y);
+  }
+
   /** Letters of the patient's sides, and a scale bar. */
   drawSides(pen, cut, fit) {
     const {width, height} = this.canvas, pad = 5*this.ratio, [left, right, top, bottom] = cut.plane.letters || [];
-    pen.font = `600 ${13*this.ratio}px system-ui, sans-serif`;
-    const write = (text, x, y, align, base) => {
-      if (!text) return;
-      [pen.textAlign, pen.textBaseline, pen.lineWidth, pen.strokeStyle, pen.fillStyle] = [align, base, 3*this.ratio, '#000', '#fff'];
-      pen.strokeText(text, x, y);
-      pen.fillText(text, x, y);
-    };
+    const write = (...where) => this.write(pen, ...where);
     write(left, pad, height/2, 'left', 'middle');
     write(right, width - pad, height/2, 'right', 'middle');
     write(top, width/2, pad, 'center', 'top');
@@ -352,13 +389,27 @@ class Plane {
   down(event) {
     this.canvas.setPointerCapture(event.pointerId);
     this.touches.set(event.pointerId, [event.clientX, event.clientY]);
+    this.wiping = event.buttons === 1 && this.onWipe(event);
     if (this.way(event) === 'cross') this.cross(event);
   }
 
   up(event) { this.touches.delete(event.pointerId); }
 
+  /** Whether a pointer is at the line between two predictions. */
+  onWipe(event) {
+    const {frame, state} = this.viewer, [cut, i] = this.under(event);
+    const away = Math.abs(i - wipedFrom(frame, cut, state))*this.fit(cut).x/this.ratio;
+    return frame.other != null && state.mode !== 'differ' && away <= 8;
+  }
+
+  wipe(event) {
+    const [cut, i] = this.under(event);
+    this.viewer.set({wipe: clamp(i/cut.width, 0, 1)});
+  }
+
   /** What moving does. */
   way(event) {
+    if (this.wiping && event.buttons) return 'wipe';
     if (this.touches.size > 1 || event.buttons === 2) return 'window';
     if (event.buttons === 4 || event.buttons === 1 && (event.shiftKey || this.viewer.frame.planes.length === 1)) return 'pan';
     return event.buttons === 1 ? 'cross' : 'hover';
@@ -368,9 +419,11 @@ class Plane {
     const way = this.way(event), last = this.touches.get(event.pointerId) || [event.clientX, event.clientY];
     const [dx, dy] = [event.clientX - last[0], event.clientY - last[1]];
     if (this.touches.has(event.pointerId)) this.touches.set(event.pointerId, [event.clientX, event.clientY]);
+    if (way === 'wipe') this.wipe(event);
     if (way === 'cross') this.cross(event);
     if (way === 'window') this.level(dx, dy);
     if (way === 'pan' && this.zoom > 1) this.shift(dx, dy);
+    this.canvas.style.cursor = this.onWipe(event) ? 'ew-resize' : '';
     this.tellUnder(event);
   }
 
@@ -456,7 +509,8 @@ export class Viewer {
   show(frame, extent = null) {
     const same = this.frame && String(this.frame.shape) === String(frame.shape);
     this.frame = frame;
-    this.extent = extent || this.extent || frame.planes.map(({row, col}) => [frame.shape[col]*frame.spacing[col], frame.shape[row]*frame.spacing[row]]);
+    const mm = axis => frame.shape[axis]*frame.spacing[axis];
+    this.extent = extent || this.extent || frame.planes.map(({row, col}) => [mm(col), mm(row)]);
     const middle = frame.shape.map(n => n >> 1), voxel = this.state.voxel || frame.voxel || middle;
     this.state.voxel = voxel.map((at, i) => clamp(at, 0, frame.shape[i] - 1));
     while (this.planes.length < frame.planes.length) this.planes.push(new Plane(this, this.planes.length));
@@ -468,9 +522,8 @@ export class Viewer {
   set(change, quietly = false) {
     const new_ = {...this.state, ...change};
     if (change.voxel) new_.voxel = change.voxel.map((at, i) => clamp(at, 0, this.frame.shape[i] - 1));
-    const same = JSON.stringify(new_) === JSON.stringify(this.state);
+    if (JSON.stringify(new_) === JSON.stringify(this.state)) return;
     this.state = new_;
-    if (same) return;
     if (this.frame && this.scale) this.draw();
     if (!quietly) this.heard(Object.fromEntries(Object.keys(change).map(k => [k, this.state[k]])));
   }
@@ -499,7 +552,9 @@ export class Viewer {
     const [low, high] = frame.range[Math.min(state.channel, frame.range.length - 1)];
     const byte = frame.grey[state.channel*frame.grey.length/frame.channels + index];
     parts.push(`grey ${Number((low + byte/255*(high - low)).toPrecision(3))}`);
-    for (const what of ['truth', 'prediction']) if (frame[what]) parts.push(`${what} ${names(classesAt(frame, what, index))}`);
+    const whose = {truth: 'truth', prediction: look.sides[0] || 'prediction', other: look.sides[1] || 'other prediction'};
+    for (const [what, name] of Object.entries(whose))
+      if (frame[what]) parts.push(`${name} ${names(classesAt(frame, what, index))}`);
     if (frame.map) parts.push(`map ${(look.mapRange[0] + frame.map[index]/255*(look.mapRange[1] - look.mapRange[0])).toPrecision(2)}`);
     this.tell(parts.join(' · '));
   }
@@ -531,71 +586,14 @@ export class Viewer {
   remove() { this.watch.disconnect(); this.root.remove(); }
 }
 
-// --- as a widget
-
-const bytes = value => value == null ? null : new Uint8Array(value.buffer ?? value, value.byteOffset ?? 0, value.byteLength);
+const bytes = value => new Uint8Array(value.buffer ?? value, value.byteOffset ?? 0, value.byteLength);
 
 /** A frame from what Python sends: names of arrays are replaced by the arrays of the pool. */
 export function unpacked(frame, pool) {
-  const out = {...frame};
-  for (const name of ['grey', 'truth', 'prediction', 'valid', 'map']) out[name] = frame[name] == null ? null : pool(frame[name]);
-  if (frame.overlapping && frame.wide)
-    for (const name of ['truth', 'prediction']) if (out[name]) out[name] = new Uint32Array(out[name].slice().buffer);
+  const out = {...frame}, wide = {2: Uint16Array, 4: Uint32Array}[frame.wide];
+  for (const name of ['grey', 'truth', 'prediction', 'other', 'valid', 'map'])
+    out[name] = frame[name] == null ? null : pool(frame[name]);
+  for (const name of wide ? ['truth', 'prediction', 'other'] : [])
+    if (out[name]) out[name] = new wide(out[name].slice().buffer);
   return out;
 }
-
-const MODES = ['fill', 'outline', 'errors'], FRAMES = ['at', 'frames', 'pool'];
-const SAME = ['opacity', 'channel', 'truth', 'prediction', 'map', 'cross'];
-
-/** What is seen, from single numbers that sliders and boxes can be linked to. */
-function read(model) {
-  const classes = (model.get('look').classes ?? []).map((_, n) => n + 1), ndim = model.get('ndim');
-  return {
-    ...Object.fromEntries(SAME.map(k => [k, model.get(k)])),
-    voxel: [0, 1, 2].slice(0, ndim).map(i => model.get(`index_${i}`)),
-    mode: MODES[model.get('way')],
-    window: [model.get('black'), model.get('white')],
-    hidden: classes.filter(k => model.get(`class_${k}`) === false),
-  };
-}
-
-function write(model, change) {
-  const {voxel, window: shown, ...rest} = change;
-  for (const [i, at] of (voxel ?? []).entries()) model.set(`index_${i}`, at);
-  if (shown) { model.set('black', shown[0]); model.set('white', shown[1]); }
-  for (const [name, value] of Object.entries(rest)) if (SAME.includes(name)) model.set(name, value);
-  model.save_changes();
-}
-
-function linked(model) {
-  const classes = (model.get('look').classes ?? []).map((_, n) => `class_${n + 1}`);
-  return [...SAME, ...classes, 'index_0', 'index_1', 'index_2', 'way', 'black', 'white'];
-}
-
-export default {
-  render({model, el}) {
-    const viewer = new Viewer(el, model.get('look'), change => write(model, change));
-    const late = new Map();              // frames that came by message
-    const wanted = () => clamp(model.get('at'), 0, model.get('frames').length - 1);
-    const show = () => {
-      const k = wanted(), frame = model.get('frames')[k], arrays = model.get('pool');
-      if (frame == null && !late.has(k)) return model.send({need: k});
-      viewer.show(late.get(k) ?? unpacked(frame, n => bytes(arrays[n])), model.get('extent'));
-    };
-    const take = (message, buffers) => {
-      if (!message.frame) return;
-      late.set(message.k, unpacked(message.frame, n => bytes(buffers[n])));
-      while (late.size > message.keep) late.delete(late.keys().next().value);
-      if (message.k === wanted()) show();
-    };
-    const follow = () => { if (viewer.frame) viewer.set(read(model), true); };
-    viewer.state = {...viewer.state, ...read(model)};
-    const heard = [['msg:custom', take], ...FRAMES.map(name => [`change:${name}`, show]), ...linked(model).map(name => [`change:${name}`, follow])];
-    for (const [name, f] of heard) model.on(name, f);
-    show();
-    return () => {
-      for (const [name, f] of heard) model.off(name, f);
-      viewer.remove();
-    };
-  },
-};

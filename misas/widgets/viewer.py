@@ -71,27 +71,39 @@ def packed(
     pool: Pool,
     map: np.ndarray | None = None,  # (*S) uint8
     unit: str = 'mm',  # of the spacing
+    other: np.ndarray | None = None,  # another prediction, as `frame.prediction`
 ) -> dict:
-    "A frame as the page wants it; arrays are numbers of the pool."
+    "A frame as the page wants it; arrays are numbers of the pool. ValueError for more classes than a page tells apart."
     low, high = (np.broadcast_to(np.ravel(end), frame.n_channels).tolist() for end in windows)
-    labels = [a for a in (frame.labels, frame.prediction) if a is not None]
+    labels = [a for a in (frame.labels, frame.prediction, other) if a is not None]
     overlapping = any(is_stack(a) for a in labels)
-    wide = overlapping and max(len(a) for a in labels) > 8
-    code = _code(overlapping, np.uint32 if wide else np.uint8)
+    kind = _kind(labels, overlapping)
+    code = _code(overlapping, kind)
     affine = None if frame.affine is None else np.asarray(frame.affine).tolist()
-    arrays = dict(grey=frame.grey, truth=code(frame.labels), prediction=code(frame.prediction), map=map,
-                  valid=None if frame.valid is None else frame.valid.view(np.uint8))
+    arrays = dict(grey=frame.grey, truth=code(frame.labels), prediction=code(frame.prediction), other=code(other),
+                  map=map, valid=None if frame.valid is None else frame.valid.view(np.uint8))
     return dict(shape=list(frame.shape), spacing=[float(mm) for mm in frame.sample.spacing], affine=affine, unit=unit,
                 channels=frame.n_channels, range=list(zip(low, high)), planes=planes(frame.affine, frame.ndim),
-                overlapping=overlapping, wide=wide, **{name: pool.add(a) for name, a in arrays.items()})
+                overlapping=overlapping, wide=kind.itemsize, **{name: pool.add(a) for name, a in arrays.items()})
 
 
-def _code(overlapping, dtype):
-    "A function that makes one number of the labels of a voxel: its class, or a bit for each class."
-    def as_bits(a): return sum(mask.astype(dtype) << k for k, mask in enumerate(a))
+def _kind(labels, overlapping):
+    "The smallest type of numbers that tells the classes of a voxel: its class, or a bit for each class."
+    if overlapping and max(map(len, labels)) > 32:
+        raise ValueError(f'a viewer tells at most 32 overlapping classes apart, got {max(map(len, labels))}; keep some')
+    most = max((int(a.max(initial=0)) for a in labels), default=0)
+    if not overlapping and most > 65535: raise ValueError(
+        f'a viewer shows labels up to 65535, got {most}; give them smaller numbers: load(..., label_map=...)')
+    bits = max(map(len, labels)) if overlapping else most.bit_length()
+    return np.dtype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
+
+
+def _code(overlapping, kind):
+    "A function that makes one number of the labels of a voxel."
+    def as_bits(a): return sum(mask.astype(kind) << k for k, mask in enumerate(a))
     def code(a):
         if a is None: return None
-        return as_bits(a).astype(dtype) if overlapping else np.asarray(a).astype(np.uint8)
+        return as_bits(a).astype(kind) if overlapping else np.asarray(a).astype(kind)
     return code
 
 # %% ../../nbs/api/widgets/viewer.ipynb #f85ce923
@@ -100,13 +112,14 @@ PAGE = 100e6  # bytes that a page keeps of frames that come when asked for
 
 class Viewer(anywidget.AnyWidget):
     "Frames in the page; `at` says which one is seen. Its numbers can be linked to sliders in the browser (`jslink`)."
-    _esm = asset('viewer.js')
+    _esm = asset('viewer.js') + asset('viewer_widget.js')
     frames, pool, extent = T.List().tag(sync=True), T.List().tag(sync=True), T.List().tag(sync=True)
     look, at, ndim = T.Dict().tag(sync=True), T.Int(0).tag(sync=True), T.Int(2).tag(sync=True)
     index_0, index_1, index_2 = (T.Int(0).tag(sync=True) for _ in range(3))  # the voxel where slices cross
     black, white = T.Float(0).tag(sync=True), T.Float(255).tag(sync=True)  # bytes that are shown so
-    way = T.Int(0).tag(sync=True)  # 0: prediction filled, 1: as an outline, 2: only its errors
+    way = T.Int(0).tag(sync=True)  # 0: prediction filled, 1: as an outline, 2: only its errors, 3: what only one of two has
     opacity, channel = T.Float(.45).tag(sync=True), T.Int(0).tag(sync=True)
+    wipe = T.Float(1).tag(sync=True)  # share of the width with the prediction; beyond it is the other one
     truth, prediction, map, cross = (T.Bool(True).tag(sync=True) for _ in range(4))  # are they shown?
 
     def __init__(
