@@ -12,6 +12,7 @@ const DEFAULTS = {
   mapRange: [-1, 1],    // what these two values are
   height: 560,          // of the stage at most, in pixels
   name: 'image',        // for those who cannot see it
+  pointed: false,       // is a voxel chosen and marked in a picture, too, not only in a volume?
   sides: ['', ''],      // whose the prediction is, and whose the other one
 };
 
@@ -70,6 +71,9 @@ class Cut {
   }
 
   index(i, j) { return this.first + j*this.down + i*this.right; }
+
+  /** Numbers of voxels, row by row. */
+  values(data) { return Array.from({length: this.width*this.height}, (_, at) => data[this.index(at % this.width, Math.floor(at/this.width))]); }
 
   /** The voxel at a column and row of the picture. */
   voxel(i, j, from) {
@@ -173,19 +177,19 @@ export function pixels(frame, cut, state, look) {
   for (let v = 0; v < 256; v++) grey[v] = clamp(Math.floor((v - black)*scale + 1e-6), 0, 255);
   const first = colour ? [0, size, 2*size] : new Array(3).fill(state.channel*size);
   const filled = state.prediction && state.mode === 'fill' && frame.prediction;
-  const shown = state.map && frame.map && look.mapColours;
+  const shown = state.map && frame.map && look.mapColours && (frame.mapLimits ? mapPainter(frame, state, look) : number => look.mapColours[number]);
   for (let j = 0, at = 0; j < cut.height; j++)
     for (let i = 0, q = cut.index(0, j); i < cut.width; i++, q += cut.right, at += 4) {
       for (let c = 0; c < 3; c++) out[at + c] = grey[frame.grey[first[c] + q]];
       out[at + 3] = 255;
       if (filled) tint(out, at, frame, i < from ? 'prediction' : 'other', q, state, look);
-      if (shown) blend(out, at, look.mapColours[frame.map[q]], look.mapColours[frame.map[q]][3]/255);
+      if (shown) blend(out, at, shown(frame.map[q]));
       if (frame.valid && !frame.valid[q] && (i + j) % 4 === 0) out[at] = out[at + 1] = out[at + 2] = 90;
     }
   return out;
 }
 
-function blend(out, at, colour, alpha) {
+function blend(out, at, colour, alpha = colour[3]/255) {
   for (let c = 0; c < 3; c++) out[at + c] = Math.floor((1 - alpha)*out[at + c] + alpha*colour[c] + 1e-6);
 }
 
@@ -237,7 +241,7 @@ class Plane {
     pen.drawImage(this.voxels, fit.left, fit.top, cut.width*fit.x, cut.height*fit.y);
     this.drawLabels(pen, cut, fit);
     if (frame.other && state.mode !== 'differ') this.drawWipe(pen, cut, fit);
-    if (frame.planes.length > 1 && state.cross) this.drawCross(pen, cut, fit);
+    if (this.viewer.pointed && state.cross) this.drawCross(pen, cut, fit);
     this.drawSides(pen, cut, fit);
     const where = cut.plane.across < 0 ? '' : `, slice ${state.voxel[cut.plane.across] + 1} of ${frame.shape[cut.plane.across]}`;
     this.canvas.setAttribute('aria-label', `${look.name}${cut.plane.name ? `, ${cut.plane.name}` : ''}${where}`);
@@ -260,6 +264,7 @@ class Plane {
     }
     for (const k of state.truth && frame.truth ? (frame.overlapping ? numbers : [0]) : [])
       line(labelsOf(frame, 'truth', cut, state.hidden, k), [3, '#000'], [1.25, '#fff']);
+    if (state.region && frame.region) line(cut.values(frame.region), [3, '#000'], [1.25, '#fff']);
   }
 
   /** Masks of what only the prediction has of a class, and what only the truth, or the other prediction, has. */
@@ -411,7 +416,7 @@ class Plane {
   way(event) {
     if (this.wiping && event.buttons) return 'wipe';
     if (this.touches.size > 1 || event.buttons === 2) return 'window';
-    if (event.buttons === 4 || event.buttons === 1 && (event.shiftKey || this.viewer.frame.planes.length === 1)) return 'pan';
+    if (event.buttons === 4 || event.buttons === 1 && (event.shiftKey || !this.viewer.pointed)) return 'pan';
     return event.buttons === 1 ? 'cross' : 'hover';
   }
 
@@ -540,7 +545,12 @@ export class Viewer {
     this.draw();
   }
 
-  draw() { for (const plane of this.planes) plane.draw(); }
+  draw() {
+    for (const plane of this.planes) plane.draw();
+    if (this.frame.mapLimits) drawLegend(this);  // of viewer_map.js
+  }
+
+  get pointed() { return this.look.pointed || this.frame.planes.length > 1; }
 
   tell(text) { this.told.textContent = text; }
 
@@ -555,7 +565,8 @@ export class Viewer {
     const whose = {truth: 'truth', prediction: look.sides[0] || 'prediction', other: look.sides[1] || 'other prediction'};
     for (const [what, name] of Object.entries(whose))
       if (frame[what]) parts.push(`${name} ${names(classesAt(frame, what, index))}`);
-    if (frame.map) parts.push(`map ${(look.mapRange[0] + frame.map[index]/255*(look.mapRange[1] - look.mapRange[0])).toPrecision(2)}`);
+    if (frame.mapLimits) parts.push(mapWords(frame, index));
+    else if (frame.map) parts.push(`map ${(look.mapRange[0] + frame.map[index]/255*(look.mapRange[1] - look.mapRange[0])).toPrecision(2)}`);
     this.tell(parts.join(' · '));
   }
 
@@ -591,9 +602,10 @@ const bytes = value => new Uint8Array(value.buffer ?? value, value.byteOffset ??
 /** A frame from what Python sends: names of arrays are replaced by the arrays of the pool. */
 export function unpacked(frame, pool) {
   const out = {...frame}, wide = {2: Uint16Array, 4: Uint32Array}[frame.wide];
-  for (const name of ['grey', 'truth', 'prediction', 'other', 'valid', 'map'])
+  for (const name of ['grey', 'truth', 'prediction', 'other', 'valid', 'map', 'region'])
     out[name] = frame[name] == null ? null : pool(frame[name]);
   for (const name of wide ? ['truth', 'prediction', 'other'] : [])
     if (out[name]) out[name] = new wide(out[name].slice().buffer);
+  if (out.map && frame.mapTop > 255) out.map = new Uint16Array(out.map.slice().buffer);
   return out;
 }
