@@ -46,7 +46,7 @@ export default {
     };
     const follow = () => { if (viewer.frame) viewer.set(read(model), true); };
     viewer.state = {...viewer.state, ...read(model)};
-    const heard = [['msg:custom', take], ...FRAMES.map(name => [`change:${name}`, show]), ...linked(model).map(name => [`change:${name}`, follow])];
+    const heard = [['msg:custom', take], ['change:frames', () => late.clear()], ...FRAMES.map(name => [`change:${name}`, show]), ...linked(model).map(name => [`change:${name}`, follow])];
     for (const [name, f] of heard) model.on(name, f);
     show();
     return () => {
