@@ -16,13 +16,17 @@ from ..metrics.metric import as_metrics
 from ..sweep.sensitivity import Sensitivity
 from ..view import draw
 from ..view.words import score_text
-from .base import Panel, Picture, beside, blank, enlarged, show_if, with_text
-from .look import Frames, Look, as_frame, channel_windows, class_table
-from .tiles import TILE, CaseItems, Item, arranged, first_look, nothing, order_words, thumbnail
+from ..data.slices import cuts
+from .base import Panel, Picture, beside, blank, close_tree, enlarged, show_if, with_text
+from .controls import Controls
+from .look import Frame, Frames, as_frame, channel_windows, class_table
+from .tiles import TILE, CaseItems, Item, arranged, first_look, first_slice, nothing, order_words
+from .tiles import thumbnail
+from .viewer import Pool, extent, packed, printed, viewer_of
 
 # %% auto #0
-__all__ = ['PAGE', 'Order', 'lines_under', 'above_each_other', 'shortened', 'Tile', 'Pages', 'Chosen', 'check_items',
-           'with_thumbnails', 'first_frame', 'GalleryExplorer']
+__all__ = ['PAGE', 'Order', 'lines_under', 'above_each_other', 'shortened', 'Tile', 'Pages', 'packed_alone', 'Chosen',
+           'check_items', 'with_thumbnails', 'first_frame', 'GalleryExplorer']
 
 # %% ../../nbs/api/widgets/gallery.ipynb #e9ebae9d
 class Order(W.Box):
@@ -179,49 +183,116 @@ class Pages(W.VBox):
         tiles = [lines_under(t.picture.rgb, t.item.title, t.text) for t in self.tiles if t.seen]
         return above_each_other(beside(*tiles[i:i + 8], gap=6) for i in range(0, len(tiles), 8))
 
+# %% ../../nbs/api/widgets/gallery.ipynb #5973caff
+def packed_alone(frame: Frame) -> tuple:  # as `packed` makes it, Pool
+    "A frame with a pool of its own."
+    pool, unit = Pool(), 'mm' if frame.sample.spacing_known else 'pixels'
+    return packed(frame, frame.window, pool, unit=unit), pool
+
 # %% ../../nbs/api/widgets/gallery.ipynb #c4944e88
-class Chosen(W.Box):
-    "The picture of an item in full size, with its scores."
+class Chosen(W.VBox):
+    "An item in full size, in a viewer, with its scores."
     def __init__(
         self, first,  # a Sample or Frame, for the controls
         classes,  # names, without the background
         metrics: dict,  # name -> Metric
-        width: int,  # of the picture, in pixels
+        width: int | None,  # of the picture at most, in pixels; None: what there is
         name: str,  # what is seen, for those who cannot see it
     ):
-        self.classes, self.metrics = classes, metrics
-        self.picture, self.look = Picture(width, name=name), Look(first, classes)
-        self.title, self.numbers = W.HTML(), W.HTML()
-        named = dict(title='N-title', picture='O-chosen', numbers='N-chosen')
-        for k, cls in named.items(): getattr(self, k).add_class(cls)
-        layout = W.Layout(flex_flow='row wrap')
-        super().__init__([self.picture, W.VBox([self.title, self.look, self.numbers])], layout=layout)
+        self.classes, self.metrics, self.width, self.name = classes, metrics, width, name
+        self.title, self.numbers, self.frame, self.controls = W.HTML(), W.HTML(), None, None
+        self.title.add_class('N-title')
+        self.numbers.add_class('N-chosen')
+        self.about = W.VBox([self.title, self.numbers], layout=W.Layout(flex='1 1 200px'))
+        self.row = W.Box(layout=W.Layout(flex_flow='row wrap', grid_gap='8px 24px'))
+        super().__init__()
+        self._make(first if isinstance(first, Frame) else as_frame(first))
+
+    @property
+    def viewer(self): return self.controls.viewer
+    @property
+    def look(self): return self.controls.look
 
     def show(
         self, item: Item,
         frame,  # of it, or None
         table,  # (classes, metrics) scores
+        anew: bool = True,  # another case, of which the best slices are shown? False: the slices stay
     ):
-        "Draw an item; the picture first, as it may fail."
-        picture = item.thumbnail if frame is None else enlarged(self.look.picture(frame), self.picture.width)
+        "Show an item; the picture first, as it may fail."
+        if frame is not None: self._put(frame, anew)
         self.title.value = f'<b>{escape(item.title)}</b>' + (f': {escape(item.note)}' if item.note else '')
-        self.columns = {} if frame is None else self._texts(table)
+        self.columns = {} if frame is None else self._texts(table, frame.ndim)
         self.numbers.value = class_table(self.classes, self.columns) if self.columns else ''
-        self.picture.show(picture)
-        self.item = item
+        self.item, self.frame = item, frame
+        show_if(frame is not None, self.viewer, self.controls)
 
-    def _texts(self, table):
+    def _texts(self, table, ndim):
         "name of a metric -> texts of its scores, one a class."
-        ndim = self.look.sample.ndim
         return {name: [score_text(x, metric.unit_in(ndim), digits=3) for x in scores]
                 for (name, metric), scores in zip(self.metrics.items(), table.T)}
 
-    def snapshot(self) -> np.ndarray:  # (H, W, 3)
-        "The picture, with title and scores beside it."
-        pairs = [(name, zip(self.classes, texts)) for name, texts in self.columns.items()]
-        scores = [f'{name} of {c}: {text}' for name, of_class in pairs for c, text in of_class]
-        notes = [self.item.note] if self.item.note else []
-        return beside(self.picture.rgb, lines_under(blank(0, 400), self.item.title, *notes, *scores))
+    def unlink(self):
+        "Before all is closed."
+        self.controls.unlink()
+
+# %% ../../nbs/api/widgets/gallery.ipynb #c800ee7e
+@patch
+def _make(self: Chosen, frame):
+    "A viewer and controls for pictures, or for volumes."
+    before = self.controls
+    made, pool = packed_alone(frame)
+    viewer = viewer_of(len(self.classes))([made], pool, self.classes, name=self.name)
+    viewer.add_class('O-chosen')
+    if self.width is not None: viewer.layout.max_width = f'{self.width}px'
+    viewer.layout.flex, viewer.layout.min_width = '3 1 340px', '0'
+    self.controls = Controls(viewer, frame, self.classes)
+    self.row.children, self.children = [viewer, self.about], [self.row, self.controls]
+    if before is None: return
+    before.unlink()
+    for one in (before.viewer, before): close_tree(one)
+
+
+@patch
+def _put(self: Chosen, frame, anew):
+    "To the viewer."
+    if frame.ndim != self.viewer.ndim: self._make(frame)
+    self._fit(frame)
+    made, pool = packed_alone(frame)
+    places = {f'index_{axis}': first_slice(frame, axis, frame.prediction) for axis in self.controls.sliders}
+    viewer = self.viewer
+    with viewer.hold_sync():
+        viewer.pool, viewer.frames, viewer.extent = pool.bytes, [made], extent([made])
+        for trait, at in places.items() if anew else (): setattr(viewer, trait, at)
+
+
+@patch
+def _fit(self: Chosen, frame):
+    "Slices and channels of another case."
+    self.look.fit(frame)
+    for name, axis in cuts(frame.affine) if frame.ndim == 3 else ():
+        slider = self.controls.sliders[axis]
+        slider.description, slider.max = name, frame.shape[axis] - 1
+        show_if(slider.max > 0, slider)
+    show_if(False, self.look.axis, self.look.slice)  # each direction has a slider of its own
+
+# %% ../../nbs/api/widgets/gallery.ipynb #b1393f89
+@patch
+def snapshot(self: Chosen) -> np.ndarray:  # (H, W, 3)
+    "The picture, with title and scores beside it."
+    pairs = [(name, zip(self.classes, texts)) for name, texts in self.columns.items()]
+    scores = [f'{name} of {c}: {text}' for name, of_class in pairs for c, text in of_class]
+    notes = [self.item.note] if self.item.note else []
+    return beside(self.picture(), lines_under(blank(0, 400), self.item.title, *notes, *scores))
+
+
+@patch
+def picture(self: Chosen) -> np.ndarray:  # (H, W, 3)
+    "What the viewer shows."
+    frame = self.frame
+    if frame is None: return nothing()
+    sample = frame.sample.replace(image=frame.grey, labels=frame.labels, valid=frame.valid)
+    return enlarged(printed(sample, frame.prediction, self.viewer, (0., 255.)), self.width or 320)
 
 # %% ../../nbs/api/widgets/gallery.ipynb #3cacb008
 def check_items(
@@ -273,7 +344,7 @@ class GalleryExplorer(Panel):
         sample=None,  # a Sample of which all items are variants; None: every item is of another one
         order='worst',  # or 'best', 'given'
         lines='truth',  # what the lines are, for those who cannot see them
-        width=320,  # of the enlarged picture, in pixels
+        width=None,  # of the enlarged picture at most, in pixels; None: what the cell has
         progress=True,  # show a progress bar while thumbnails are made?
     ):
         if order not in ('worst', 'best', 'given'):
@@ -289,15 +360,23 @@ class GalleryExplorer(Panel):
         self._build(title)
         self._observe()
         self.sort()
-        self.picture.show(nothing())
         self.guarded(self.enlarge, self.shown[0])
+
+    @property
+    def viewer(self): "The viewer of the chosen item."; return self.large.viewer
+    @property
+    def look(self): "Classes, way of drawing, opacity, channel."; return self.large.look
+
+    def close(self):
+        if 'large' in vars(self): self.large.unlink()
+        super().close()
 
 # %% ../../nbs/api/widgets/gallery.ipynb #a6efc29d
 @patch
 def _build(self: GalleryExplorer, title):
     "Where things stand; the parts are known by their own names, too."
     for part, names in ((self.choice, 'score order only limit'), (self.page, 'tiles previous next where'),
-                        (self.large, 'picture look title numbers')):
+                        (self.large, 'title numbers')):
         for name in names.split(): setattr(self, name, getattr(part, name))
     self.children = [W.HTML(title), self.choice, self.page, self.large, self.message]
 
@@ -307,8 +386,6 @@ def _observe(self: GalleryExplorer):
     for control in (self.score, self.order, self.only, self.limit): self.watch(control, lambda _: self.sort())
     self.watch(self.previous, lambda: self.turn(-1))
     self.watch(self.next, lambda: self.turn(1))
-    self.watch(self.look.axis, lambda axis: self.to_axis(axis))
-    for control in self.look.controls: self.watch(control, lambda _: self.redraw())
     for tile in self.tiles: self.watch(tile.button, partial(lambda tile: self.enlarge(tile.number), tile))
 
 # %% ../../nbs/api/widgets/gallery.ipynb #adf4394f
@@ -337,16 +414,9 @@ def enlarge(self: GalleryExplorer, i: int):  # number of the item, in the order 
     last = len(self.items) - 1
     if not 0 <= i <= last: raise ValueError(f'item {i} is not one of the {last + 1} (0 to {last})')
     frame = None if self.items[i].frame is None else self.frames[i]  # where this fails, all stays as it is
-    if frame is not None and self.sample is None:
-        with self.quietly(): self.look.fit(frame)
-    self._draw(int(i))
-
-
-@patch
-def _draw(self: GalleryExplorer, i):
-    frame = None if self.items[i].frame is None else self.frames[i]
-    self.large.show(self.items[i], frame, self.table[i])
-    self.chosen = i
+    anew = self.chosen is None or self.sample is None
+    self.large.show(self.items[i], frame, self.table[i], anew)
+    self.chosen = int(i)
     self.page.mark(i)
 
 
@@ -357,19 +427,6 @@ def snapshot(self: GalleryExplorer) -> np.ndarray:
     parts = [head, self.page.snapshot()]
     if self.chosen is not None: parts.append(self.large.snapshot())
     return above_each_other(parts)
-
-# %% ../../nbs/api/widgets/gallery.ipynb #8aa58afc
-@patch
-def redraw(self: GalleryExplorer):
-    "Draw the chosen item."
-    if self.chosen is not None: self._draw(self.chosen)
-
-
-@patch
-def to_axis(self: GalleryExplorer, axis: int):
-    "Cut a volume across another axis."
-    with self.quietly(): self.look.to_axis(axis)
-    self.redraw()
 
 # %% ../../nbs/api/widgets/gallery.ipynb #e176c799
 @patch(cls_method=True)

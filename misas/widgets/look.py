@@ -31,6 +31,7 @@ class Frame(NamedTuple):
     valid: np.ndarray | None  # (*S)
     prediction: np.ndarray | None  # (*S)
     sample: Sample  # one voxel of it, for spacing, affine and names
+    window: tuple = (0., 255.)  # (black, white), with which it was made
 
     @property
     def shape(self): "Spatial shape."; return self.grey.shape[1:]
@@ -75,7 +76,7 @@ def as_frame(
     lo, hi = window or channel_windows(sample.image)
     grey = ((sample.image - lo)*(255/np.maximum(hi - lo, 1e-12))).clip(0, 255).astype(np.uint8)
     tiny = sample.replace(image=np.zeros((1, *[1]*sample.ndim)), labels=None, valid=None)
-    return Frame(grey, _small(sample.labels), sample.valid, _small(prediction), tiny)
+    return Frame(grey, _small(sample.labels), sample.valid, _small(prediction), tiny, (lo, hi))
 
 
 def _small(labels):
