@@ -85,7 +85,11 @@ class Curves {
 
 export default {
   render({model, el}) {
-    const curves = new Curves(el, at => { model.set('at', at); model.save_changes(); });
+    const curves = new Curves(el, at => {
+      model.set('at', at);
+      model.set('hand', model.get('hand') + 1);  // see InPage
+      model.save_changes();
+    });
     const names = () => model.get('names'), last = () => names().values.length - 1;
     const move = () => curves.mark(Math.min(Math.max(0, model.get('at')), last()),
       names().classes.map((_, n) => n + 1).filter(k => model.get(`class_${k}`) === false));

@@ -558,7 +558,8 @@ export class Viewer {
   tellAt(voxel) {
     const {frame, state, look} = this, steps = strides(frame.shape), index = voxel.reduce((sum, at, i) => sum + at*steps[i], 0);
     const names = found => found.length ? found.map(k => look.classes[k - 1] ?? k).join(' + ') : NOTHING;
-    const parts = [`voxel ${voxel.join(', ')}`, `${this.placed(voxel).map(x => x.toFixed(1)).join(', ')} ${frame.unit || 'mm'}`];
+    const whole = voxel.map((at, i) => at + (frame.first?.[i] ?? 0));  // in the image that the frame is a part of
+    const parts = [`voxel ${whole.join(', ')}`, `${this.placed(whole).map(x => x.toFixed(1)).join(', ')} ${frame.unit || 'mm'}`];
     const [low, high] = frame.range[Math.min(state.channel, frame.range.length - 1)];
     const byte = frame.grey[state.channel*frame.grey.length/frame.channels + index];
     parts.push(`grey ${Number((low + byte/255*(high - low)).toPrecision(3))}`);
@@ -601,7 +602,7 @@ const bytes = value => new Uint8Array(value.buffer ?? value, value.byteOffset ??
 
 /** A frame from what Python sends: names of arrays are replaced by the arrays of the pool. */
 export function unpacked(frame, pool) {
-  const out = {...frame}, wide = {2: Uint16Array, 4: Uint32Array}[frame.wide];
+  const out = {...frame}, wide = {2: Uint16Array, 4: Uint32Array}[frame.labelBytes];
   for (const name of ['grey', 'truth', 'prediction', 'other', 'valid', 'map', 'region'])
     out[name] = frame[name] == null ? null : pool(frame[name]);
   for (const name of wide ? ['truth', 'prediction', 'other'] : [])

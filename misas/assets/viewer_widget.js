@@ -20,6 +20,7 @@ function write(model, change) {
   for (const [i, at] of (voxel ?? []).entries()) model.set(`index_${i}`, at);
   if (shown) { model.set('black', shown[0]); model.set('white', shown[1]); }
   for (const [name, value] of Object.entries(rest)) if (SAME.includes(name)) model.set(name, value);
+  model.set('hand', model.get('hand') + 1);  // see InPage
   model.save_changes();
 }
 

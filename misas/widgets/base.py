@@ -8,9 +8,12 @@ from __future__ import annotations
 import io
 from contextlib import contextmanager
 from html import escape
+from typing import Any
 
+import anywidget
 import ipywidgets as W
 import numpy as np
+import traitlets as T
 from fastcore.basics import patch
 
 from ..view import draw, plot
@@ -19,7 +22,7 @@ from ..view.page import asset
 
 # %% auto #0
 __all__ = ['STAYS', 'PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'png64', 'enlarged', 'with_text', 'Picture',
-           'close_tree', 'show_if', 'open_widgets', 'Panel', 'working', 'CurvePicture']
+           'close_tree', 'show_if', 'open_widgets', 'InPage', 'Panel', 'working', 'CurvePicture']
 
 # %% ../../nbs/api/widgets/base.ipynb #15bc86dc
 def as_bytes(
@@ -149,6 +152,22 @@ def open_widgets() -> int:
     "How many widgets the kernel keeps."
     from ipywidgets.widgets import widget
     return len(widget._instances)
+
+# %% ../../nbs/api/widgets/base.ipynb #09f6507a
+class InPage(anywidget.AnyWidget):
+    "A widget of our own in the page."
+    hand = T.Int(0).tag(sync=True)  # how often a hand changed something
+
+    def __init__(self, **kw: Any):
+        self.joined = set()  # traits that are linked in the page and in the kernel; see `misas.widgets.controls.Joined`
+        super().__init__(**kw)
+
+    def set_state(self, sync_data: dict):  # what the page tells
+        "Take over what a hand did; of links only what is not known otherwise."
+        repeated = {} if 'hand' in sync_data else {k: sync_data[k] for k in sync_data if k in self.joined}
+        if repeated: self._send(dict(method='echo_update', state=repeated, buffer_paths=[]))  # the page waits for it
+        rest = {k: value for k, value in sync_data.items() if k not in repeated}
+        if rest: super().set_state(rest)
 
 # %% ../../nbs/api/widgets/base.ipynb #d683c9f2
 PANELS = {}  # cell -> (its execution count, panels made in it)

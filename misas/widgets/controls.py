@@ -11,7 +11,7 @@ import ipywidgets as W
 
 from ..data.sample import Sample
 from ..data.slices import cuts
-from .base import show_if
+from .base import InPage, show_if
 from .look import Look
 from .viewer import Viewer
 
@@ -26,6 +26,8 @@ class Joined:
     ):
         self.pairs, self._page = ((one, other), (other, one)), W.jslink(one, other)
         for (widget, trait), _ in self.pairs: widget.observe(self._follow, trait)
+        for widget, trait in (one, other):
+            if isinstance(widget, InPage): widget.joined.add(trait)
         self._set(one, getattr(*other))
 
     def _follow(self, change):
@@ -39,7 +41,9 @@ class Joined:
         with widget._lock_property(**{trait: value}) if silent else nullcontext(): setattr(widget, trait, value)
 
     def unlink(self):
-        for (widget, trait), _ in self.pairs: widget.unobserve(self._follow, trait)
+        for (widget, trait), _ in self.pairs:
+            widget.unobserve(self._follow, trait)
+            if isinstance(widget, InPage): widget.joined.discard(trait)
         self._page.close()
 
 # %% ../../nbs/api/widgets/controls.ipynb #050a0542

@@ -8,13 +8,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import anywidget
 import traitlets as T
 
 from ..sweep.sensitivity import Sensitivity
 from ..view import draw
 from ..view.page import asset
 from ..view.words import change_text, score_text
+from .base import InPage
 from .svg import curve_svg
 
 # %% auto #0
@@ -40,7 +40,7 @@ def _curve(result, table, kind, same, ndim):
     return dict(**drawn._asdict(), label=kind.label(ndim), scores=scores, changes=changes)
 
 
-class CurveView(anywidget.AnyWidget):
+class CurveView(InPage):
     "The curves of a sweep in the page: of one metric at a time, with a marker at one value."
     _esm = asset('curve.js')
     curves, names = T.List().tag(sync=True), T.Dict().tag(sync=True)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
-import anywidget
 import numpy as np
 import traitlets as T
 
@@ -18,7 +17,7 @@ from ..data.sample import Sample
 from ..data.slices import cuts, slice_axes, slice_letters
 from ..view import draw
 from ..view.page import asset
-from .base import beside, png64
+from .base import InPage, beside, png64
 from .look import Frame, as_frame, channel_windows
 
 # %% auto #0
@@ -84,7 +83,7 @@ def packed(
                   map=map, valid=None if frame.valid is None else frame.valid.view(np.uint8))
     return dict(shape=list(frame.shape), spacing=[float(mm) for mm in frame.sample.spacing], affine=affine, unit=unit,
                 channels=frame.n_channels, range=list(zip(low, high)), planes=planes(frame.affine, frame.ndim),
-                overlapping=overlapping, wide=kind.itemsize, **{name: pool.add(a) for name, a in arrays.items()})
+                overlapping=overlapping, labelBytes=kind.itemsize, **{name: pool.add(a) for name, a in arrays.items()})
 
 
 def _kind(labels, overlapping):
@@ -110,7 +109,7 @@ def _code(overlapping, kind):
 PAGE = 100e6  # bytes that a page keeps of frames that come when asked for
 
 
-class Viewer(anywidget.AnyWidget):
+class Viewer(InPage):
     "Frames in the page; `at` says which one is seen. Its numbers can be linked to sliders in the browser (`jslink`)."
     _esm = asset('viewer.js') + asset('viewer_widget.js')
     frames, pool, extent = T.List().tag(sync=True), T.List().tag(sync=True), T.List().tag(sync=True)
