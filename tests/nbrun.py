@@ -40,14 +40,6 @@ def write(nb, path):
 def source(cell): return ''.join(cell['source'])
 
 
-def small_png(png):
-    "The same picture (base64) with 200 colours, which halves a notebook or more."
-    from PIL import Image
-    out = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB').quantize(200, dither=Image.Dither.NONE).save(out, 'PNG', optimize=True)
-    return min(base64.b64encode(out.getvalue()).decode(), png, key=len)
-
-
 def clean_outputs(outputs):
     "What is worth committing of a cell's outputs: no progress bars, no widget state, no memory addresses."
     res = []
@@ -59,7 +51,6 @@ def clean_outputs(outputs):
             if not o['data'] or o['data'].keys() == {'text/plain'} and 'jupyter.widget' in str(outputs): continue
             if 'image/png' in o['data']:
                 o['data'].pop('image/jpeg', None)
-                o['data']['image/png'] = small_png(o['data']['image/png'])
             o['metadata'] = {k: v for k, v in o.get('metadata', {}).items() if k in o['data']}
             if 'text/plain' in o['data']: o['data']['text/plain'] = [re.sub(r' at 0x[0-9a-f]+', '', l) for l in o['data']['text/plain']]
         res.append(o)
@@ -91,7 +82,7 @@ def run(path):
     from execnb.shell import CaptureShell
     same_luck()
     nb, here = read(path), os.getcwd()
-    shell = CaptureShell(mpl_format='png')
+    shell = CaptureShell(mpl_format='retina')  # twice as many pixels as are shown, so that screens of today show them sharp
     shell.run("import matplotlib; matplotlib.rcdefaults(); matplotlib.use('module://matplotlib_inline.backend_inline'); "
               "matplotlib.rcParams.update({'figure.dpi': 80, 'savefig.dpi': 80, 'savefig.bbox': 'tight'})")
     shell.run("import pandas; pandas.set_option('display.max_colwidth', 600)")  # whole sentences, as fastai sets it
@@ -106,8 +97,85 @@ def run(path):
                 raise CellError(told.encode(errors='backslashreplace').decode()) from shell.exc
             cell['outputs'], cell['execution_count'] = clean_outputs(outs), None
     finally: os.chdir(here)
+    small_pictures(nb, limit(path))
     nb['metadata'] = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
     return nb
+
+
+# ---- pictures that are sharp, in notebooks that stay small ----
+
+QUALITIES = (2, 64, 120), (2, 40, 80), (2, 28, 56), (1.5, 28, 56), (1, 40, 80), (1, 28, 56)
+# pixels for each that is shown, shades of grey, colours: from the best on, until the notebook is small enough
+
+
+def limit(path):
+    "Bytes that a notebook may have."
+    return 1_000_000 if Path(path).relative_to(NBS).parts[0] in ('cases', 'tutorials', 'guides', 'benchmarks') else 300_000
+
+
+def bundles(nb):
+    "The outputs of a notebook that hold a PNG."
+    return [o for cell in nb['cells'] for o in cell.get('outputs', ()) if 'image/png' in o.get('data', {})]
+
+
+def small_pictures(nb, most):
+    "Make the PNGs of a notebook smaller, all in the same way, so that it has not more than `most` bytes."
+    pictures = [o['data'] for o in bundles(nb)]
+    whole = [''.join(data['image/png']) for data in pictures]
+    shown = [shown_width(o) for o in bundles(nb)]
+    rest = len(json.dumps(nb, indent=1, ensure_ascii=False).encode()) - sum(map(len, whole))
+    for quality in QUALITIES:
+        made = [small_png(png, width, *quality) for png, width in zip(whole, shown)]
+        if rest + sum(map(len, made)) < .97*most: break
+    for data, png in zip(pictures, made if pictures else ()): data['image/png'] = png
+
+
+def shown_width(output):
+    "How many pixels wide a page shows a picture."
+    from PIL import Image
+    told = output.get('metadata', {}).get('image/png', {})
+    return told.get('width') or Image.open(io.BytesIO(base64.b64decode(''.join(output['data']['image/png'])))).width
+
+
+def small_png(png, width, times, greys, colours):
+    "A picture (base64) with at most so many pixels for each of the `width` that are shown, and fewer shades."
+    from PIL import Image
+    picture, out = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB'), io.BytesIO()
+    scale = times*width/picture.width
+    if scale < 1: picture = picture.resize([round(scale*n) for n in picture.size], Image.Resampling.LANCZOS)
+    few_colours(picture, greys, colours).save(out, 'PNG', optimize=True)
+    return min(base64.b64encode(out.getvalue()).decode(), png, key=len)
+
+
+def few_colours(picture, greys, colours):
+    "Evenly spaced greys; of colours the most frequent as they are, and means of the others. Every pixel gets the nearest."
+    import numpy as np
+    from PIL import Image
+    from scipy.spatial import cKDTree
+    packed = np.asarray(picture).astype(np.int32) @ [65536, 256, 1]
+    codes, counts = np.unique(packed, return_counts=True)
+    seen = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], -1)
+    levels = np.linspace(0, 255, greys).round()[:, None].repeat(3, 1)
+    table = np.concatenate([levels, main_colours(seen, counts, colours)])
+    nearest = np.zeros(1 << 24, np.uint8)
+    nearest[codes] = cKDTree(table).query(seen)[1]
+    out = Image.fromarray(nearest[packed])
+    out.putpalette(table.astype(np.uint8).tobytes())
+    return out
+
+
+def main_colours(seen, counts, most):
+    "The colours (n, 3) that stand for all that are not grey: a third is taken as it is, so that those of legends are right."
+    import numpy as np
+    from PIL import Image
+    coloured = np.ptp(seen, -1) > 10
+    seen, counts = seen[coloured], counts[coloured]
+    if len(seen) <= most: return seen
+    order = np.argsort(-counts, kind='stable')
+    exact, others = seen[order[:most//3]], order[most//3:]
+    often = seen[others].repeat(np.maximum(1, np.sqrt(counts[others]).astype(int)), 0).astype(np.uint8)
+    means = Image.fromarray(often[None]).quantize(most - len(exact), dither=Image.Dither.NONE).getpalette()
+    return np.concatenate([exact, np.reshape(means, (-1, 3))[:most - len(exact)]])
 
 
 # ---- a process for each notebook ----
@@ -177,11 +245,13 @@ def same_text(a, b, rel=.02, tol=.011):
 
 
 def same_picture(a, b, tol=8):
-    "Do two PNGs (base64) show the same at the size of a thumbnail?"
+    "Do the PNGs of two outputs show the same at the size of a thumbnail, and take as much room on the page?"
     import numpy as np
     from PIL import Image
-    a, b = (Image.open(io.BytesIO(base64.b64decode(''.join(o)))).convert('L') for o in (a, b))
-    if abs(a.width - b.width) > .03*a.width + 3 or abs(a.height - b.height) > .03*a.height + 3: return False
+    wide = [shown_width(o) for o in (a, b)]
+    a, b = (Image.open(io.BytesIO(base64.b64decode(''.join(o['data']['image/png'])))).convert('L') for o in (a, b))
+    high = [width*one.height/one.width for width, one in zip(wide, (a, b))]
+    if any(abs(one - other) > .03*one + 3 for one, other in (wide, high)): return False
     a, b = (np.asarray(o.resize((64, 64))).astype(float) for o in (a, b))
     return np.abs(a - b).mean() < tol
 
@@ -195,9 +265,9 @@ def output_drift(old, new):
         if kinds(oa) != kinds(ob): return f'cell {i} has outputs {kinds(oa)}, a fresh run gives {kinds(ob)}'
         if VOLATILE in source(a): continue
         for x, y in zip(oa, ob):
-            text = lambda o: ''.join(o['text'] if 'text' in o else o['data'].get('text/plain', ''))
+            text = lambda o: ''.join(o['text'] if 'text' in o else '' if 'image/png' in o['data'] else o['data'].get('text/plain', ''))
             if not same_text(text(x), text(y)): return f'cell {i} shows\n{text(x)}\na fresh run gives\n{text(y)}'
-            if 'image/png' in x.get('data', {}) and not same_picture(x['data']['image/png'], y['data']['image/png']):
+            if 'image/png' in x.get('data', {}) and not same_picture(x, y):
                 return f'cell {i} shows a picture that a fresh run does not give'
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..metrics.tables import ceiling_tables, of_samples, one_metric, score_tables, worst_value
 from ..statistics import bootstrap
+from .layout import SMALL
 from .panels import beside, legend, looks, panels, whiskers
 from .plot import measure, plain_text, score_ends
 
@@ -84,7 +85,7 @@ def _finish(ax, here, row, transform, ends):
     note = _gone(np.concatenate([table.to_numpy().ravel() for table in here.values()]))
     title = ', '.join(filter(None, (row, '' if scale.ordered else transform.name)))
     ax.set_title(plain_text(title), fontsize=9, pad=13 if note else 5)
-    if note: ax.text(.5, 1.02, note, transform=ax.transAxes, ha='center', va='bottom', fontsize=7, color='.35')
+    if note: ax.text(.5, 1.02, note, transform=ax.transAxes, ha='center', va='bottom', fontsize=SMALL, color='.35')
     room = .08*(ends[1] - ends[0])
     ax.set_ylim(ends[0] - room, ends[1] + room)
     ax.grid(alpha=.3)

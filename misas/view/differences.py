@@ -8,7 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..metrics.tables import size_name
-from .plot import colour, with_unit
+from .draw import colour
+from .layout import OUTSIDE, SMALL, grow
+from .plot import with_unit
 
 # %% auto #0
 __all__ = ['difference_curves']
@@ -80,10 +82,10 @@ def difference_curves(
     for ax, name in zip(axs.flat, names):
         _transform(ax, rows[rows['transform'] == name], transforms[name], colours, level)
     for ax in axs.flat[:len(names)]: ax.set_ylim(_limits(rows))
-    for ax in axs[:, 0]: ax.set_ylabel(_label(metric, models, ndim), fontsize=8)
+    for ax in axs[:, 0]: ax.set_ylabel(_label(metric, models, ndim), fontsize=SMALL)
     fig.tight_layout()
-    outside = dict(loc='upper left', bbox_to_anchor=(1.02, 1), borderaxespad=0, frameon=False)
-    axs[0, -1].legend(handles=_marks(rows, colours, level), fontsize=7, **outside)
+    axs[0, -1].legend(handles=_marks(rows, colours, level), **OUTSIDE)
+    grow(fig)
     return fig
 
 

@@ -17,16 +17,31 @@ from ..data.sample import Sample
 from ..data.slices import best_slice, slice_array, take_slice
 
 # %% auto #0
-__all__ = ['COLOURS', 'colour', 'rgb', 'classes_in', 'grey_window', 'nearest', 'same_place', 'as_prediction', 'flat', 'overlay',
-           'font', 'save_gif']
+__all__ = ['COLOURS', 'MARKER', 'HATCHES', 'DASHES', 'colour', 'hatch', 'dash', 'rgb', 'classes_in', 'grey_window', 'nearest',
+           'same_place', 'as_prediction', 'flat', 'overlay', 'font', 'save_gif']
 
 # %% ../../nbs/api/view/draw.ipynb #eb835af9
-COLOURS = '#56B4E9', '#E69F00', '#009E73', '#CC79A7', '#F0E442', '#D55E00', '#0072B2'
+COLOURS = (
+    '#6996FF', '#D29600', '#1EB4A5', '#A56969', '#2D00FF', '#A50000', '#783C69', '#0087A5', '#96A578', '#0F4BA5',
+    '#B45A00', '#005A3C', '#A52D4B', '#4B873C', '#1E7878', '#009678', '#1E6996', '#3C5A1E', '#3C9696', '#F04B4B')
+MARKER = '#ff2fd0'  # of crosshairs and of the value that is shown: no class has it
+HATCHES = '', '////', '....', 'xxxx'  # of the first 20 classes, of the next ones, ...
+DASHES = '-', '--', ':', '-.'
 
 
 def colour(k: int) -> str:  # number of a class, 1 or more
     "Colour of a class."
     return COLOURS[(int(k) - 1) % len(COLOURS)]
+
+
+def hatch(k: int) -> str:  # of a filling, as matplotlib writes it
+    "Pattern that tells a class from another one of the same colour."
+    return HATCHES[(int(k) - 1)//len(COLOURS) % len(HATCHES)]
+
+
+def dash(k: int) -> str:  # of a line, as matplotlib writes it
+    "The same for lines."
+    return DASHES[(int(k) - 1)//len(COLOURS) % len(DASHES)]
 
 
 def rgb(k: int) -> np.ndarray:  # (3,) uint8; k: number of a class, 1 or more
@@ -99,7 +114,7 @@ def overlay(
     window: tuple | None = None,  # (black, white)
     scale: int | None = None,  # screen pixels a voxel; None: until the picture has 256 rows or columns
     alpha: float = .45,  # of the filling
-    filled: bool = True,  # fill the prediction; else draw its outline, and that of the truth in white
+    filled: bool = True,  # fill the prediction; else draw its outline
     classes: Iterable[int] | None = None,  # numbers of the classes to show; None: all
     channel: int = 0,  # of the image; ignored for pictures with three, which are taken for colours, unless it is not 0
 ) -> np.ndarray:  # (H, W, 3) uint8
@@ -114,11 +129,10 @@ def overlay(
     out = _grey(picture, channel, window, big)
     truth = None if picture.labels is None else big(_only(picture.labels, classes))
     answer = None if answer is None else big(_only(answer, classes))
-    outlined = not filled and answer is not None
     if answer is not None and filled: _tint(out, answer, alpha)
     if picture.valid is not None: out[~big(picture.valid) & ((rows[:, None] + cols[None]) % 8 == 0)] = 90  # hatching
-    if truth is not None: _edges(out, truth, 255 if outlined else None)
-    if outlined: _edges(out, answer)
+    if answer is not None and not filled: _edges(out, answer)
+    if truth is not None: _edges(out, truth, coloured=answer is None)
     return out
 
 # %% ../../nbs/api/view/draw.ipynb #d36b3eae
@@ -154,18 +168,18 @@ def _tint(out, labels, alpha):
         out[mask] = ((1 - alpha)*out[mask] + alpha*rgb(k)).astype(np.uint8)
 
 
-def _edges(out, labels, grey=None):
-    "Draw the inner border of every class, in its colour or in grey."
+def _edges(out, labels, coloured=True):
+    "Draw the inner border of every class, in its colour, or in white with black around."
     if is_stack(labels):
-        for k in classes_in(labels): _edges(out, np.where(labels[k - 1], k, 0), grey)
+        for k in classes_in(labels): _edges(out, np.where(labels[k - 1], k, 0), coloured)
         return
     padded = np.pad(labels, 1)
     height, width = labels.shape
-    edge = np.zeros(labels.shape, bool)
-    for i, j in ((0, 1), (2, 1), (1, 0), (1, 2)): edge |= padded[i:i + height, j:j + width] != labels
-    edge &= labels > 0
+    beside = [padded[i:i + height, j:j + width] for i, j in ((0, 1), (2, 1), (1, 0), (1, 2))]
+    edge = (labels > 0) & np.any([one != labels for one in beside], 0)
     table = np.stack([rgb(max(k, 1)) for k in range(int(labels.max()) + 1)])
-    out[edge] = table[labels[edge]] if grey is None else grey
+    out[edge] = table[labels[edge]] if coloured else 255
+    if not coloured: out[(labels == 0) & np.any(beside, 0)] = 0
 
 # %% ../../nbs/api/view/draw.ipynb #96ff985e
 @lru_cache

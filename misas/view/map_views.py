@@ -12,6 +12,7 @@ import numpy as np
 from ..data.sample import Sample
 from ..data.slices import cuts, slice_axes, slice_letters
 from . import plot
+from .layout import SMALL, grow
 from .maps import as_map, as_mask, check_limit, colour_bar, draw_map, flat_map, focus, map_limit, of_channel
 from .maps import panels, size_mm, smooth_map
 
@@ -64,7 +65,7 @@ def side_letters(
     from matplotlib.patheffects import withStroke
     left, right = dict(x=.02, y=.75, ha='left', va='center'), dict(x=.98, y=.75, ha='right', va='center')
     top, bottom = dict(x=.25, y=.98, ha='center', va='top'), dict(x=.25, y=.02, ha='center', va='bottom')
-    look = dict(color='w', fontsize=7, weight='bold', path_effects=[withStroke(linewidth=1.5, foreground='k')])
+    look = dict(color='w', fontsize=SMALL, weight='bold', path_effects=[withStroke(linewidth=1.5, foreground='k')])
     for text, place in zip(letters, (left, right, top, bottom)):
         ax.text(s=text, transform=ax.transAxes, **place, **look)
 
@@ -119,6 +120,7 @@ def volume_views(
     if sample.affine is not None: _letter_all(axs, sample.affine)
     fig.suptitle(title, fontsize=9)
     colour_bar(axs[0, 0], shown, limit, unit, cax=cax, **look)
+    grow(fig)
     return fig
 
 # %% ../../nbs/api/view/map_views.ipynb #586fa515
@@ -150,6 +152,7 @@ def picture_views(
         image, values = of_channel(sample, whole, i - 1 if i else None)
         draw_map(ax, *flat_map(image, values, mask, index, axis), limit, None if i else window, titles[i], **look)
     colour_bar(axs[0, 0], shown, limit, unit, cax=cax, **look)
+    grow(fig)
     return fig
 
 

@@ -14,6 +14,7 @@ from ..data.slices import best_slice, slice_array, take_slice
 from ..data.labels import to_numpy
 from . import plot
 from .draw import nearest
+from .layout import SMALL, grow
 from .thin import points, with_room
 
 if TYPE_CHECKING:
@@ -259,8 +260,8 @@ def colour_bar(
     where = dict(ax=ax, shrink=.8, aspect=18, pad=.03) if cax is None else dict(cax=cax)
     bar = ax.figure.colorbar(ScalarMappable(Normalize(first, limit), colours), extend=ends, format=_two_digits,
                              ticks=np.linspace(first, limit, 5), **where)
-    bar.set_label('\n'.join(o for o in (unit or 'attribution', note) if o), fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    bar.set_label('\n'.join(o for o in (unit or 'attribution', note) if o), fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL)
     return bar
 
 
@@ -287,9 +288,10 @@ def show_map(
     total = smooth_map(total, sample.spacing, smooth)
     flat, values, mask = flat_map(image, total, as_mask(sample, target), index, axis)
     limit = check_limit(limit, total)
-    ax = draw_map(ax, flat, values, mask, limit, window, flat.name if title is None else title, **look)
-    if bar: colour_bar(ax, total, limit, unit, **look)
-    return ax.figure
+    fig_ax = draw_map(ax, flat, values, mask, limit, window, flat.name if title is None else title, **look)
+    if bar: colour_bar(fig_ax, total, limit, unit, **look)
+    if ax is None: grow(fig_ax.figure)
+    return fig_ax.figure
 
 # %% ../../nbs/api/view/maps.ipynb #cee192fe
 def panels(
@@ -345,4 +347,5 @@ def side_by_side(
         draw_map(ax, *flat_map(sample, total, mask, index, axis), limit, window, title, **look)
     lowest = -1. if any(total.min() < 0 for total in totals.values()) else 0.
     colour_bar(axs[0, 0], np.array([lowest, 1.]), 1., 'fraction of the limit', cax=cax, **look)
+    grow(fig)
     return fig

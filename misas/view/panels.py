@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .draw import colour
+from .draw import colour, dash
+from .layout import SMALL, grow
 from .plot import plain_text
 
 # %% auto #0
@@ -28,7 +29,7 @@ def looks(
     keys = list(keys)
     models, classes = (list(dict.fromkeys(key[i] for key in keys)) for i in (0, -1))
     numbers = {name: (colours or {}).get(name, k) for k, name in enumerate(classes, 1)}
-    if len(models) == 1: return -1, {name: dict(color=colour(k), ls='-') for name, k in numbers.items()}
+    if len(models) == 1: return -1, {name: dict(color=colour(k), ls=dash(k)) for name, k in numbers.items()}
     return 0, {model: dict(color=MODEL_COLOURS[i % 5], ls=LINES[i % 4]) for i, model in enumerate(models)}
 
 # %% ../../nbs/api/view/panels.ipynb #1e857a5a
@@ -66,7 +67,8 @@ def legend(
     top = (.07 + .17*lines)/fig.get_figheight() if lines else 0
     fig.tight_layout(rect=(0, 0, 1, 1 - top))
     where = dict(loc='upper center', borderaxespad=.2, columnspacing=1.5)
-    if lines: fig.legend(handles=handles, ncol=columns, fontsize=8, frameon=False, **where)
+    if lines: fig.legend(handles=handles, ncol=columns, fontsize=SMALL, frameon=False, **where)
+    grow(fig)
 
 # %% ../../nbs/api/view/panels.ipynb #5d252015
 def whiskers(
@@ -104,7 +106,7 @@ def beside(
             _points(ax, at, column[model].to_numpy(float), .45*wide, edge, rng, color)
             mark(ax, at, column[model], .6*wide, edge)
     texts = [text + ''.join(f'\n({told})' for told in _no_numbers(column.values())) for text, column in columns.items()]
-    ax.set_xticks(range(len(columns)), texts, fontsize=7)
+    ax.set_xticks(range(len(columns)), texts, fontsize=SMALL)
     ax.set_xlim(-.6, len(columns) - .4)
     ax.set_title(plain_text(name), fontsize=9)
     ax.grid(alpha=.3, axis='y')

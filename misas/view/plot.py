@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import repeat
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +16,10 @@ from ..data.labels import class_names, foreground, is_stack, mask_of
 from ..data.sample import Sample
 from ..metrics.metric import METRICS, Metric
 from ..transforms.scale import ValueScale, as_scale
-from .draw import as_prediction, classes_in, colour, flat, grey_window
+from .draw import as_prediction, classes_in, colour, dash, flat, grey_window, hatch
 from .draw import COLOURS as COLOURS, overlay as overlay, rgb as rgb, save_gif as save_gif
 from .draw import same_place as same_place
+from .layout import OUTSIDE, SMALL, grow, outside
 from .thin import draw_thin, line_width, part_colours, points, thin_parts, too_thin
 
 if TYPE_CHECKING:
@@ -26,20 +28,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['outline', 'show', 'thin_classes', 'gallery', 'curves', 'plain_text', 'with_unit', 'measure', 'score_ends',
+__all__ = ['TRUTH', 'outline', 'show', 'thin_classes', 'gallery', 'curves', 'plain_text', 'with_unit', 'measure', 'score_ends',
            'confusion_matrices']
 
 # %% ../../nbs/api/view/plot.ipynb #61108e8a
+TRUTH = dict(color='w', rim='k', lw=1.)  # how truth is outlined where a prediction is filled
+
+
+def _rim(lw, color):
+    "Effects that draw a line of so many points with an edge."
+    from matplotlib.patheffects import withStroke
+    return [withStroke(linewidth=lw + 1.2, foreground=color)]
+
+
 def outline(
     ax: 'Axes',  # with an image
     mask: np.ndarray,  # (H, W) bool
     color: str,
     lw: float = 1.4,  # points; thinner, where it would cover the mask
+    rim: str | None = None,  # colour beside the line, so that it is seen on any ground
+    ls: str = '-',
 ) -> None:
     "The outline of a mask, just inside its voxel borders."
     rows, cols = (np.arange(-1, n + 1) for n in mask.shape)
     lw = line_width(ax, mask, lw)
-    ax.contour(cols, rows, np.pad(mask, 1), [.75], colors=[color], linewidths=lw)
+    line = ax.contour(cols, rows, np.pad(mask, 1), [.75], colors=[color], linewidths=lw, linestyles=ls)
+    if rim: line.set(path_effects=_rim(lw, rim))
     ax.set(xlim=(-.5, mask.shape[1] - .5), ylim=(mask.shape[0] - .5, -.5))
 
 # %% ../../nbs/api/view/plot.ipynb #6b5a630d
@@ -62,7 +76,8 @@ def show(
     if answer is not None and answer.shape[-2:] != picture.shape:
         raise ValueError(f'prediction of shape {answer.shape} does not fit sample {sample.name!r} of {picture.shape}')
     aspect = picture.spacing[0]/picture.spacing[1]
-    if ax is None: _, ax = plt.subplots(figsize=(4, 4*min(2., aspect*picture.shape[0]/picture.shape[1])))
+    own = ax is None
+    if own: _, ax = plt.subplots(figsize=(4, 4*min(2., aspect*picture.shape[0]/picture.shape[1])))
     _draw_grey(ax, picture, window or grey_window(picture.image), aspect)
     truth = picture.labels if lines else None
     filled, lined = classes_in(answer), classes_in(truth)
@@ -71,15 +86,18 @@ def show(
     if picture.valid is not None: _hatch(ax, ~picture.valid)
     ax.set(xticks=[], yticks=[], title=picture.name if title is None else title)
     names = _names(picture.classes, filled + lined, truth, answer)
-    if legend: _legend(ax, names, filled, lined, picture.valid is not None, lines, thin)
+    if legend: _legend(ax, names, filled, lined, picture.valid is not None, lines, thin, answer is not None)
+    if own: grow(ax.figure)
     return ax.figure
 
 
 def _draw_classes(ax, truth, answer, thin, alpha, aspect):
-    "Fillings below, lines above; of thin classes what is right and what is not."
+    "Fillings below, lines above, white where they are compared with fillings; of thin classes what is right."
     filled, lined = set(classes_in(answer)), set(classes_in(truth))
     for k in sorted(filled - thin): _fill(ax, mask_of(answer, k), k, alpha, aspect)
-    for k in sorted(lined - thin): outline(ax, mask_of(truth, k), colour(k))
+    for k in sorted(lined - thin):
+        look = dict(color=colour(k), ls=dash(k)) if answer is None else TRUTH
+        outline(ax, mask_of(truth, k), **look)
     for k in sorted(thin & (filled | lined)): draw_thin(ax, thin_parts(_mask(truth, k), _mask(answer, k)), k, aspect)
 
 
@@ -107,10 +125,11 @@ def _fill(ax, mask, k, alpha, aspect):
     from matplotlib.colors import to_rgba
     rgba = np.array(to_rgba(colour(k), alpha))
     ax.imshow(np.where(mask[..., None], rgba, 0), aspect=aspect, interpolation='nearest')
+    if hatch(k) and mask.any(): _hatch(ax, mask, hatch(k), colour(k))
 
 
-def _hatch(ax, mask):
-    ax.contourf((~mask).astype(float), [-.5, .5], hatches=['////'], colors='none').set(edgecolor='#999999', linewidth=0)
+def _hatch(ax, mask, pattern='////', color='#999999'):
+    ax.contourf((~mask).astype(float), [-.5, .5], hatches=[pattern], colors='none').set(edgecolor=color, linewidth=0)
 
 # %% ../../nbs/api/view/plot.ipynb #70042368
 def _names(classes, numbers, *known):
@@ -120,18 +139,19 @@ def _names(classes, numbers, *known):
     return foreground(classes, top if stack else top + 1, stack)
 
 
-def _legend(ax, names, filled, lined, hatched=False, lines='true', thin=()):
+def _legend(ax, names, filled, lined, hatched=False, lines='true', thin=(), compared=False):
     "Which colour is which class, what is filled and what is a line."
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
-    handles = [Patch(color=colour(k), alpha=.6, label=f'{names[k - 1]}, predicted') for k in filled if k not in thin]
-    handles += [Line2D([], [], color=colour(k), label=f'{names[k - 1]}, {lines}') for k in lined if k not in thin]
+    filled_ones, lined_ones = ([k for k in several if k not in thin] for several in (filled, lined))
+    handles = [Patch(color=colour(k), hatch=hatch(k), alpha=.6, label=f'{names[k - 1]}, predicted') for k in filled_ones]
+    if lined_ones and compared: handles.append(Line2D([], [], color='w', label=lines, path_effects=_rim(1.5, 'k')))
+    else: handles += [Line2D([], [], color=colour(k), ls=dash(k), label=f'{names[k - 1]}, {lines}') for k in lined_ones]
     for k in sorted({*filled, *lined} & {*thin}):
         told = _thin_words(names[k - 1], lines, k in filled, k in lined)
         handles += [Patch(color=color, label=text) for color, text in zip(part_colours(k), told)]
     if hatched: handles.append(Patch(facecolor='none', edgecolor='#999999', hatch='////', label='not valid'))
-    place = dict(loc='upper left', bbox_to_anchor=(1.01, 1), borderaxespad=0)
-    if handles: ax.legend(handles=handles, fontsize=7, frameon=False, **place)
+    if handles: ax.legend(handles=handles, **OUTSIDE)
 
 
 def _thin_words(name, lines, filled, lined):
@@ -159,13 +179,19 @@ def gallery(
     window = window or grey_window(samples[0].image)
     pictures = [flat(sample, answer, index, axis) for sample, answer in zip(samples, answers)]
     n_cols, size, thin = _layout(pictures, n_cols, size, lines)
-    fig, axs = _grid(pictures[0][0], len(samples), n_cols, size)
+    titles = [_folded(title, int(15*size)) for title in titles]
+    fig, axs = _grid(pictures[0][0], len(samples), n_cols, size, max(1 + title.count('\n') for title in titles))
     for ax, (picture, answer), title in zip(axs.flat, pictures, titles):
         show(picture, answer, ax=ax, title='', window=window, legend=False, lines=lines, thin=thin)
-        ax.set_title(title, fontsize=7, pad=2)
+        ax.set_title(title, fontsize=SMALL, pad=2)
     _common_legend(axs[0, -1], samples, answers, lines, thin)
-    fig.subplots_adjust(wspace=.04, hspace=.18)
+    grow(fig)
     return fig
+
+
+def _folded(title, width):
+    "A title in lines of so many characters, so that it does not run into the next one."
+    return '\n'.join(fill(line, max(width, 8)) for line in str(title).splitlines())
 
 
 def _common_legend(ax, samples, answers, lines, thin):
@@ -174,7 +200,8 @@ def _common_legend(ax, samples, answers, lines, thin):
     filled = sorted({k for answer in answers for k in classes_in(answer)})
     lined = sorted({k for truth in truths for k in classes_in(truth)})
     names = _names(samples[0].classes, filled + lined, *truths, *answers)
-    _legend(ax, names, filled, lined, any(sample.valid is not None for sample in samples), lines, thin)
+    hatched, compared = any(sample.valid is not None for sample in samples), any(one is not None for one in answers)
+    _legend(ax, names, filled, lined, hatched, lines, thin, compared)
 
 
 def _layout(pictures, n_cols, size, lines):
@@ -186,14 +213,18 @@ def _layout(pictures, n_cols, size, lines):
     return n_cols or 6, size, thin_classes(72*size/longest, *known)
 
 
-def _grid(one, count, n_cols, size):
-    "A figure with room for `count` pictures like `one`."
+def _grid(one, count, n_cols, size, lines):
+    "A figure with room for `count` pictures like `one`, and so many lines of text above each."
     import matplotlib.pyplot as plt
     n_cols = min(n_cols, count)
     n_rows = -(-count//n_cols)
     high = one.shape[0]*one.spacing[0]/(one.shape[1]*one.spacing[1])
     high = min(1.6, max(.6, high))
-    fig, axs = plt.subplots(n_rows, n_cols, figsize=(n_cols*size, n_rows*(size*high + .25)), squeeze=False)
+    words, gap = .03 + .145*lines, .04*size
+    figsize = n_cols*(size + gap), n_rows*(size*high + words)
+    fig, axs = plt.subplots(n_rows, n_cols, figsize=figsize, squeeze=False)
+    fig.subplots_adjust(left=0, right=1 - gap/figsize[0], bottom=0, top=1 - words/figsize[1],
+                        wspace=gap/size, hspace=words/(size*high))
     for ax in axs.flat[count:]: ax.axis('off')
     return fig, axs
 
@@ -212,7 +243,8 @@ def curves(
     "Score against value for each class, a panel a metric."
     import matplotlib.pyplot as plt
     metrics, classes = list(dict.fromkeys(frame.metric)), list(dict.fromkeys(frame['class']))
-    if axs is None: _, axs = plt.subplots(1, len(metrics), figsize=(size[0]*len(metrics), size[1]), squeeze=False)
+    own = axs is None
+    if own: _, axs = plt.subplots(1, len(metrics), figsize=(size[0]*len(metrics), size[1]), squeeze=False)
     axs = np.ravel(axs)
     scale = as_scale(scale, frame.value, identity)
     numbers = {name: (colours or {}).get(name, k) for k, name in enumerate(classes, 1)}
@@ -224,6 +256,9 @@ def curves(
         scale.draw_axis(ax, frame.value, transform, unit, identity=identity, zero=zero, log=log)
         ax.set_title('' if scale.ordered else transform)
         _score_axis(ax, part, measure(metric, units))
+    if own: outside(*axs[:len(metrics)])
+    else:
+        for ax in axs[:len(metrics)]: ax.legend(fontsize=SMALL)
     return axs[0].figure
 
 # %% ../../nbs/api/view/plot.ipynb #ba15fb25
@@ -260,8 +295,8 @@ def _curve(ax, part, name, k, count, scale):
     low, high = score_ends(part.score)
     one = part[part['class'] == name]
     at, score = scale.places(one.value, part.value) + scale.beside(k - 1, count), one.score.to_numpy(float)
-    look = dict(ms=3, lw=1.5) if scale.ordered else dict(ms=5, lw=0)
-    ax.plot(at, np.where(np.isfinite(score), score, np.nan), 'o-', color=colour(k), label=plain_text(name), **look)
+    look = dict(ms=3, lw=1.5, ls=dash(k)) if scale.ordered else dict(ms=5, lw=0)
+    ax.plot(at, np.where(np.isfinite(score), score, np.nan), marker='o', color=colour(k), label=plain_text(name), **look)
     apart = .05*k*(high - low)
     _marks(ax, at[np.isnan(score)], low - apart, 'x', k, f'{plain_text(name)}: undefined')
     _marks(ax, at[np.isinf(score)], high + apart, '^', k, f'{plain_text(name)}: infinite')
@@ -273,7 +308,7 @@ def _marks(ax, at, height, mark, k, label):
 
 
 def _score_axis(ax, part, label):
-    "The axis of the scores, with room for what is no number, and the legend."
+    "The axis of the scores, with room for what is no number."
     low, high = score_ends(part.score)
     room = .05*(high - low)
     rows = part['class'].nunique() + 1
@@ -281,7 +316,6 @@ def _score_axis(ax, part, label):
     above = room*rows if np.isinf(part.score).any() else .8*room
     ax.set(ylabel=label, ylim=(low - below, high + above))
     ax.grid(alpha=.3)
-    ax.legend(fontsize=7)
 
 # %% ../../nbs/api/view/plot.ipynb #b39ae377
 def _ceilings(ax, part, numbers, scale):
@@ -305,22 +339,23 @@ def confusion_matrices(
     matrices: Sequence[np.ndarray],  # (n_classes, n_classes) counts each: rows truth, columns prediction
     titles: Sequence[str],  # as many
     classes: Sequence[str] | None = None,  # names by label value
-    *, n_cols: int = 4, size: float = 2.4,  # columns; inches of one matrix
+    *, n_cols: int = 4, size: float = 2.4,  # columns; inches of one matrix, more where there are many classes
 ) -> 'Figure':
     "Confusion matrices side by side, in per cent of the truth."
     import matplotlib.pyplot as plt
     names, n_cols = class_names(classes, len(matrices[0])), min(n_cols, len(matrices))
-    n_rows = -(-len(matrices)//n_cols)
+    n_rows, size = -(-len(matrices)//n_cols), max(size, .3*len(names))
     fig, axs = plt.subplots(n_rows, n_cols, figsize=(n_cols*size + .6, n_rows*(size + .35) + .5), squeeze=False)
     for ax in axs.flat[len(matrices):]: ax.axis('off')
     for i, (ax, matrix, title) in enumerate(zip(axs.flat, matrices, titles)):
         _matrix(ax, matrix)
-        ax.set_title(title, fontsize=8)
-        ax.set_xticks(range(len(names)), names, rotation=45, ha='right', fontsize=7)
-        ax.set_yticks(range(len(names)), names if i % n_cols == 0 else ['']*len(names), fontsize=7)
-        if i % n_cols == 0: ax.set_ylabel('truth', fontsize=8)
-        ax.set_xlabel('predicted (% of the truth)', fontsize=7)
+        ax.set_title(_folded(title, int(14*size)), fontsize=SMALL + 1)
+        ax.set_xticks(range(len(names)), names, rotation=45, ha='right', rotation_mode='anchor', fontsize=SMALL)
+        ax.set_yticks(range(len(names)), names if i % n_cols == 0 else ['']*len(names), fontsize=SMALL)
+        if i % n_cols == 0: ax.set_ylabel('truth', fontsize=SMALL)
+        ax.set_xlabel('predicted (% of the truth)', fontsize=SMALL)
     fig.tight_layout()
+    grow(fig)
     return fig
 
 
@@ -331,4 +366,4 @@ def _matrix(ax, matrix):
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
     for (i, j), part in np.ndenumerate(share):
         text = '-' if np.isnan(part) else f'{100*part:.0f}'
-        ax.text(j, i, text, ha='center', va='center', fontsize=8, color='w' if part > .6 else 'k')
+        ax.text(j, i, text, ha='center', va='center', fontsize=SMALL, color='w' if part > .6 else 'k')

@@ -16,8 +16,8 @@ from . import draw
 from .maps import ON_SCREEN, map_colours, outline, over_grey, palette, tint, to_outline
 
 # %% auto #0
-__all__ = ['MARGIN', 'CROSS', 'View', 'deep', 'as_volume', 'make_views', 'glyph', 'draw_view', 'draw_cross', 'mark',
-           'draw_map_view', 'draw_bar']
+__all__ = ['MARGIN', 'View', 'deep', 'as_volume', 'make_views', 'glyph', 'draw_view', 'draw_cross', 'mark', 'draw_map_view',
+           'draw_bar']
 
 # %% ../../nbs/api/view/slices.ipynb #ef25a854
 MARGIN = 16  # screen pixels around a slice
@@ -170,22 +170,19 @@ def draw_view(
     return out
 
 # %% ../../nbs/api/view/slices.ipynb #d8db0bb6
-CROSS = 213, 94, 0  # as the marker of curves
-
-
 def draw_cross(
     rgb,  # (H, W, 3), is changed
     view: View,
     voxel,  # index, three numbers
 ) -> np.ndarray:  # (H, W, 3)
     "Draw the crosshair through a voxel, with a gap around it."
-    margin, fine = view.margin, view.fine
+    margin, fine, pink = view.margin, view.fine, list(bytes.fromhex(draw.MARKER[1:]))
     middle = [share*n for share, n in zip(view.place(voxel)[::-1], rgb.shape)]  # row, column
     row, col = (slice(int(at - fine/2), int(at - fine/2) + fine) for at in middle)
     lines = rgb[:, col], rgb[row].swapaxes(0, 1)
     for at, pixels, axis, line in zip(middle, view.pixels, (view.row, view.col), lines):
         gap = max(6*fine, pixels/view.n[axis]/2 + 3*fine)
-        line[margin:max(margin, int(at - gap))] = line[int(at + gap):-margin] = CROSS
+        line[margin:max(margin, int(at - gap))] = line[int(at + gap):-margin] = pink
     return rgb
 
 

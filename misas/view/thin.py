@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .draw import COLOURS, colour
+from .draw import colour
 
 # %% auto #0
-__all__ = ['THIN', 'FREE', 'ROOM', 'WARM', 'width', 'least_width', 'points', 'too_thin', 'line_width', 'with_room',
+__all__ = ['THIN', 'FREE', 'ROOM', 'MISSED', 'TOO_MUCH', 'width', 'least_width', 'points', 'too_thin', 'line_width', 'with_room',
            'part_colours', 'shares', 'thin_parts', 'draw_thin']
 
 # %% ../../nbs/api/view/thin.ipynb #55e73576
@@ -89,7 +89,7 @@ def with_room(
     return kept
 
 # %% ../../nbs/api/view/thin.ipynb #ca94f487
-WARM = {COLOURS[i] for i in (1, 4, 5)}
+MISSED, TOO_MUCH = ('#D55E00', '#0072B2'), ('#F0E442', '#F5B5DC')  # for cold classes, for warm ones
 
 
 def part_colours(
@@ -97,7 +97,8 @@ def part_colours(
 ) -> tuple:  # of what is right, what was missed, what is there too much
     "Three colours that can be told apart without colour vision, too."
     own = colour(k)
-    return (own, '#0072B2', '#CC79A7') if own in WARM else (own, '#D55E00', '#F0E442')
+    warm = int(own[1:3], 16) > int(own[5:7], 16)  # more red than blue
+    return own, MISSED[warm], TOO_MUCH[warm]
 
 
 def shares(
