@@ -86,6 +86,8 @@ def run(path):
     shell.run("import matplotlib; matplotlib.rcdefaults(); matplotlib.use('module://matplotlib_inline.backend_inline'); "
               "matplotlib.rcParams.update({'figure.dpi': 80, 'savefig.dpi': 80, 'savefig.bbox': 'tight'})")
     shell.run("import pandas; pandas.set_option('display.max_colwidth', 600)")  # whole sentences, as fastai sets it
+    from misas.docs import tell_pictures
+    tell_pictures(shell)  # pictures with words for those who do not see them
     os.chdir(Path(path).parent)
     try:
         for i, cell in enumerate(nb['cells']):
@@ -273,13 +275,20 @@ def output_drift(old, new):
 
 # ---- README.md ----
 
+def image_tag(path, cell, known):
+    "A picture of a README, as large as in a notebook, with the words of its cell or of itself."
+    words = re.search(r'^#\| fig-alt: *"?(.*?)"?$', cell, re.M)
+    width = f' width="{known["width"]}"' if 'width' in known else ''
+    return f'<img src="{path}"{width} alt="{words[1] if words else known.get("alt", "")}">'
+
+
 def readme():
     "README.md and its pictures from nbs/index.ipynb, as {path: bytes}; needs no quarto."
     nb, out, files, n = read(NBS/'index.ipynb'), [], {}, 0
     for cell in nb['cells']:
         s = source(cell)
         if cell['cell_type'] == 'markdown':
-            out.append(re.sub(r'\]\((?!http|#)', '](nbs/', s))
+            out.append(re.sub(r'(\]\(|src=")(?!http|#)', r'\1nbs/', s))
             continue
         if '#| hide' in s: continue
         code = '\n'.join(l for l in s.splitlines() if not l.startswith('#|'))
@@ -289,7 +298,7 @@ def readme():
             if 'image/png' in d:
                 n += 1
                 files[NBS/f'images/readme_{n}.png'] = base64.b64decode(''.join(d['image/png']))
-                out.append(f'![](nbs/images/readme_{n}.png)')
+                out.append(image_tag(f'nbs/images/readme_{n}.png', s, o.get('metadata', {}).get('image/png', {})))
             elif t := ''.join(o['text'] if 'text' in o else d.get('text/markdown', d.get('text/plain', ''))).rstrip():
                 out.append(t if 'text/markdown' in d else '\n'.join('    ' + l for l in t.splitlines()))
     text = '<!-- made from nbs/index.ipynb by tests/nbrun.py --readme: change that notebook -->\n\n' + '\n\n'.join(out) + '\n'
