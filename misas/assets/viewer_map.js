@@ -2,7 +2,7 @@
 //
 // A frame with a map has, besides `map`: {mapTop, mapRange, mapLimits, mapUnit}. Its numbers go from 0 to mapTop, the values of
 // these two are mapRange; mapLimits are the values at which the colours may end. `look.mapColours` go from minus this limit to the
-// limit. `region` is a mask to be outlined.
+// limit. `region` is a mask to be outlined, and `regionName` what it is.
 
 Object.assign(STATE, {
   strength: .85,        // opacity of the map's colours
@@ -25,7 +25,7 @@ export function mapValue(frame, number) {
 
 /** The map at a voxel, and whether that is in the region. */
 export function mapWords(frame, index) {
-  const value = mapValue(frame, frame.map[index]), where = frame.region ? `, ${frame.region[index] ? 'inside' : 'outside'} the target` : '';
+  const value = mapValue(frame, frame.map[index]), where = frame.region ? `, ${frame.region[index] ? 'inside' : 'outside'} the ${frame.regionName ?? 'target'}` : '';
   return `map ${value > 0 ? '+' : ''}${asText(value, 3)} ${frame.mapUnit}`.trim() + where;
 }
 
@@ -68,12 +68,12 @@ class MapLegend {
     const {frame, state, look} = this.viewer, limit = mapLimit(frame, state), signed = frame.mapRange[0] < 0;
     this.root.style.visibility = state.map ? '' : 'hidden';
     this.paint(coloursSeen(state, look), signed);
-    const values = (signed ? [-1, -.5, 0, .5, 1] : [0, .25, .5, .75, 1]).map(share => share*limit), words = values.map(asText);
-    if (frame.mapRange[1] > 1.001*limit) words[4] = `≥ ${words[4]}`;
+    const words = (signed ? [-1, 0, 1] : [0, .5, 1]).map(share => asText(share*limit));
+    if (frame.mapRange[1] > 1.001*limit) words[2] = `≥ ${words[2]}`;
     if (frame.mapRange[0] < -1.001*limit) words[0] = `≤ ${words[0]}`;
-    this.ticks.replaceChildren(...words.map((text, n) => this.tick(text, 25*n)));
+    this.ticks.replaceChildren(...words.map((text, n) => this.tick(text, 50*n)));
     this.unit.textContent = frame.mapUnit;
-    this.root.setAttribute('aria-label', `colours of the map, from ${words[0]} to ${words[4]} ${frame.mapUnit}`);
+    this.root.setAttribute('aria-label', `colours of the map, from ${words[0]} to ${words[2]} ${frame.mapUnit}`);
   }
 
   tick(text, percent) {

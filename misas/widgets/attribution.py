@@ -13,16 +13,18 @@ from fastcore.basics import patch
 
 from ..attribution.attribute import Attribution
 from ..attribution.localisation import zones
+from ..data.labels import is_stack
 from ..data.sample import Sample
-from ..view.maps import focus, map_limit, smooth_map
-from ..view.slices import as_volume, deep, draw_bar, draw_map_view, make_views, mark
-from .base import Picture, beside, show_if, with_text
-from .linked import Linked, class_at, in_patient, value_names, voxel_index
-from .look import as_frame, check_box, pairs_table
+from ..view.maps import focus, smooth_map
+from ..view.slices import as_volume, deep, draw_bar, draw_map_view
+from .base import beside, show_if, with_text
+from .linked import Linked, class_at, in_patient, map_viewer_of, value_names, with_map
+from .look import as_frame, channel_windows, check_box, pairs_table
+from .viewer import PAGE, Pool, packed
 
 # %% auto #0
-__all__ = ['KEPT', 'LIMITS', 'HOW', 'LONG', 'INSIDE', 'check_attributions', 'Maps', 'MapLook', 'of_sign', 'about', 'image_words',
-           'map_words', 'share_words', 'AttributionExplorer']
+__all__ = ['KEPT', 'LIMITS', 'HOW', 'LONG', 'INSIDE', 'check_attributions', 'Maps', 'MapFrames', 'MapLook', 'of_sign', 'about',
+           'image_words', 'map_words', 'share_words', 'AttributionExplorer']
 
 # %% ../../nbs/api/widgets/attribution.ipynb #73ec5610
 KEPT = 200e6  # bytes of smoothed maps
@@ -56,22 +58,29 @@ def _by_name(attributions):
 def _same_image(a, b): return a is b or a.image.shape == b.image.shape and (a.image == b.image).all()
 
 # %% ../../nbs/api/widgets/attribution.ipynb #a8a7d88c
+LIMITS = [(f'{q:g} %', q) for q in (90., 95., 98., 99., 99.5, 99.9, 100.)]
+
+
 class Maps:
-    "Maps of one image, as volumes, smoothed when asked for and kept while there is room."
+    "Maps of one image, smoothed when asked for and kept while there is room."
     def __init__(
         self, attributions,  # an Attribution, a list of them, or a dict name -> Attribution
     ):
         self.all, self._kept, self._zones = check_attributions(attributions), {}, {}
-        self._limit, self._where = {}, {}  # the last one: key -> what was found
+        self._limits, self._where = {}, {}  # the last one: key -> what was found
         self.sample = next(iter(self.all.values())).sample
-        self.flat = self.sample.ndim == 2
+        self.choices = {}  # text -> name, channel (None: the sum of all)
+        for name, one in self.all.items():
+            self.choices[name] = name, None
+            if len(one.map) == 1: continue
+            self.choices |= {f'{name}, channel {i}': (name, i) for i in range(len(one.map))}
 
     def of(
         self, name: str,
         channel: int | None = None,  # of the map; None: the sum of all
         mm: float = 0.,  # smoothed by
-    ) -> np.ndarray:  # (X, Y, Z)
-        "One of the maps; a picture is a volume of one slice."
+    ) -> np.ndarray:  # (*S)
+        "One of the maps."
         key = name, channel, mm
         if key not in self._kept: self._keep(key, smooth_map(self._channel(name, channel), self.sample.spacing, mm))
         return self._kept[key]
@@ -83,23 +92,15 @@ class Maps:
     def _keep(self, key, found):
         "The longest kept goes first."
         while self._kept and (1 + len(self._kept))*found.nbytes > KEPT: self._kept.pop(next(iter(self._kept)))
-        self._kept[key] = deep(found) if self.flat else found
+        self._kept[key] = found
 
-    def limit(
-        self, *key,  # see `of`
-        percentile: float = 99.5,  # of |map|
-    ) -> tuple:  # the limit; is there anything below zero?
-        "Where the colours of a map end."
-        asked = key, percentile
-        if asked not in self._limit:
-            found = self.of(*key)
-            self._limit = {asked: (map_limit(found, percentile), bool(found.min() < 0))}
-        return self._limit[asked]
-
-    def target(self, name: str) -> np.ndarray:  # bool (X, Y, Z)
-        "The voxels that a map explains."
-        mask = self.all[name].target.mask
-        return deep(mask) if self.flat else mask
+    def limits(self, *key) -> list:  # see `of`
+        "Where the colours of a map may end: `map_limit` at the percentiles of `LIMITS`."
+        if key not in self._limits:
+            size = np.abs(self.of(*key))
+            found, top = np.percentile(size, [q for _, q in LIMITS], method='higher'), float(size.max()) or 1.
+            self._limits = {key: [float(limit) or top for limit in found]}
+        return self._limits[key]
 
     def where(
         self, name: str, channel: int | None, mm: float,  # see `of`
@@ -118,47 +119,89 @@ class Maps:
         return dict(inside=inside.share, border=border.share, voxels=inside.voxels)
 
     @property
-    def several(self) -> bool:
-        "Is there a map with several channels?"
-        return any(len(a.map) > 1 for a in self.all.values())
-    @property
     def signed(self) -> bool: "Is there a map with two signs?"; return any(a.signed for a in self.all.values())
 
+# %% ../../nbs/api/widgets/attribution.ipynb #32895c3b
+class MapFrames:
+    "The frames of maps, ready to be sent."
+    def __init__(self, maps: Maps):
+        self.maps, self.windows = maps, channel_windows(maps.sample.image)
+        voxels, a_map = int(np.prod(maps.sample.shape)), 2  # bytes a voxel
+        self.all_at_once = voxels*(maps.sample.n_channels + 3 + a_map*len(maps.choices)) <= PAGE
+
+    def frame(
+        self, k: int, pool: Pool,  # number of the choice; its arrays go into the pool
+        mm: float = 0.,  # smoothed by
+    ) -> dict:
+        name, channel = list(self.maps.choices.values())[k]
+        one, sample, key = self.maps.all[name], self.maps.sample, (name, channel, mm)
+        truth = sample.labels if _same_classes(one) else None
+        unit = 'mm' if sample.spacing_known else 'pixels'
+        seen = as_frame(sample.replace(labels=truth), one.prediction, self.windows)
+        frame = packed(seen, self.windows, pool, unit=unit)
+        return with_map(frame, pool, self.maps.of(*key), self.maps.limits(*key), one.unit, one.target.mask)
+
+    def sent(
+        self, first: int,  # number of the one that is seen first
+        mm: float = 0.,
+    ) -> tuple:  # frames, Pool
+        "All that is sent at once; None stands for what comes when it is asked for."
+        pool, numbers = Pool(), range(len(self.maps.choices))
+        return [self.frame(k, pool, mm) if self.all_at_once or k == first else None for k in numbers], pool
+
+    def alone(self, k: int, mm: float = 0.) -> tuple:  # the frame, Pool
+        "A frame with a pool of its own."
+        pool = Pool()
+        return self.frame(k, pool, mm), pool
+
+
+def _same_classes(one):
+    "Do the truth and the prediction have the same names, so that the page can tell both?"
+    sample, answer = one.sample, one.prediction
+    if sample.labels is None or answer is None or is_stack(sample.labels) != is_stack(answer): return False
+    names = [value_names(classes, [labels], sample.valid) for classes, labels in
+             ((sample.classes, sample.labels), (one.model.classes, answer))]
+    return all(a == b for a, b in zip(*names))
+
 # %% ../../nbs/api/widgets/attribution.ipynb #4efde81b
-LIMITS = [(f'{q:g} %', q) for q in (90., 95., 98., 99., 99.5, 99.9, 100.)]
-
-
 class MapLook(W.VBox):
     "Controls of a map over its image."
     def __init__(self, maps: Maps):
-        channels = [('sum of channels', None), *((f'channel {i}', i) for i in range(maps.sample.n_channels))]
+        channels = [f'image: channel {i}' for i in range(maps.sample.n_channels)]
+        if maps.sample.n_channels == 3: channels[0] = 'image: colours'
         signs = [('both signs', 'both'), ('raises', 'positive'), ('lowers', 'negative')]
         tips = ['all of the map', 'only what raises the score', 'only what lowers the score']
         self.maps, self._seen = maps, {}
-        self.method = W.Dropdown(options=list(maps.all), description='map', style=LONG, layout=W.Layout(width='300px'))
-        self.channel = W.Dropdown(options=channels, layout=W.Layout(width='150px'))
+        wide = W.Layout(width='330px')
+        self.method = W.Dropdown(options=list(maps.choices), description='map', style=LONG, layout=wide)
+        self.channel = W.Dropdown(options=channels, layout=W.Layout(width='170px'))
         self.sign = W.ToggleButtons(options=signs, tooltips=tips, style={'button_width': '100px'})
         self.opacity = _fraction(.85, 1, .05, 'opacity', '.0%')
         self.threshold = _fraction(0., 1, .02, 'hide below, of the limit', '.0%')
         self.smooth = _fraction(0., max(1., round(8*max(maps.sample.spacing))), .5, 'smooth by (mm)', '.1f')
-        self.smooth.continuous_update = maps.flat  # a volume takes longer
+        self.smooth.continuous_update = maps.sample.ndim == 2  # a volume takes longer
         self.percentile = W.SelectionSlider(options=LIMITS, value=99.5, description='limit: percentile of |map|',
                                             style=LONG, layout=W.Layout(width='330px'))
         self.shown, self.line, self.cross = map(check_box, ('map', 'target outlined', 'voxel marked'))
         named = dict(method='M-map', channel='M-channel', sign='M-sign', opacity='S-opacity', threshold='S-threshold',
                      smooth='S-smooth', percentile='S-limit', shown='C-map', line='C-target', cross='C-voxel')
         for k, name in named.items(): getattr(self, k).add_class(name)
-        show_if(len(maps.all) > 1, self.method)
-        show_if(maps.sample.n_channels > 1 and maps.several, self.channel)
+        show_if(len(maps.choices) > 1, self.method)
+        show_if(maps.sample.n_channels > 1, self.channel)
         show_if(maps.signed, self.sign)
-        super().__init__([W.HBox([self.method, self.channel]), self.sign, self.opacity, self.threshold, self.percentile,
+        super().__init__([self.method, self.channel, self.sign, self.opacity, self.threshold, self.percentile,
                           self.smooth, W.HBox([self.shown, self.line, self.cross])])
 
     @property
-    def controls(self): "Whose change means another picture of the same map."; return [getattr(self, k) for k in HOW]
+    def linked(self) -> list:
+        "(control, trait of it, trait of the viewer): what the page does alone."
+        return [(self.method, 'index', 'at'), (self.channel, 'index', 'channel'), (self.sign, 'index', 'sign'),
+                (self.opacity, 'value', 'strength'), (self.threshold, 'value', 'threshold'),
+                (self.percentile, 'index', 'limit'), (self.shown, 'value', 'map'), (self.line, 'value', 'region'),
+                (self.cross, 'value', 'cross')]
 
 
-HOW = 'channel', 'sign', 'opacity', 'threshold', 'smooth', 'percentile', 'shown', 'line', 'cross'
+HOW = 'method', 'channel', 'sign', 'opacity', 'threshold', 'smooth', 'percentile', 'shown', 'line', 'cross'
 LONG = {'description_width': 'initial'}
 
 
@@ -168,13 +211,11 @@ def _fraction(value, top, step, text, form):
 
 # %% ../../nbs/api/widgets/attribution.ipynb #80250c5a
 @patch(as_prop=True)
-def key(self: MapLook): "What the map depends on."; return self.method.value, self.channel.value, self.smooth.value
+def key(self: MapLook): "What the map depends on."; return *self.maps.choices[self.method.value], self.smooth.value
 @patch(as_prop=True)
-def chosen(self: MapLook) -> np.ndarray: "The map (X, Y, Z)."; return self.maps.of(*self.key)
+def chosen(self: MapLook) -> np.ndarray: "The map (*S)."; return self.maps.of(*self.key)
 @patch(as_prop=True)
-def limits(self: MapLook):
-    "Where the colours end; is there anything below zero?"
-    return self.maps.limit(*self.key, percentile=self.percentile.value)
+def limit(self: MapLook) -> float: "Where the colours end."; return self.maps.limits(*self.key)[self.percentile.index]
 
 
 @patch(as_prop=True)
@@ -191,10 +232,10 @@ def shares(self: MapLook) -> dict:
 
 @patch
 def _not_hidden(self: MapLook):
-    key = *self.key, self.sign.value, self.threshold.value, self.limits
+    key = *self.key, self.sign.value, self.threshold.value, self.limit
     if key not in self._seen:
         size = np.abs(of_sign(self.chosen, self.sign.value))
-        seen = size.sum(dtype=float, where=size >= self.threshold.value*self.limits[0])
+        seen = size.sum(dtype=float, where=size >= self.threshold.value*self.limit)
         self._seen = {key: float(seen/(size.sum(dtype=float) or np.nan))}
     return self._seen[key]
 
@@ -209,11 +250,14 @@ def of_sign(
 
 # %% ../../nbs/api/widgets/attribution.ipynb #c194350b
 def about(
-    one: Attribution,
+    named: dict,  # name -> Attribution
 ) -> str:  # HTML
-    "Of which model and image, and what it explains."
-    unit, who = escape(f' ({one.unit})') if one.unit else '', escape(one.sample.name or 'image')
-    return f'<b>{escape(one.method)}</b>{unit} of {escape(one.model.name)} on <b>{who}</b>: {escape(one.target.text)}'
+    "Of which model and image, and what is explained."
+    models = {one.model.name: None for one in named.values()}
+    targets = {one.target.text: None for one in named.values()}
+    who = escape(next(iter(named.values())).sample.name or 'image')
+    what = escape(next(iter(named))) if len(named) == 1 else f'{len(named)} maps'
+    return f'<b>{what}</b> of {escape(", ".join(models))} on <b>{who}</b>: {escape("; ".join(targets))}'
 
 
 def image_words(
@@ -258,128 +302,123 @@ def share_words(
 # %% ../../nbs/api/widgets/attribution.ipynb #3e027d83
 class AttributionExplorer(Linked):
     "A map, or several of the same image, over that image; see `explore`."
-    pointer = staticmethod(mark)
-
     def __init__(
         self, attributions,  # an Attribution, a list of them, or a dict name -> Attribution, all of one image
-        width=None,  # of the pictures together, in pixels; None: 380 for a picture, 760 for a volume
+        width=None,  # of the pictures together, at most, in pixels; None: what the cell has
     ):
-        self.maps = maps = Maps(attributions)
-        self.sample, volume = maps.sample, as_volume(maps.sample)
-        named = [('picture', 2)] if maps.flat else None
-        views = make_views(volume, width or (380 if maps.flat else 760), named)
-        super().__init__(volume, views, self.sample.name or 'image', 'click to choose a voxel')
-        self.grey, self.look, self._bar = as_frame(volume).grey, MapLook(maps), None
-        self.pointing = self.look.cross
+        self.maps, self.classes = Maps(attributions), _class_names(attributions)
+        self.frames, sample = MapFrames(self.maps), self.maps.sample
+        super().__init__(sample, self._viewer(), width)
+        self.look, self.grey = MapLook(self.maps), as_frame(as_volume(sample)).grey
         self._build()
         self._observe()
-        self.title.value = about(self.attribution)
-        self.move(focus(self.shown_map, maps.target(self.name)))
+        self.move(focus(self.shown_map, self.attribution.target.mask))
+
+    def _viewer(self):
+        frames, pool = self.frames.sent(0)
+        def make(k): return self.frames.alone(k, self.smooth.value)
+        shown = dict(truth=False, prediction=False, limit=[q for _, q in LIMITS].index(99.5))
+        name = self.maps.sample.name or 'image'
+        return map_viewer_of(len(self.classes))(frames, pool, self.classes, make, name=name, **shown)
 
     @property
-    def name(self) -> str: "Of the map that is shown."; return self.look.method.value
+    def name(self) -> str: "Of the map that is shown."; return self.look.key[0]
     @property
     def attribution(self) -> Attribution: "The one that is shown."; return self.maps.all[self.name]
     @property
-    def shown_map(self) -> np.ndarray: "The map of the chosen channel, smoothed, as a volume."; return self.look.chosen
-    @property
-    def voxel(self) -> tuple:
-        "The chosen voxel: (row, column) of a picture, else three indices."
-        return self.at[1::-1] if self.maps.flat else self.at
+    def shown_map(self) -> np.ndarray: "The map of the chosen channel, smoothed."; return self.look.chosen
 
 # %% ../../nbs/api/widgets/attribution.ipynb #d0309234
+def _class_names(attributions):
+    "Of the classes that predictions have; those of the attribution with most."
+    found = [value_names(one.model.classes, [one.prediction]) for one in check_attributions(attributions).values()
+             if one.prediction is not None]
+    overlapping = any(is_stack(one.prediction) for one in check_attributions(attributions).values())
+    return max(found, key=len, default=())[0 if overlapping else 1:]
+
+
 @patch
 def _build(self: AttributionExplorer):
     "Where things stand; the controls are known by their own names, too."
-    for k in ('method', *HOW): setattr(self, k, getattr(self.look, k))
+    for k in HOW: setattr(self, k, getattr(self.look, k))
     self.to_peak = W.Button(description='go to the peak', layout=W.Layout(width='130px'))
     self.to_target = W.Button(description='go to the target', layout=W.Layout(width='130px'))
-    self.title, self.numbers, self.bar = W.HTML(), W.HTML(), Picture(84, name='colours of the map')
-    named = dict(to_peak='B-peak', to_target='B-target', numbers='N-voxel', bar='O-bar')
+    self.title, self.numbers = W.HTML(about(self.maps.all)), W.HTML()
+    named = dict(to_peak='B-peak', to_target='B-target', numbers='N-voxel')
     for k, name in named.items(): getattr(self, k).add_class(name)
-    row = W.Box([*self.columns, self.bar], layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
-    left, flat = W.VBox([self.look, W.HBox([self.to_peak, self.to_target])]), self.maps.flat
-    layout = W.Layout(flex_flow='column' if flat else 'row wrap', width='338px' if flat else 'auto')
-    both = W.Box([row, W.Box([left, self.numbers], layout=layout)], layout=W.Layout(flex_flow='row wrap'))
+    sliders = W.VBox([*self.sliders.values(), W.HBox([self.to_peak, self.to_target])])
+    wrap = W.Layout(flex_flow='row wrap', grid_gap='0 24px', flex='1 1 340px', min_width='0')
+    controls = W.Box([self.look, sliders, self.numbers], layout=wrap)
+    self.viewer.layout.flex = '3 1 440px' if self.flat else '1 1 100%'
+    both = W.Box([self.viewer, controls], layout=W.Layout(flex_flow='row wrap', grid_gap='0 24px'))
     self.children = [self.title, both, self.message]
 
 
 @patch
 def _observe(self: AttributionExplorer):
-    self.watch(self.method, lambda name: self.choose(name))
-    for control in self.look.controls: self.watch(control, lambda _: self.redraw())
+    "What the page does alone, and what the kernel says to it."
+    for control, trait, of_viewer in self.look.linked: self.link((control, trait), of_viewer)
+    self.watch(self.smooth, lambda _: self.send())
+    for control in (self.method, self.sign, self.threshold, self.percentile): self.watch(control, lambda _: self.tell())
     self.watch(self.to_peak, lambda: self.go_to_peak())
     self.watch(self.to_target, lambda: self.go_to_target())
 
+
+@patch
+def send(self: AttributionExplorer):
+    "The maps again, smoothed otherwise."
+    frames, pool = self.frames.sent(self.method.index, self.smooth.value)
+    with self.viewer.hold_sync(): self.viewer.pool, self.viewer.frames = pool.bytes, frames
+    self.tell()
+
 # %% ../../nbs/api/widgets/attribution.ipynb #9bbeb8a5
 @patch
-def look_key(self: AttributionExplorer):
-    look = self.look
-    return *look.key, *look.limits, self.line.value, *look.colours.values()
-
-
-@patch
 def paint(self: AttributionExplorer, view, index):
-    channel = self.channel.value
-    colour = channel is None and self.sample.n_channels == 3
-    grey = self.grey if colour else self.grey[channel or 0]
-    target = self.maps.target(self.name) if self.line.value else None
-    limit, _ = self.look.limits
-    return draw_map_view(view, index, grey, self.shown_map, limit, target, self.volume.valid, **self.look.colours)
-
-
-@patch
-def redraw(self: AttributionExplorer):
-    "Pictures, colour bar and numbers."
-    Linked.redraw(self)
-    bar = *self.look.limits, self.look.colours
-    if bar == self._bar: return
-    self._bar = bar
-    self.bar.show(draw_bar(*self.look.limits, **self.look.colours), exact=True)
+    def whole(a): return deep(a) if self.flat and a is not None else a
+    colour = self.viewer.channel == 0 and self.sample.n_channels == 3
+    grey = self.grey if colour else self.grey[self.viewer.channel]
+    target = whole(self.attribution.target.mask) if self.line.value else None
+    how = whole(self.shown_map), self.look.limit, target, whole(self.sample.valid)
+    return draw_map_view(view, index, grey, *how, **self.look.colours)
 
 # %% ../../nbs/api/widgets/attribution.ipynb #b290cf7f
 @patch
 def tell(self: AttributionExplorer):
     "The voxel in numbers, and the map as a whole."
-    at, value = self.voxel, float(self.shown_map[self.at])
+    at, value, one = self.voxel, float(self.shown_map[self.voxel]), self.attribution
     below = np.mean(np.abs(self.shown_map) < abs(value))
-    self.words = {'voxel': ', '.join(map(str, at)), **image_words(self.sample, at, self.channel.value),
-                  **map_words(self.attribution, at, value, below), **share_words(self.look.shares())}
+    self.words = {'map': f'{self.method.value} ({one.unit})' if one.unit else self.method.value}
+    if len(self.maps.all) > 1: self.words['explains'] = one.target.text
+    self.words |= {'voxel': ', '.join(map(str, at)), **image_words(self.sample, at), **map_words(one, at, value, below),
+                   **share_words(self.look.shares())}
     self.numbers.value = pairs_table(self.words)
 
 # %% ../../nbs/api/widgets/attribution.ipynb #9cec9cfd
 @patch
-def choose(self: AttributionExplorer, name: str):
+def choose(
+    self: AttributionExplorer,
+    name: str,  # of `maps.choices`
+):
     "Show another map."
-    if name not in self.maps.all: raise ValueError(f'there is no map {name!r}; there are {", ".join(self.maps.all)}')
-    with self.quietly(): self.method.value = name
-    self.title.value = about(self.attribution)
-    self.redraw()
+    known = self.maps.choices
+    if name not in known: raise ValueError(f'there is no map {name!r}; there are {", ".join(known)}')
+    self.method.value = name
 
 
 @patch
 def snapshot(self: AttributionExplorer) -> np.ndarray:
-    "The pictures next to each other, with the bar and the voxel in words."
-    one, told = self.attribution, self.words
-    head = f'{self.name} ({one.unit})' if one.unit else self.name
-    lines = [one.target.text, f'voxel {told["voxel"]}: map {told["map here"]}', f'{INSIDE}: {told[INSIDE]}']
-    return with_text(beside(Linked.snapshot(self), self.bar.rgb), head, lines)
-
-
-@patch
-def go(
-    self: AttributionExplorer,
-    voxel,  # (row, column) of a picture, else three indices
-):
-    "Choose a voxel, and in a volume the slices through it."
-    at = voxel_index(voxel, self.sample.shape)
-    self.move((*at[::-1], 0) if self.maps.flat else at)
+    "The pictures next to each other, with the colours and the voxel in words."
+    told, colours = self.words, self.look.colours
+    bar = draw_bar(self.look.limit, self.shown_map.min() < 0, **colours)
+    here, inside = f'voxel {told["voxel"]}: map {told["map here"]}', f'{INSIDE}: {told[INSIDE]}'
+    seen = beside(Linked.snapshot(self), bar)
+    return with_text(seen, told['map'], [self.attribution.target.text, here, inside])
 
 
 @patch(as_prop=True)
 def limit(self: AttributionExplorer) -> float:
     "Where the colours end."
-    return self.look.limits[0]
+    return self.look.limit
 
 
 @patch
@@ -397,4 +436,4 @@ def go_to_peak(self: AttributionExplorer):
 @patch
 def go_to_target(self: AttributionExplorer):
     "To the middle of the target."
-    self.move(focus(self.shown_map, self.maps.target(self.name)))
+    self.move(focus(self.shown_map, self.attribution.target.mask))

@@ -12,16 +12,19 @@ import ipywidgets as W
 import numpy as np
 from fastcore.basics import patch
 
+from ..data.sample import Sample
 from ..instances.answers import InstanceAnswers
 from ..instances.results import GROUPS, MEANING
-from ..view.slices import as_volume, deep, draw_bar, draw_view, make_views, mark
-from .base import Picture, beside, blank, show_if, with_text, working
+from ..view.slices import as_volume, deep, draw_view
+from .base import beside, blank, show_if, with_text, working
 from .gallery import above_each_other
-from .linked import Linked
-from .look import as_frame, check_box, pairs_table
+from .linked import Linked, map_viewer_of, with_map
+from .look import as_frame, channel_windows, check_box, pairs_table
+from .viewer import Pool, extent, packed
 
 # %% auto #0
-__all__ = ['CLASS_OF', 'ORDERS', 'ordered', 'line_of', 'LesionList', 'LesionLook', 'LesionViews', 'InstanceExplorer']
+__all__ = ['CLASS_OF', 'ORDERS', 'NAMES', 'ordered', 'line_of', 'LesionList', 'surroundings', 'part', 'sequence', 'middle_of',
+           'LesionLook', 'group_map', 'lesions_at', 'LesionViews', 'InstanceExplorer']
 
 # %% ../../nbs/api/widgets/instances.ipynb #a36f888b
 CLASS_OF = dict(TN=1, FP=2, TP=3, FN=4)  # class numbers whose colours (`misas.view.draw.colour`) are those of `GROUPS`
@@ -91,42 +94,98 @@ class LesionList(W.VBox):
         self.list.value = id if id in ids else None
 
 # %% ../../nbs/api/widgets/instances.ipynb #7aad080c
+def surroundings(
+    sample: Sample, mask: np.ndarray,  # bool (*S), of a lesion
+    around_mm: float = 15.,  # that is seen on each side, at least
+) -> tuple:  # slices of the voxels
+    "A box around a lesion, as wide in all directions where the image is large enough."
+    voxels, mm = np.argwhere(mask), np.array(sample.spacing)
+    low, high = voxels.min(0), voxels.max(0) + 1
+    reach = ((high - low)*mm).max()/2 + around_mm
+    starts, stops = ((low + high)/2 - reach/mm).astype(int).clip(0), np.ceil((low + high)/2 + reach/mm).astype(int)
+    return tuple(slice(start, min(stop, n)) for start, stop, n in zip(starts.tolist(), stops.tolist(), sample.shape))
+
+
+def part(sample: Sample, box: tuple) -> Sample:
+    "What of an image lies in a box, without labels; the affine stays that of the image."
+    valid = None if sample.valid is None else sample.valid[box]
+    return sample.replace(image=sample.image[(slice(None), *box)], labels=None, valid=valid)
+
+
+def sequence(sample: Sample, k: int) -> Sample: "One channel alone."; return sample.replace(image=sample.image[k:k + 1])
+
+
+def middle_of(mask: np.ndarray) -> tuple:
+    "A voxel of a lesion, near its middle."
+    voxels = np.argwhere(mask)
+    return tuple(voxels[np.abs(voxels - voxels.mean(0)).sum(1).argmin()].tolist())
+
+# %% ../../nbs/api/widgets/instances.ipynb #d983c60d
 class LesionLook(W.VBox):
     "What is known of one lesion."
     def __init__(self, answers: InstanceAnswers, buttons=()):
-        self.answers, self.words = answers, {}
-        self.close_ups = [Picture(150, name=f'close-up, channel {k}') for k in range(answers.sample.n_channels)]
-        self.bar, self.numbers = Picture(84, name='colours of the map'), W.HTML()
-        self.curve = W.Image(format='png', layout=W.Layout(width='300px'))
+        self.answers, self.words, self._maps = answers, {}, {}
+        self.windows = [channel_windows(one[None]) for one in answers.sample.image]
+        frames, pool = self.frames(answers.ids[0], False)
+        self.close_up = map_viewer_of(0)(frames, pool, name='close-up')
+        self.close_up.look = self.close_up.look | dict(height=280)
+        self.numbers, self.curve = W.HTML(), W.Image(format='png', layout=W.Layout(width='300px'))
         self.numbers.add_class('N-lesion')
-        for k, one in enumerate(self.close_ups):
-            one.add_class(f'O-close{k}')
-            one.layout.margin = '0 8px 4px 0'
-        wrap = W.Layout(flex_flow='row wrap', align_items='flex-start')
-        super().__init__([W.Box([*buttons, *self.close_ups, self.bar, self.curve], layout=wrap), self.numbers])
+        self.close_up.add_class('O-close')
+        self.close_up.layout.flex, self.close_up.layout.min_width = '3 1 400px', '0'
+        wrap = W.Layout(flex_flow='row wrap', align_items='flex-start', grid_gap='0 12px')
+        super().__init__([W.Box([*buttons, self.close_up, self.curve], layout=wrap), self.numbers])
+
+    def frames(
+        self, id: str,
+        map: bool,  # with the map?
+    ) -> tuple:  # frames, one a sequence; Pool
+        "A close-up as the page wants it."
+        sample, mask, pool = self.answers.sample, self.answers.found.instance(id).mask, Pool()
+        box, unit = surroundings(sample, mask), 'mm' if sample.spacing_known else 'pixels'
+        found, unit_of_map = self._map(id, box) if map else ([None], '')
+        limits, shown = [self.answers.limit(id)] if map else [], []
+        for k, window in enumerate(self.windows):
+            frame = packed(as_frame(sequence(part(sample, box), k), None, window), window, pool, unit=unit)
+            one = found[min(k, len(found) - 1)]
+            frame = with_map(frame, pool, one, limits, unit_of_map, mask[box])
+            shown.append(frame | dict(first=[one.start for one in box], regionName='lesion'))
+        return shown, pool
+
+    def _map(self, id, box):
+        "Of the surroundings; kept, as the whole of it may be large."
+        if id not in self._maps:
+            found = self.answers.map(id)
+            self._maps[id] = found.map[(slice(None), *box)].copy(), found.unit
+        return self._maps[id]
 
     def show(
         self, id: str,
-        map: bool = True,  # over the close-ups, if it was asked for?
+        map: bool = True,  # over the close-up, if it was asked for?
     ):
         "Another lesion. ValueError, after all else is shown, where its map must not be believed."
-        answers, error = self.answers, None
-        try: pictures = answers.pictures(id, map=map and answers.knows(id))
-        except ValueError as e: pictures, error = answers.pictures(id, map=False), e
-        for shown, rgb in zip(self.close_ups, pictures): shown.show(rgb, exact=True)
-        coloured = map and answers.knows(id) and error is None
-        show_if(coloured, self.bar)
-        if coloured: self.bar.show(draw_bar(answers.limit(id), True, height=150), exact=True)
+        answers, error, self.id, self.coloured = self.answers, None, id, map and self.answers.knows(id)
+        try: frames, pool = self.frames(id, self.coloured)
+        except ValueError as e:
+            error, self.coloured = e, False
+            frames, pool = self.frames(id, False)
+        self._send(id, frames, pool)
         show_if(answers.knows_curve(id), self.curve)
         if answers.knows_curve(id): self.curve.value = _as_png(answers.curve(id).plot())
         self.words = answers.words(id)
         self.numbers.value = pairs_table(self.words)
         if error: raise error
 
+    def _send(self, id, frames, pool):
+        at = np.subtract(middle_of(self.answers.found.instance(id).mask), frames[0]['first'])
+        with self.close_up.hold_sync():
+            self.close_up.pool, self.close_up.frames, self.close_up.extent = pool.bytes, frames, extent(frames)
+            for axis, index in enumerate(at): setattr(self.close_up, f'index_{axis}', int(index))
+
     @property
     def rgb(self) -> np.ndarray:
-        "The close-ups next to each other."
-        return beside(*(one.rgb for one in self.close_ups))
+        "The close-ups next to each other, as they are printed."
+        return beside(*self.answers.pictures(self.id, self.coloured))
 
 
 def _as_png(fig):
@@ -138,66 +197,80 @@ def _as_png(fig):
     return out.getvalue()
 
 # %% ../../nbs/api/widgets/instances.ipynb #c6579230
-def _group_map(found, flat):
-    "The class number of each voxel's group, (X, Y, Z) uint8."
+NAMES = [MEANING[group] for group in sorted(CLASS_OF, key=CLASS_OF.get)]
+
+
+def group_map(found) -> np.ndarray:  # found: Instances
+    "The class number of each voxel's group, (*S) uint8."
     out = np.zeros(found.scene.shape, np.uint8)
     for kind, table in zip('NTP', (found.negative, found.true, found.predicted)):  # predicted ones lie on top
         numbers = [0, *(CLASS_OF[group] if kind != 'T' or group == 'FN' else 0 for group in table.group)]
         own = np.array(numbers, np.uint8)[found.maps[kind]]
         out = np.where(own > 0, own, out)
-    return deep(out) if flat else out
+    return out
+
+
+def lesions_at(
+    found,  # Instances
+    at: tuple,  # index of a voxel
+) -> list:  # of ids
+    "The lesions a voxel belongs to; of true ones those that were missed."
+    out = []
+    for kind, table in zip('PTN', (found.predicted, found.true, found.negative)):
+        number = int(found.maps[kind][at])
+        if number and (kind != 'T' or table.group.iloc[number - 1] == 'FN'): out.append(table.id.iloc[number - 1])
+    return out
 
 
 class LesionViews(Linked):
     "Slices with all lesions outlined. Subclasses may show more of the one that is chosen (`show_lesion`)."
-    pointer = staticmethod(mark)
-
     def __init__(
         self, answers: InstanceAnswers,
-        width=None,  # of the pictures together, in pixels; None: 380 for a picture, 600 for a volume
+        width=None,  # of the pictures together, at most, in pixels; None: what the cell has
     ):
-        self.answers, self.found, self.sample, self.id = answers, answers.found, answers.sample, None
+        self.answers, self.found, self.id = answers, answers.found, None
         if not len(self.found): raise ValueError(
-            f'found has no instance in sample {self.sample.name!r}, so there is nothing to show')
-        self.flat, volume = self.sample.ndim == 2, as_volume(self.sample)
-        views = make_views(volume, width or (380 if self.flat else 600), [('picture', 2)] if self.flat else None)
-        super().__init__(volume, views, self.sample.name or 'image', 'click a lesion to choose it')
-        self.grey, self.groups = as_frame(volume).grey, _group_map(self.found, self.flat)
-        channels = [(f'channel {k}', k) for k in range(self.sample.n_channels)]
+            f'found has no instance in sample {answers.sample.name!r}, so there is nothing to show')
+        self.groups = group_map(self.found)
+        super().__init__(answers.sample, self._viewer(answers.sample), width)
+        channels = [f'channel {k}' for k in range(self.sample.n_channels)]
         self.channel = W.Dropdown(options=channels, layout=W.Layout(width='110px'))
         self.outlines = check_box('outlines')
-        show_if(self.sample.n_channels > 1, self.channel)
-        for control in (self.channel, self.outlines): self.watch(control, lambda _: self.redraw())
-        self.row = W.Box(self.columns, layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
+        show_if(len(channels) > 1, self.channel)
+        self.link((self.channel, 'index'), 'at')
+        self.link((self.outlines, 'value'), 'prediction')
+        self.row = W.VBox([self.viewer, W.VBox(list(self.sliders.values()))], layout=W.Layout(flex='1 1 440px', min_width='0'))
         self.children = [self.row, self.message]
 
-    @property
-    def voxel(self) -> tuple: "Index of the marked voxel."; return self.at[1::-1] if self.flat else self.at
+    def _viewer(self, sample):
+        "A frame for each sequence."
+        frames, pool, unit = [], Pool(), 'mm' if sample.spacing_known else 'pixels'
+        for k in range(sample.n_channels):
+            one = sequence(sample.replace(labels=None), k)
+            window = channel_windows(one.image)
+            frames.append(packed(as_frame(one, self.groups, window), window, pool, unit=unit))
+        out = map_viewer_of(len(NAMES))(frames, pool, NAMES, way=1, name=sample.name or 'image')
+        out.look = out.look | dict(sides=['lesion', ''])
+        return out
 
     def choose(self, id: str):  # e.g. 'P3'
         "Another lesion, and the slices through it."
-        voxels = np.argwhere(self.found.instance(id).mask)
-        self.id = id
-        at = voxels[np.abs(voxels - voxels.mean(0)).sum(1).argmin()]  # one of its own, near its middle
-        self.move((*at[::-1], 0) if self.flat else at)
+        at, self.id = middle_of(self.found.instance(id).mask), id
+        self.move(at)
         self.show_lesion()
 
-    def pick(self, axis, x, y):
-        "To what was clicked; a lesion is chosen."
-        Linked.pick(self, axis, x, y)
-        clicked, at = self.at, self.voxel
-        for kind, table in zip('PTN', (self.found.predicted, self.found.true, self.found.negative)):
-            number = int(self.found.maps[kind][at])
-            if not number or kind == 'T' and table.group.iloc[number - 1] != 'FN': continue
-            self.choose(table.id.iloc[number - 1])
-            return self.move(clicked)
-
-    def look_key(self): return self.channel.value, self.outlines.value
+    def tell(self):
+        "A lesion under the crosshair is chosen."
+        here = lesions_at(self.found, self.voxel)
+        if not here or self.id in here: return
+        self.id = here[0]
+        self.show_lesion()
 
     def paint(self, view, index):
-        shown = self.groups if self.outlines.value else None
-        grey = self.grey[self.channel.value or 0]
-        return draw_view(view, index, grey, prediction=shown, valid=self.volume.valid, filled=False)
+        groups = deep(self.groups) if self.flat else self.groups
+        volume, shown = as_volume(self.sample), [k for k in range(1, len(NAMES) + 1) if getattr(self.viewer, f'class_{k}')]
+        how = dict(prediction=groups if self.outlines.value else None, valid=volume.valid, classes=shown, filled=False)
+        return draw_view(view, index, as_frame(volume).grey[self.channel.index], **how)
 
     def show_lesion(self): "What else there is to show of the chosen lesion."
 
@@ -230,9 +303,10 @@ def _build(self: InstanceExplorer):
     for name, css in (named | dict(context='B-context')).items(): getattr(self, name).add_class(css)
     buttons = W.VBox([self.ask, self.ask_all, self.context])
     self.look, self.title = LesionLook(self.answers, [buttons]), W.HTML()
+    self.link((self.look.close_up, 'at'), 'at')  # the same sequence
     show_if(self.answers.model is not None, buttons, self.map)
-    wrap = W.Layout(flex_flow='row wrap', align_items='flex-start')
     left = W.VBox([self.list, self.channel, W.HBox([self.outlines, self.map])])
+    wrap = W.Layout(flex_flow='row wrap', align_items='flex-start', grid_gap='0 12px')
     self.children = [self.title, W.Box([left, self.row], layout=wrap), self.look, self.message]
     self._observe()
 
@@ -240,6 +314,8 @@ def _build(self: InstanceExplorer):
 @patch
 def _observe(self: InstanceExplorer):
     for control in (self.list.order, *self.list.boxes.values()): self.watch(control, lambda _: self.fill())
+    for name, box in self.list.boxes.items(): self.link((box, 'value'), f'class_{CLASS_OF[name]}')
+    self.link((self.map, 'value'), 'map')
     self.watch(self.list.list, lambda id: id and self.choose(id))
     self.watch(self.map, lambda _: self.show_lesion())
     self.watch(self.ask, lambda: self.ask_for([self.id], self.ask))
