@@ -19,12 +19,13 @@ from ..models.turns import Oriented, laid_down
 from ..sparse.atoms import Atoms, atoms
 from ..sparse.contributions import Contributions
 from ..view.maps import focus, map_limit
-from ..view.slices import as_volume, deep, draw_bar, draw_map_view, draw_view, make_views, mark
+from ..view.slices import as_volume, deep, draw_bar, draw_map_view, draw_view, make_views
 from .base import MARKER, Panel, Picture, beside, blank, png64, with_text
 from .gallery import above_each_other
-from .linked import Linked, in_patient
-from .look import as_frame, check_box, pairs_table
+from .linked import Linked, in_patient, map_viewer_of, with_map
+from .look import as_frame, channel_windows, check_box, pairs_table
 from .tiles import TILE, thumbnail
+from .viewer import Pool, packed
 
 # %% auto #0
 __all__ = ['COLUMNS', 'CELL', 'ordered', 'line_of', 'AtomList', 'as_picture', 'draw_atom', 'in_grey', 'Gallery',
@@ -188,55 +189,71 @@ class Gallery(W.VBox):
 # %% ../../nbs/api/widgets/sparse.ipynb #39ad91fe
 class ContributionViews(Linked):
     "Slices of the image with the map of an atom, and the region outlined."
-    pointer = staticmethod(mark)
-
     def __init__(
         self, got: Contributions,
         energy,  # DataFrame, see `ordered`
-        width=None,  # of the pictures together, in pixels; None: 380 for a picture, 600 for a volume
+        width=None,  # of the pictures together, at most, in pixels; None: what the cell has
     ):
         self.got, self.energy, self.key = got, energy.fillna(0), None
-        self.flat, volume = got.sample.ndim == 2, as_volume(got.sample)
-        views = make_views(volume, width or (380 if self.flat else 600), [('picture', 2)] if self.flat else None)
-        super().__init__(volume, views, got.sample.name or 'image', 'click to choose a voxel')
-        names, self.grey, self.mask = got.net.sequences, as_frame(volume).grey, self._deep_of(got.target.mask)
-        over = [('over its strongest', 'strongest'), *((f'over {name}', k) for k, name in enumerate(names))]
-        self.over = W.Dropdown(options=over, layout=W.Layout(width='150px'))
-        self.shown = check_box('map')
-        self.bar, self.numbers = Picture(84, name='colours of the map'), W.HTML()
-        self.numbers.add_class('N-voxel')
-        for one, name in ((self.over, 'D-over'), (self.shown, 'C-map'), (self.bar, 'O-bar')): one.add_class(name)
-        for control in (self.over, self.shown): self.watch(control, lambda _: self.redraw())
-        row = W.Box(self.columns, layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
-        self.children = [row, W.HBox([W.VBox([self.over, self.shown, self.numbers]), self.bar]), self.message]
+        sample = got.sample.replace(labels=None)
+        self.parts = [sample.replace(image=sample.image[k:k + 1]) for k in range(sample.n_channels)]
+        self.windows, self.mask = [channel_windows(one.image) for one in self.parts], got.target.mask
+        first = tuple(self.energy.index[0])
+        frames, pool = self.frames(first)
+        super().__init__(sample, map_viewer_of(0)(frames, pool, name=sample.name or 'image'), width)
+        names = got.net.sequences
+        self.over = W.Dropdown(options=['over its strongest', *(f'over {name}' for name in names)],
+                               layout=W.Layout(width='150px'))
+        self.shown, self.numbers = check_box('map'), W.HTML()
+        self.link((self.over, 'index'), 'at')
+        self.link((self.shown, 'value'), 'map')
+        for one, name in ((self.over, 'D-over'), (self.shown, 'C-map'), (self.numbers, 'N-voxel')): one.add_class(name)
+        wrap = W.Layout(flex_flow='row wrap', grid_gap='0 24px')
+        controls = W.VBox([*self.sliders.values(), W.HBox([self.over, self.shown])])
+        self.children = [self.viewer, W.Box([controls, self.numbers], layout=wrap), self.message]
+        self.layout.flex, self.layout.min_width = '1 1 440px', '0'
 
-    def _deep_of(self, a): return deep(a) if self.flat else a
+    def frames(self, key: tuple) -> tuple:  # frames, Pool
+        "The map of an atom over its strongest sequence, and over each."
+        found, pool, shown = self.got.map(*key), Pool(), []
+        limits, unit = [map_limit(found)], 'mm' if self.got.sample.spacing_known else 'pixels'
+        for one, window in zip(self.parts, self.windows):
+            frame = packed(as_frame(one, None, window), window, pool, unit=unit)
+            shown.append(with_map(frame, pool, found, limits, self.got.target.unit, self.mask) | dict(regionName='region'))
+        return [shown[self.strongest(key)], *shown], pool
+
+    def strongest(self, key: tuple) -> int:
+        "The sequence with most of an atom's energy."
+        return int(self.energy.loc[key].argmax())
 
     def show(self, key: tuple, ids: list):
         "The map of an atom; the first time in the middle of the region."
-        first, self.key, self.map = self.key is None, key, self._deep_of(self.got.map(*key))
-        self.limit, self.strongest = map_limit(self.map), int(self.energy.loc[key].argmax())
-        self.bar.show(draw_bar(self.limit, bool(self.map.min() < 0), 150), exact=True)
-        self.move(focus(self.map, self.mask) if first else self.at)
-
-    def look_key(self): return self.key, self.over.value, self.shown.value
+        first, self.key, self.map = self.key is None, key, self.got.map(*key)
+        frames, pool = self.frames(key)
+        with self.viewer.hold_sync(): self.viewer.pool, self.viewer.frames = pool.bytes, frames
+        if first: self.move(focus(self.map, self.mask))
+        else: self.tell()
 
     def paint(self, view, index):
-        grey = self.grey[self.strongest if self.over.value == 'strongest' else self.over.value]
-        look = dict(opacity=.85*self.shown.value)
-        return draw_map_view(view, index, grey, self.map, self.limit, self.mask, self.volume.valid, **look)
+        def whole(a): return deep(a) if self.flat and a is not None else a
+        number = self.over.index - 1 if self.over.index else self.strongest(self.key)
+        grey = as_frame(as_volume(self.parts[number])).grey[0]
+        how = whole(self.map), map_limit(self.map), whole(self.mask), whole(self.sample.valid)
+        return draw_map_view(view, index, grey, *how, opacity=.85*self.shown.value)
 
     def tell(self):
-        "What the atom contributes at the marked voxel."
-        at, affine = self.at[1::-1] if self.flat else self.at, self.volume.affine
+        "What the atom contributes at the chosen voxel."
+        at, affine = self.voxel, self.sample.affine
         self.words = {'voxel': ', '.join(map(str, at))}
         if affine is not None: self.words['position'] = in_patient(affine, at)
-        self.words['contribution here'] = f'{self.map[self.at]:+.3g} {self.got.target.unit}'
-        self.words['region'] = 'inside' if self.mask[self.at] else 'outside'
+        self.words['contribution here'] = f'{self.map[at]:+.3g} {self.got.target.unit}'
+        self.words['region'] = 'inside' if self.mask[at] else 'outside'
         self.numbers.value = pairs_table(self.words)
 
     @property
-    def rgb(self) -> np.ndarray: return beside(Linked.snapshot(self), self.bar.rgb)
+    def rgb(self) -> np.ndarray:
+        bar = draw_bar(map_limit(self.map), bool(self.map.min() < 0), 150)
+        return beside(Linked.snapshot(self), bar)
 
 # %% ../../nbs/api/widgets/sparse.ipynb #144c4d1e
 def as_rgb(
