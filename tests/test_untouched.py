@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict, deque
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from misas.all import Brightness, Target, as_model, attribute, save, sensitivity
 from misas.data.phantom import disc
 from misas.doors import open_changes
 from misas.models import hold
-from misas.models.hold import trace, untouched
+from misas.models.hold import noted_once, trace, untouched
 
 SAMPLE = disc((12, 10), radius=3)
 MASK = SAMPLE.labels == 1
@@ -568,6 +569,48 @@ def test_a_pending_gradient_is_still_right():
             loss.backward()
             grads.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
         assert all(map(torch.equal, *grads)), kind
+
+
+class Wakes(Base):
+    "Leaves itself alone, until it is told not to."
+    def begin(self): self.awake, self.seen = [], []
+
+    def between(self, x):
+        if self.awake:
+            self.seen.append(x)
+            self.fresh = nn.Parameter(torch.ones(1))
+            self.c.weight.data.mul_(.5)
+        return x
+
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_noted_once_for_several(broken):
+    "A note around others does for them as long as there is nothing to put back; it holds whatever happens."
+    net = made(Wakes)
+    assert isinstance(noted_once(net), nullcontext)  # it is not known yet
+    ASKS['saliency'](as_model(net, activation='softmax'))
+    before, chance = state(net), luck()
+    with suppress(KeyError), noted_once(net) as _, untouched(net):
+        assert [one.kept is None for one in open_changes()] == [False, True] and not net.training and not net.a.weight.requires_grad
+        net.awake = ['yes']
+        torch.rand(1)
+        net(X)
+        if broken: raise KeyError
+    assert state(net) == before and luck() == chance and not open_changes()
+    assert isinstance(noted_once(net), nullcontext)  # not any more
+    for ask in ('saliency', 'occlusion'): ASKS[ask](as_model(net, activation='softmax'))
+    assert not isinstance(noted_once(net), nullcontext) and state(net) == before
+
+
+def test_what_lies_beside_is_noted_by_itself():
+    "A note about one network does not do for another one."
+    one, other = made(Counts), made(Lists)
+    before = state(one), state(other)
+    for _ in range(2):
+        with noted_once(one), untouched(one), noted_once(other), untouched(other):
+            one(X)
+            other(X)
+        assert (state(one), state(other)) == before
 
 
 class Scripted(nn.Module):

@@ -31,7 +31,8 @@ from ..inside.honest import Doubt, doubt, watching
 from ..inside.question import Question, Refused
 from ..inside.target import Frozen, Target
 from ..models.base import Model
-from ..models.hold import untouched
+from ..models.adapt import as_model
+from ..models.hold import noted_once, untouched
 from ..view.map_views import plot_attribution
 from ..view.words import Summary
 
@@ -395,12 +396,14 @@ def attribute(
     "Where the model looks. Refused where the method would be wrong; ValueError for maps not to be believed."
     how, common = method_of(method), dict(baseline=baseline, n_steps=n_steps, layer=layer)
     options = own_options(how, common, kw)
-    question = Question(model, sample, target, internal_batch=internal_batch, seed=seed, progress=progress)
-    check_refusal(how, question, options)
-    _foretell(how, question)
-    raw = run_method(how, question, options)
-    asked = dict(common, internal_batch=internal_batch, seed=seed, progress=progress, **kw)
-    return explained(question, how, options, raw, asked)
+    model = as_model(model)
+    with noted_once(model.network):
+        question = Question(model, sample, target, internal_batch=internal_batch, seed=seed, progress=progress)
+        check_refusal(how, question, options)
+        _foretell(how, question)
+        raw = run_method(how, question, options)
+        asked = dict(common, internal_batch=internal_batch, seed=seed, progress=progress, **kw)
+        return explained(question, how, options, raw, asked)
 
 # %% ../../nbs/api/attribution/attribute.ipynb #37c6f2bc
 @patch

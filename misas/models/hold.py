@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,8 @@ from ..doors import changed_for_a_while, open_changes
 from .kept import Kept
 
 # %% auto #0
-__all__ = ['CONVOLUTIONS', 'NORMS', 'same_luck', 'evaluating', 'hookable', 'untouched', 'out_of_place', 'frugal', 'trace']
+__all__ = ['CONVOLUTIONS', 'NORMS', 'same_luck', 'evaluating', 'hookable', 'untouched', 'noted_once', 'out_of_place', 'frugal',
+           'trace']
 
 # %% ../../nbs/api/models/hold.ipynb #618b1555
 def _luck():
@@ -63,7 +65,7 @@ def _evaluate(module):
     except NotImplementedError: pass
 
 
-_STILL = WeakKeyDictionary()  # network -> states in which it was seen to change nothing
+_STILL = WeakKeyDictionary()  # network -> {state: what it was seen to leave alone in that}
 
 
 def _state(modes):
@@ -91,15 +93,15 @@ def _does_more(m):
     return _kind_does_more(type(m)) or not all(map(_of_torch, own))
 
 
-def _is_still(module, modes, what):
-    "Was it seen to leave itself alone: all that it holds, or its 'weights'?"
-    if any(mode for _, mode in modes) and any(_does_more(m) for m, _ in modes): return False
-    return (what, _state(modes)) in _STILL.get(module, ())
+def _seen_of(module, modes):
+    "What it was seen to leave alone as it is: all in an 'answer'; inside `untouched` its 'weights', and the 'rest'."
+    if any(mode for _, mode in modes) and any(_does_more(m) for m, _ in modes): return set()  # never trusted
+    return _STILL.setdefault(module, {}).setdefault(_state(modes), set())
 
 
-def _is_held(module):
-    "Is somebody else going to put it back?"
-    return any(getattr(one, 'module', None) is module for one in open_changes())
+def _holder(module):
+    "The innermost change that is going to put it back; None where nobody does."
+    return next((one for one in reversed(open_changes()) if getattr(one, 'module', None) is module), None)
 
 # %% ../../nbs/api/models/hold.ipynb #9bba1c0a
 def _as_it_is(kept): return kept
@@ -108,13 +110,18 @@ def _as_it_is(kept): return kept
 class evaluating(changed_for_a_while):
     "Evaluation mode for a while; the network is afterwards as it was, whatever `eval` and `forward` do to it."
     def __init__(self, module: nn.Module):
-        self.asked, self.modes, self.kept = module, _modes(module), None
-        if not _is_held(module) and not _is_still(module, self.modes, 'all'):
-            self.kept, self.state, self.module = Kept(module), _state(self.modes), module
+        self.asked, self.kept, holder = module, None, _holder(module)
+        self.calm = holder is not None and holder.calm
+        self.modes = [] if self.calm else _modes(module)
+        if holder is None: self._note(module)
         super().__init__(self._begin, self._back)
 
+    def _note(self, module):
+        self.seen = _seen_of(module, self.modes)
+        if 'answer' not in self.seen: self.kept, self.module = Kept(module), module
+
     def _begin(self):
-        if not self.modes or any(mode for _, mode in self.modes): _evaluate(self.asked)
+        if not self.calm and (not self.modes or any(mode for _, mode in self.modes)): _evaluate(self.asked)
         return self
 
     def _back(self):
@@ -129,7 +136,7 @@ class evaluating(changed_for_a_while):
     def _learn(self):
         "Does it leave itself alone?"
         _set_modes(self.modes)
-        if not self.kept.differs(): _STILL.setdefault(self.module, set()).add(('all', self.state))
+        if not self.kept.differs(): self.seen.add('answer')
 
     def answer(self, *inputs: torch.Tensor) -> object:
         "What the network returns. It and its gradient have copies of tensors that are going to be put back."
@@ -175,36 +182,47 @@ class untouched(changed_for_a_while):
     "Whatever happens inside, the network and the random generators are afterwards as they were."
     def __init__(self, module: nn.Module | None):
         self.luck, (self.compute, self.as_before) = _luck(), _with_gradients()
-        self.kept, self.modes = None, [] if module is None else _modes(module)
-        self.held = module is not None and _is_held(module)
+        self.holder = None if module is None else _holder(module)
+        self.calm = self.holder is not None and self.holder.calm  # then all that is needed was noted there
+        self.kept, self.modes = None, [] if module is None or self.calm else _modes(module)
         super().__init__(partial(self._begin, module), self._back)
         self.module = module
 
     def _begin(self, module):
         self.compute()
-        if module is None: return
-        self.trusted, self.state = self.held or _is_still(module, self.modes, 'weights'), _state(self.modes)
+        if module is None or self.calm: return
+        self.seen = _seen_of(module, self.modes)
+        self.trusted = self.holder is not None or 'weights' in self.seen
         self.kept = Kept(module, wholly=not self.trusted)
+        self.calm = self.holder is None and 'rest' in self.seen
         _ready_to_be_watched(module, self.modes)
 
     def _back(self):
         _set_modes(self.modes)
-        if self.kept is not None: self.kept.put_back()
+        if self.kept is not None and self.kept.put_back(): self.seen.discard('rest')
         self.luck()
         self.as_before()
 
     def __exit__(self, kind, *rest):
         try:
-            if self.kept is not None and not self.held: self._learn(kind is None)
+            if self.kept is not None and self.holder is None: self._learn(kind is None)
         finally: self.end()
 
     def _learn(self, finished):
-        "Does it leave its weights alone?"
-        known = _STILL.setdefault(self.module, set())
+        "Does it leave its weights alone, and the rest? That is taken back where there is something to put back."
         if self.trusted and self.kept.lost():
-            known.clear()
+            for seen in _STILL.get(self.module, {}).values(): seen.clear()
             warnings.warn(_LOST.format(type(self.module).__name__), stacklevel=4)
-        elif finished and not self.kept.overwritten(): known.add(('weights', self.state))
+        elif finished and (self.trusted or not self.kept.overwritten()): self.seen |= {'weights', 'rest'}
+
+
+# %% ../../nbs/api/models/hold.ipynb #47fa1bb6
+def noted_once(
+    module: nn.Module | None,
+) -> AbstractContextManager:
+    "One `untouched` around several, for a network that is known to leave itself alone; nothing for others."
+    known = module is not None and _holder(module) is None and 'rest' in _seen_of(module, _modes(module))
+    return untouched(module) if known else nullcontext()
 
 # %% ../../nbs/api/models/hold.ipynb #e77c6e3c
 def out_of_place(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import pickle
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import nullcontext
 from functools import lru_cache, partial
 from operator import is_
@@ -24,24 +24,22 @@ __all__ = ['PLAIN', 'SMALL', 'same_bits', 'Kept']
 
 # %% ../../nbs/api/models/kept.ipynb #988b73bb
 class _Box:
-    "A dict, list, set or deque, and what it held."
+    "A dict, list, set or deque that held something, and what that was."
     __slots__ = 'box', 'content'
 
     def __init__(self, box):
-        self.box, self.content = box, None
-        if box: self.content = dict(box) if isinstance(box, dict) else set(box) if isinstance(box, set) else list(box)
+        self.box = box
+        self.content = dict(box) if isinstance(box, dict) else set(box) if isinstance(box, set) else list(box)
 
     def differs(self):
         box, content = self.box, self.content
-        if content is None: return len(box) > 0
         if len(box) != len(content): return True
         if isinstance(box, set): return box != content
         if not all(map(is_, box, content)): return True
         return isinstance(box, dict) and not all(map(is_, box.values(), content.values()))
 
     def put_back(self):
-        if not self.differs(): return
-        box, content = self.box, self.content or {}
+        box, content = self.box, self.content
         if isinstance(box, dict):
             for k in [k for k in box if k not in content]: del box[k]
             box.update(content)
@@ -73,8 +71,9 @@ def _as_it_was_made(tensor):
 
 
 def _can_be_copied(t):
-    if t.device.type == 'meta': return False
-    return t.layout != torch.strided or not any(n > 1 and not step for n, step in zip(t.shape, t.stride()))
+    if t.is_meta: return False
+    if t.layout != torch.strided or t.is_contiguous(): return True
+    return not any(n > 1 and not step for n, step in zip(t.shape, t.stride()))
 
 
 class _Tensor:
@@ -98,12 +97,17 @@ class _Tensor:
     def is_newer(self): return self.version is not None and self.tensor._version != self.version
 
     def put_back(self):
+        "Was there something to put back in its values?"
         now = self.tensor
         if self.leaf and now.grad_fn is not None: now.detach_()
-        if self.moved(): now.data = self.alias
-        if self.overwritten():
+        moved, overwritten = self.moved(), self.overwritten()
+        if moved: now.data = self.alias
+        if overwritten:
             with _as_it_was_made(self.alias): self.alias.data.copy_(self.copy)
-        if not self.leaf: return
+        if self.leaf: self._put_links_back(now)
+        return moved or overwritten
+
+    def _put_links_back(self, now):
         if now.requires_grad != self.needs:
             with _as_it_was_made(now): now.requires_grad_(self.needs)
         if now.grad is not self.grad: now.grad = self.grad
@@ -117,8 +121,7 @@ class _Array:
     def __init__(self, a): self.array, self.copy = a, a.copy()
     def place(self): return self.array.__array_interface__['data'][0]
     def differs(self): return self.array.tobytes() != self.copy.tobytes()
-    def put_back(self):
-        if self.differs(): self.array[...] = self.copy
+    def put_back(self): self.array[...] = self.copy
 
 
 _GENERATORS = torch.Generator, np.random.Generator, np.random.RandomState, random.Random
@@ -135,8 +138,7 @@ class _Generator:
         self.state = self.read()
 
     def differs(self): return pickle.dumps(self.read()) != pickle.dumps(self.state)
-    def put_back(self):
-        if self.differs(): self.write(self.state)
+    def put_back(self): self.write(self.state)
 
 # %% ../../nbs/api/models/kept.ipynb #c9057c7e
 class _Slot:
@@ -155,7 +157,6 @@ class _Slot:
         return value is not self.value and (isinstance(value, torch.Tensor) or repr(value) != repr(self.value))
 
     def put_back(self):
-        if not self.differs(): return
         if self.there: self.write(self.value)
         else: self.delete()
 
@@ -163,6 +164,7 @@ class _Slot:
 PLAIN = {int, float, bool, complex, str, bytes, type(None), type, FunctionType, BuiltinFunctionType, MethodType}
 PLAIN |= {torch.dtype, torch.device, torch.Size, slice, range}
 SMALL = 2**18  # bytes of tensors that are copied in any case
+_BUILT_IN = {dict, OrderedDict, list, set, deque}
 
 
 @lru_cache(256)
@@ -185,30 +187,38 @@ class Kept:
         wholly: bool = True,  # with copies of all tensors? Else of buffers and small ones
     ):
         self.room, self.wholly, self.seen, self.large = SMALL, wholly, {}, set()
-        self.boxes, self.tensors, self.others, self.kinds = [], [], [], []
+        self.empty, self.boxes, self.tensors, self.others, self.kinds = [], [], [], [], []
         with torch._C.DisableTorchFunction():
-            todo = [module]
-            while todo: self._look(todo.pop(), todo)
+            self.todo = [module]
+            while self.todo: self._look(self.todo.pop())
 
-    def _look(self, value, todo):
+    def _find(self, values):
+        "What there is to be looked at. Most of what a module holds is plain, or a dict for hooks that it has not."
+        for one in values:
+            kind = type(one)
+            if kind in PLAIN: continue
+            if kind in _BUILT_IN and not one: self.empty.append(one)
+            else: self.todo.append(one)
+
+    def _look(self, value):
         "Note one thing, and what there is to be looked at inside."
-        if type(value) in PLAIN or id(value) in self.seen: return
+        if id(value) in self.seen: return
         self.seen[id(value)] = value
         if isinstance(value, (dict, list, set, deque)):
             self.boxes.append(_Box(value))
-            if value: todo.extend(value.values() if isinstance(value, dict) else value)
-        elif isinstance(value, torch.Tensor): self._look_at_tensor(value, todo)
-        elif isinstance(value, nn.Module): self._look_at_module(value, todo)
-        elif isinstance(value, (tuple, frozenset)): todo.extend(value)
+            self._find(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, torch.Tensor): self._look_at_tensor(value)
+        elif isinstance(value, nn.Module): self._look_at_module(value)
+        elif isinstance(value, (tuple, frozenset)): self._find(value)
         elif isinstance(value, np.ndarray):
             if value.flags.writeable: self.others.append(_Array(value))
         elif isinstance(value, _GENERATORS): self.others.append(_Generator(value))
 
 # %% ../../nbs/api/models/kept.ipynb #8a72d474
 @patch
-def _look_at_tensor(self: Kept, t, todo):
+def _look_at_tensor(self: Kept, t):
     "A tensor, its gradient, and attributes that somebody gave it."
-    todo.append(t.__dict__)
+    self._find((t.__dict__,))
     if getattr(t, 'is_lazy', False) or torch.nn.parameter.is_lazy(t): return
     copied, a_weight = True, isinstance(t, nn.Parameter) or not t.is_leaf or id(t) in self.large
     if a_weight and not self.wholly:
@@ -217,35 +227,35 @@ def _look_at_tensor(self: Kept, t, todo):
     self.tensors.append(_Tensor(t, copied))
     if self.tensors[-1].grad is not None:
         self.large.add(id(t.grad))
-        todo.append(t.grad)
+        self.todo.append(t.grad)
 
 
 @patch
-def _look_at_module(self: Kept, m, todo):
-    if isinstance(m, torch.jit.ScriptModule): return self._look_at_script(m, todo)
+def _look_at_module(self: Kept, m):
+    if isinstance(m, torch.jit.ScriptModule): return self._look_at_script(m)
     self.kinds.append((m, type(m)))
-    todo.append(vars(m))
+    self._look(vars(m))
     for name in _slots(type(m)):
         slot = _Slot(*(partial(how, m, name) for how in _OF_OBJECTS))
         self.others.append(slot)
-        todo.append(slot.value)
+        self._find((slot.value,))
 
 
 @patch
-def _look_at_script(self: Kept, m, todo):
-    todo.extend([*m.children(), *m.parameters(recurse=False), *m.buffers(recurse=False)])
+def _look_at_script(self: Kept, m):
+    self._find([*m.children(), *m.parameters(recurse=False), *m.buffers(recurse=False)])
     known = getattr(m, '_concrete_type', None)
     for name in () if known is None else known.get_attributes():
         slot = _Slot(partial(m._c.getattr, name), partial(m._c.setattr, name))
         self.others.append(slot)
-        todo.append(slot.value)
+        self._find((slot.value,))
 
 # %% ../../nbs/api/models/kept.ipynb #16fc2fec
 @patch
 def differs(self: Kept) -> bool:
     "Is anything another one than it was?"
     with torch._C.DisableTorchFunction():
-        if any(type(m) is not kind for m, kind in self.kinds): return True
+        if any(self.empty) or any(type(m) is not kind for m, kind in self.kinds): return True
         return any(one.differs() for one in (*self.boxes, *self.others, *self.tensors))
 
 
@@ -262,12 +272,17 @@ def lost(self: Kept) -> bool:
 
 
 @patch
-def put_back(self: Kept) -> None:
-    "Make everything what it was. May be called again."
+def put_back(self: Kept) -> bool:
+    "Make everything what it was. Was there something to put back? May be called again."
     with torch._C.DisableTorchFunction():
-        for m, kind in self.kinds:
-            if type(m) is not kind: m.__class__ = kind
-        for one in (*self.boxes, *self.others, *self.tensors): one.put_back()
+        others = [(m, kind) for m, kind in self.kinds if type(m) is not kind]
+        for m, kind in others: m.__class__ = kind
+        filled = list(filter(None, self.empty))
+        for box in filled: box.clear()
+        changed = [one for one in (*self.boxes, *self.others) if one.differs()]
+        for one in changed: one.put_back()
+        tensors = [one for one in self.tensors if one.put_back()]
+    return bool(others or filled or changed or tensors)
 
 
 @patch
