@@ -172,7 +172,11 @@ export class Heat {
 
 export default {
   render({model, el}) {
-    const heat = new Heat(el, model.get('palette'), (what, cell) => { model.set(what, cell); model.save_changes(); });
+    const heat = new Heat(el, model.get('palette'), (what, cell) => {
+      model.set(what, cell);
+      model.set('hand', model.get('hand') + 1);  // see InPage
+      model.save_changes();
+    });
     const paint = () => {
       const [metrics, classes] = model.get('sizes');
       heat.paint(model.get('maps')[(model.get('group')*metrics + model.get('metric'))*classes + model.get('cls')]);

@@ -94,7 +94,7 @@ class Picture(W.GridBox):
     ):
         self.rgb, self._height = None, None
         self.width, self.name, self.on_click = width, name, on_click
-        self.image = W.Image(format='jpeg', layout=W.Layout(grid_area='1/1', width=f'{width}px'))
+        self.image = W.Image(format='jpeg', layout=W.Layout(grid_area='1/1', width=f'{width}px', margin='0'))
         self.layer = W.HTML(layout=W.Layout(grid_area='1/1', margin='0'))
         self.place = W.Text(layout=W.Layout(display='none'))
         self.place.add_class('misas-place')

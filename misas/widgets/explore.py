@@ -5,11 +5,8 @@
 # %% ../../nbs/api/widgets/explore.ipynb #504e038c
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..attribution.attribute import Attribution
 from ..data.cases import Cases
@@ -23,11 +20,15 @@ from ..sparse.contributions import Contributions
 from ..structure.embed import Embedding
 from ..structure.latent import Traversal
 from ..study.study import Study
+from ..sweep.pairs import SensitivityGrid
 from ..sweep.sensitivity import Sensitivity
 from .attribution import AttributionExplorer
 from .base import Panel
+from .cohort import StudyExplorer, of_study
+from .compare import CompareExplorer, asked
 from .embed import EmbeddingExplorer
 from .gallery import GalleryExplorer
+from .grid import GridExplorer
 from .instances import InstanceExplorer
 from .latent import LatentExplorer
 from .live import LiveExplorer
@@ -36,7 +37,7 @@ from .sweep import SweepExplorer
 from .volume import VolumeExplorer
 
 # %% auto #0
-__all__ = ['KINDS', 'explore', 'Changed', 'of_study']
+__all__ = ['ASKED', 'KINDS', 'explore']
 
 # %% ../../nbs/api/widgets/explore.ipynb #07dbac56
 def _of_sweep(what, model, kw):
@@ -46,8 +47,28 @@ def _of_sweep(what, model, kw):
     return SweepExplorer(what, **kw)
 
 
+def _of_grid(what, model, kw):
+    if not isinstance(what, SensitivityGrid): return None
+    if model is not None: raise ValueError('model is part of a grid already: explore(grid)')
+    return GridExplorer(what, **kw)
+
+
+def _of_pair(what, model, kw):
+    several = isinstance(what, (list, tuple, dict))
+    given = (what.values() if isinstance(what, dict) else what) if several else ()
+    if any(isinstance(one, Sensitivity) for one in given):
+        if model is not None: raise ValueError('models are part of the results already: explore([result, result])')
+        return CompareExplorer(what, **kw)
+    if 'models' not in kw: return None
+    if model is not None: raise ValueError('model and models: pass one model, or two as models={name: model}')
+    kw = dict(kw)
+    return CompareExplorer(asked(what, **{k: kw.pop(k) for k in ASKED if k in kw}), **kw)
+
+
 def _of_study(what, model, kw):
-    return of_study(what, model, **kw) if isinstance(what, Study) else None
+    if not isinstance(what, Study): return None
+    one_change = model is not None or 'transform' in kw or 'value' in kw
+    return (of_study(what, model, **kw) if one_change else StudyExplorer(what, **kw))
 
 
 def _of_attributions(what, model, kw):
@@ -92,12 +113,13 @@ def _of_sample(what, model, kw):
     return LiveExplorer(sample, model, **kw)
 
 
-KINDS = _of_sweep, _of_study, _of_attributions, _of_instances, _of_atoms, _of_structure, _of_cases, _of_sample
+ASKED = 'models', 'transform', 'values', 'metrics'  # of two models about a sample
+KINDS = _of_sweep, _of_grid, _of_pair, _of_study, _of_attributions, _of_instances, _of_atoms, _of_structure, _of_cases, _of_sample
 
 
 @door
 def explore(
-    what: Any,  # a Sensitivity, Study, Attribution, Instances, Atoms, Contributions, Embedding, Traversal, Sample(s)
+    what: Any,  # a Sensitivity (two: compared), SensitivityGrid, Study, Attribution, Instances, Atoms, Contributions, Embedding, Traversal, Sample(s)
     model: Any = None,  # for samples, Instances: a Model, or anything `as_model` takes; for a Study: the name of one
     **kw: Any,  # for the widget; see there
 ) -> Panel:
@@ -106,38 +128,3 @@ def explore(
     for kind in KINDS:  # the last one shows or raises
         panel = kind(what, model, kw)
         if panel is not None: return panel
-
-# %% ../../nbs/api/widgets/explore.ipynb #af1a8418
-class Changed:
-    "Cases of a study, each under one change; loaded when asked for."
-    def __init__(self, cases, transform, value): self.cases, self.transform, self.value = list(cases), transform, value
-    def __len__(self): return len(self.cases)
-    def __getitem__(self, i): return self.transform(self.cases[i].sample(), self.value)
-
-
-def of_study(
-    study: Study,  # with its models and transforms
-    model=None,  # name; None: the first one
-    transform=None,  # name or Transform; None: the most harmful one
-    value=None,  # of the transform; None: where the cohort is worst
-    samples=None, load=None,  # where the images are; None: those of the last run
-    **kw,  # see `GalleryExplorer.from_cases`
-) -> Panel:
-    "The cases of a study in a gallery. ValueError where model, transform or images are not known."
-    model = next(iter(study.models), None) if model is None else model
-    if model not in study.models: raise ValueError(
-        f'model {model!r} is needed for pictures: pass it to Study, which knows {", ".join(study.models) or "none"}')
-    worst = _most_harmful(study, model, transform)
-    change = study.runnable.get(worst['transform'])
-    if change is None: raise ValueError(f'transform {worst["transform"]} is needed for pictures: pass it to Study')
-    value = worst['worst at'] if value is None else value
-    kw = {'title': f'<b>{escape(model)}</b>: {escape(change.name)} {escape(change.text(change.check(value)))}', **kw}
-    done = set(study.frame['sample'])
-    cases = Changed([case for case in study.sources(samples, load) if case.name in done], change, value)
-    return GalleryExplorer.from_cases(cases, study.models[model], study.metrics, **kw)
-
-
-def _most_harmful(study, model, transform):
-    "The row of the summary of the change that harms most."
-    table = study.summary(drop=np.inf, model=model, transform=transform).frame
-    return table.sort_values('harm', ascending=False, kind='stable').iloc[0]

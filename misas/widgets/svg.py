@@ -102,9 +102,9 @@ def symbol(
     return f'<path d="M{x:.1f} {y:.1f}{shape}" stroke="{ink}" stroke-width="1.8" fill="{fill}"/>'
 
 
-def _entries(classes, scores, zero):
+def _entries(classes, scores, zero, inks):
     "What the legend explains."
-    found = [(f'<path d="M0 0h18" stroke="{colour(k)}" stroke-width="3"/>', name) for k, name in enumerate(classes, 1)]
+    found = [(f'<path d="M0 0h18" stroke="{ink}" stroke-width="3"/>', name) for ink, name in zip(inks, classes)]
     if len(classes) > LEGEND: found = []  # too many: they stand in the table
     found.append(('<path d="M0 0h18" class="same"/>', zero))
     if np.isnan(scores).any(): found.append((symbol('cross', 9, 0, '#333'), 'undefined'))
@@ -121,9 +121,9 @@ def _points(xs, ys):
     return ' '.join(out)
 
 
-def _class_curve(k, name, row, xs, axis, line):
+def _class_curve(k, name, row, xs, axis, line, ink):
     "One class, number `k` -> SVG, and (x, y) of every score that is a number."
-    ink, parts, dots = colour(k), [], []
+    parts, dots = [], []
     kinds = ['cross' if np.isnan(score) else 'triangle' if np.isinf(score) else 'dot' for score in row]
     for kind, x, score in zip(kinds, xs, row):
         height = dict(cross=axis.undefined[k - 1], triangle=axis.infinite[k - 1], dot=axis.place(score))[kind]
@@ -166,17 +166,19 @@ def curve_svg(
     scale: ValueScale = LINEAR,  # of the values
     texts=(),  # of the values, where they are only cases
     zero: str = 'unchanged',  # what the image is at the identity
+    inks: list | None = None,  # colours of the lines; None: those of the classes
 ) -> Curve:
     "Score against value, a line a class."
     scores, cases = np.asarray(scores, float).T, not scale.ordered
-    head, top = legend(_entries(classes, scores, zero))
+    inks = [colour(k) for k in range(1, len(classes) + 1)] if inks is None else inks
+    head, top = legend(_entries(classes, scores, zero, inks))
     tall = top + HEIGHT - 28 + 64*cases
     axis = ScoreAxis(scores, top, top + HEIGHT - 28 - BOTTOM)
     places, xticks = x_axis(values, scale, texts)
     groups, dots = [], []
     for k, (name, row) in enumerate(zip(classes, scores), 1):
         xs = places + scale.beside(k - 1, len(classes), min(8, 40/len(classes)))
-        group, found = _class_curve(k, name, row, xs, axis, line=not cases)
+        group, found = _class_curve(k, name, row, xs, axis, not cases, inks[k - 1])
         groups.append(group)
         dots.append(found)
     body = head + _axes(xticks, axis, tall, xlabel, ylabel, cases)
