@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONGEST', 'DRAWS', 'NAMES', 'TITLES', 'LINK_IN_A_LINK', 'type_text', 'cell_of_table', 'parameter_rows',
            'parameter_table', 'is_public', 'short_signature', 'Described', 'told', 'tell_pictures', 'alt_of',
-           'drawn_words', 'PictureWords', 'whole_links', 'without_install']
+           'drawn_words', 'PictureWords', 'whole_links']
 
 # %% ../nbs/api/docs.ipynb #78a8670b
 import ast
@@ -71,7 +71,7 @@ def parameter_table(
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
-# %% ../nbs/api/docs.ipynb #895eae44
+# %% ../nbs/api/docs.ipynb #794e5de1
 def is_public(
     name: str,  # 'Sample.show'
 ) -> bool:
@@ -104,7 +104,7 @@ class _Written:
 
     def __repr__(self): return self.text
 
-# %% ../nbs/api/docs.ipynb #7e1904dc
+# %% ../nbs/api/docs.ipynb #7fd6c995
 class Described:
     "What `show_doc` shows of a function or class: heading, call, sentence, table of parameters."
 
@@ -134,7 +134,7 @@ def _folded(table, unfolded):
     if unfolded or not table: return table
     return f'<details><summary>Parameters</summary>\n\n{table}\n\n</details>'
 
-# %% ../nbs/api/docs.ipynb #c36c4e4a
+# %% ../nbs/api/docs.ipynb #c04e0450
 LONGEST = 700  # characters of a text
 
 
@@ -179,7 +179,7 @@ def _content(ax):
              f'{len(ax.lines)} lines' if ax.lines and not curves else '']
     return ', '.join([*curves, *filter(None, kinds)])
 
-# %% ../nbs/api/docs.ipynb #2aa41895
+# %% ../nbs/api/docs.ipynb #3c537be9
 def _curve(line):
     "A labelled curve: where it begins and ends, and its lowest or highest point where that lies between."
     label, height = _line(line.get_label()), np.ma.filled(np.ma.asarray(line.get_ydata(), float), np.nan)
@@ -207,7 +207,7 @@ def _is_number(text):
     except ValueError: return False
     return True
 
-# %% ../nbs/api/docs.ipynb #795065d0
+# %% ../nbs/api/docs.ipynb #b25ad4a3
 def tell_pictures(
     shell: Any,  # of IPython: `get_ipython()`
 ) -> None:
@@ -223,7 +223,7 @@ def tell_pictures(
 
     formatter.for_type(Figure, with_words)
 
-# %% ../nbs/api/docs.ipynb #b58a8729
+# %% ../nbs/api/docs.ipynb #17602a5f
 def alt_of(
     outputs: Sequence[dict],  # of a cell
 ) -> str:  # empty where a picture has none
@@ -258,7 +258,7 @@ def _texts(call):
     texts = [o.value for o in given if isinstance(o, ast.Constant) and isinstance(o.value, str)]
     return [_line(text) for text in texts if len(text) > 3]
 
-# %% ../nbs/api/docs.ipynb #3d7ba3a7
+# %% ../nbs/api/docs.ipynb #026de4a5
 class PictureWords:
     "A step of nbdev's: cells with pictures get a line `#| fig-alt`, unless they have one."
 
@@ -285,7 +285,7 @@ def _last_heading(markdown):
 
 def _quoted(text): return '"' + text.replace('\\', '').replace('"', "'") + '"'
 
-# %% ../nbs/api/docs.ipynb #17602a5f
+# %% ../nbs/api/docs.ipynb #ea295ea0
 LINK_IN_A_LINK = re.compile(r'\[([^\[\]]*)\[(`[^`]+`)\]\([^)]*\)([^\[\]]*)\]\(')
 
 
@@ -295,10 +295,3 @@ def whole_links(
     "A step of nbdev's: where a link to a name was put into the text of another link, the outer one stays."
     if cell.cell_type != 'markdown': return
     while LINK_IN_A_LINK.search(cell.source): cell.source = LINK_IN_A_LINK.sub(r'[\1\2\3](', cell.source)
-
-
-def without_install(
-    cell: Any,  # of a notebook
-) -> None:
-    "A step of nbdev's: cells that only install something on Colab are not shown on the site."
-    if cell.cell_type == 'code' and "'google.colab' in str(get_ipython())" in cell.source: del cell['source']
