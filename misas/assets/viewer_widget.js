@@ -38,6 +38,7 @@ export default {
       const k = wanted(), frame = model.get('frames')[k], arrays = model.get('pool');
       if (frame == null && !late.has(k)) return model.send({need: k});
       viewer.show(late.get(k) ?? unpacked(frame, n => bytes(arrays[n])), model.get('extent'));
+      follow();                          // a voxel that the frame before had not
     };
     const take = (message, buffers) => {
       if (!message.frame) return;
