@@ -63,8 +63,8 @@ export class Heat {
     this.table.setAttribute('aria-label', name);
     const most = Math.max(...blocks.map(block => block.columns.length));
     const longest = Math.max(...blocks.flatMap(block => [block.head, ...block.rows]).map(text => text.length));
-    this.root.style.setProperty('--names', `${Math.min(longest + 2, 16)}ch`);
-    this.root.style.setProperty('--room', `calc((100cqi - ${Math.min(longest + 2, 16)}ch)/${3.2*most})`);
+    this.root.style.setProperty('--names', `min(${Math.min(longest + 2, 16)}ch, 24cqi)`);
+    this.root.style.setProperty('--room', `calc((100cqi - var(--names))/${3.2*most})`);
     const columns = element('colgroup', '', this.table);
     element('col', 'names', columns);
     for (let i = 0; i < most; i++) element('col', '', columns);

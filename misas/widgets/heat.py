@@ -22,7 +22,7 @@ from .base import InPage
 __all__ = ['NAMES', 'HEAD', 'palette', 'Shades', 'Cell', 'one_score', 'many_scores', 'Block', 'score_map', 'HeatMap',
            'heat_picture']
 
-# %% ../../nbs/api/widgets/heat.ipynb #0e51f876
+# %% ../../nbs/api/widgets/heat.ipynb #51248d64
 @lru_cache
 def palette() -> tuple:  # of 256 [red, green, blue]
     "From the worst to the best score."
@@ -50,7 +50,8 @@ class Shades:
     def level(self, score: float) -> int:  # 0 to 255; -1 where there is no number
         "The brighter, the better; where nothing is better, the higher."
         if not np.isfinite(score): return -1
-        share = (float(self._good(score)) - self.low)/max(self.high - self.low, 1e-9)
+        if self.low == self.high: return 255
+        share = (float(self._good(score)) - self.low)/(self.high - self.low)
         return round(255*min(max(share, 0.), 1.))
 
     @property
