@@ -83,7 +83,7 @@ def plot(
 ) -> 'Figure':
     "The share of the map that its largest voxels hold."
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(3.8, 3))[1]
+    if ax is None: ax = plt.subplots(figsize=(3.8, 3), layout='constrained')[1]
     count = self.held.size
     ax.plot(100*np.arange(count + 1)/count, 100*np.append(0, self.held[::-1].cumsum()), label=label)
     ax.set(xlabel='largest voxels (% of the image)', ylabel='of the map (%)')

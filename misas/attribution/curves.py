@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from .attribute import Attribution
 from .blocks import Blocks, OwnMap, blocks_for
 from ..inside.question import check_count
+from ..view.layout import OUTSIDE, SMALL
 from ..view.words import Summary
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def plot(
 ) -> 'Figure':
     "Score and soft Dice, in the order of the map and in random orders."
     import matplotlib.pyplot as plt
-    if axs is None: axs = plt.subplots(1, 2, figsize=(8, 3))[1]
+    own = axs is None
+    if own: axs = plt.subplots(1, 2, figsize=(8, 3), layout='constrained')[1]
     what_happens = {'deletion': 'replaced by the baseline', 'insertion': 'put back'}[self.name]
     once = ['random order', *['_']*(len(self.random) - 1)]
     for j, (ax, what) in enumerate(zip(axs, (f'score ({self.unit})', 'soft Dice'))):
@@ -99,8 +101,7 @@ def plot(
         ax.plot(self.fraction, self.map[:, j], 'o-', ms=3, color='#0072B2', label='order of the map')
         ax.set(xlabel=f'part of the image {what_happens}', ylabel=what)
         ax.grid(alpha=.3)
-    axs[0].legend(fontsize=7)
-    axs[0].figure.tight_layout()
+    axs[-1].legend(**OUTSIDE if own else dict(fontsize=SMALL))
     return axs[0].figure
 
 # %% ../../nbs/api/attribution/curves.ipynb #859b634b

@@ -14,6 +14,7 @@ import numpy as np
 from .attribute import Attribution
 from .blocks import OwnMap
 from ..metrics.masks import outline_mm
+from ..view.layout import OUTSIDE
 from ..view.words import Summary
 
 if TYPE_CHECKING:
@@ -115,14 +116,14 @@ class Localisation:
     ) -> 'Figure':
         "Share of the map and of the image, from the inside to the outside."
         import matplotlib.pyplot as plt
-        if ax is None: ax = plt.subplots(figsize=(6, 3))[1]
+        if ax is None: ax = plt.subplots(figsize=(6, 3), layout='constrained')[1]
         at = np.arange(len(self.frame))
-        ax.bar(at - .2, 100*self.frame['share'], .4, color='#E69F00', label='of the map')
+        ax.bar(at - .2, 100*self.frame['share'], .4, color='#0072B2', label='of the map')
         ax.bar(at + .2, 100*self.frame['voxels'], .4, color='#999999', label='of the image')
         ax.set_xticks(at, self.frame['where'], rotation=25, ha='right', fontsize=8)
         ax.set(ylabel='share (%)', title=CONTEXT)
         ax.title.set_fontsize(9)
-        ax.legend(fontsize=8, loc='upper center')
+        ax.legend(**OUTSIDE)
         return ax.figure
 
 # %% ../../nbs/api/attribution/localisation.ipynb #9ea19d73

@@ -104,7 +104,7 @@ def plot(
 ) -> 'Figure':
     "What the scaled map promised against what happened, a point a change."
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(3.6, 3.4))[1]
+    if ax is None: ax = plt.subplots(figsize=(3.6, 3.4), layout='constrained')[1]
     ax.axline((0, 0), slope=1, color='k', lw=.8, ls='--')
     ax.plot(self.scale*self.promised, self.seen, '.', ms=5, alpha=.7, color='#0072B2')
     ax.set(xlabel=f'drop promised by the map ({self.unit})', ylabel=f'drop seen ({self.unit})')
@@ -223,7 +223,7 @@ class MaxSensitivity:
     ) -> 'Figure':
         "The change of the map for each noisy image; the largest one counts."
         import matplotlib.pyplot as plt
-        if ax is None: ax = plt.subplots(figsize=(3.6, 2.6))[1]
+        if ax is None: ax = plt.subplots(figsize=(3.6, 2.6), layout='constrained')[1]
         ax.plot(np.arange(1, len(self.each) + 1), self.each, 'o', color='#0072B2')
         ax.axhline(self.value, color='k', lw=.8, ls='--')
         ax.set(xlabel='noisy image', ylabel='change of the map', ylim=(0, None))

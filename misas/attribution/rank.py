@@ -26,6 +26,7 @@ from ..inside.target import Frozen, Target
 from ..models.adapt import as_model
 from ..models.base import Model
 from ..statistics import bootstrap
+from ..view.layout import OUTSIDE, grow
 from ..view.words import DASH, Summary, between_text, score_text
 
 if TYPE_CHECKING:
@@ -371,9 +372,9 @@ def _costs(ax, cost):
     at = np.arange(len(cost))
     ax.barh(at, cost.forward.fillna(0), color='#999999', label='forward')
     ax.barh(at, cost.backward.fillna(0), height=.35, color='#D55E00', label='backward')
-    ax.set(title='passes for a map', xscale='symlog', xlim=(0, None))
+    ax.set(title='cost of a map', xlabel='passes', xscale='symlog', xlim=(0, None))
     ax.title.set_fontsize(9)
-    ax.legend(fontsize=7)
+    ax.legend(**OUTSIDE)
 
 
 @patch
@@ -391,6 +392,7 @@ def plot(self: Ranking) -> 'Figure':
     axs[0].set_yticks(range(len(names)), labels, fontsize=8)
     axs[0].invert_yaxis()
     fig.tight_layout()
+    grow(fig)
     return fig
 
 # %% ../../nbs/api/attribution/rank.ipynb #b0fb53aa

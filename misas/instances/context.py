@@ -27,6 +27,7 @@ from ..models.hold import untouched
 from ..models.output import NoGradient
 from ..statistics import Interval, bootstrap, check_level
 from ..view import plot as pictures
+from ..view.layout import OUTSIDE, grow
 from ..view.words import Summary, between_text, score_text
 
 if TYPE_CHECKING:
@@ -394,7 +395,7 @@ def _draw(ax, curve):
     if not np.isnan(curve.needed_mm): ax.axvline(
         curve.needed_mm, color='#D55E00', lw=1.5, label=f'needed: {curve.needed_mm:.3g} mm')
     ax.set(xlabel='tissue kept around the lesion (mm)', ylabel=SCORES[curve.score])
-    ax.legend(fontsize=7)
+    ax.legend(**OUTSIDE)
     ax.grid(alpha=.3)
 
 
@@ -406,6 +407,7 @@ def plot(self: ContextCurve) -> 'Figure':
     _draw(ax, self)
     ax.set_title(f'{self.model} on {self.sample.name}', fontsize=9)
     fig.tight_layout()
+    grow(fig)
     return fig
 
 
@@ -475,8 +477,9 @@ class ContextCurves:
         if np.isfinite(middle): ax.axvline(middle, color='#D55E00', lw=1.5, label=f'needed (median): {middle:.3g} mm')
         ax.set(xlabel='tissue kept around the lesion (mm)', ylabel=SCORES[self.score],
                title=f'{len(self.needed)} lesions')
-        ax.legend(fontsize=7)
+        ax.legend(**OUTSIDE)
         fig.tight_layout()
+        grow(fig)
         return fig
 
 # %% ../../nbs/api/instances/context.ipynb #bdd82896

@@ -16,6 +16,7 @@ from ..attribution.attribute import Attribution
 from .context import distance_mm
 from .results import GROUPS
 from ..statistics import as_clusters, bootstrap, holm
+from ..view.layout import grow
 from ..view.words import Summary
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def plot(self: Groups) -> 'Figure':
         ax.plot(k + rng.uniform(-.25, .25, len(own)), own, '.', color='#0072B2', alpha=.5)
         ax.plot([k - .35, k + .35], [own.median()]*2, color='k')
     ax.set(xticks=range(len(names)), xticklabels=names, ylabel=self.name, xlim=(-.6, len(names) - .4))
+    grow(fig)
     return fig
 
 

@@ -16,6 +16,7 @@ from .measure import Voxels, border_mm, nearest_mm, size_column, table_of
 from .places import free_tissue, move_shapes
 from .scene import Scene
 from ..view.draw import grey_window
+from ..view.layout import OUTSIDE, grow
 from ..view.map_views import side_letters
 from ..view.plot import outline
 from ..view.words import Summary
@@ -197,6 +198,7 @@ def plot(
     where = f'[{"xyz"[axis % 3]}={index}]' if volume else ''
     ax.set(xticks=[], yticks=[], title=f'{self.sample_name}{where}'.strip() or self.cls)
     if volume and self.scene.affine is not None: side_letters(ax, slice_letters(self.scene.affine, axis))
+    grow(fig)
     return fig
 
 
@@ -246,8 +248,7 @@ def _key(ax, drawn, line):
     handles = [Line2D([], [], color=GROUPS[group], ls=STYLES[group], label=MEANING[group])
                for group in GROUPS if group in drawn]
     if '' in drawn: handles.append(Line2D([], [], color='#777777', ls=':', lw=.8, label='truth that was found'))
-    place = dict(loc='upper left', bbox_to_anchor=(1.02, 1), borderaxespad=0)
-    if handles: ax.legend(handles=handles, fontsize=8, frameon=False, **place)
+    if handles: ax.legend(handles=handles, **OUTSIDE)
 
 
 # %% ../../nbs/api/instances/results.ipynb #931ec77e

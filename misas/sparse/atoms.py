@@ -226,7 +226,7 @@ def plot(self: Used) -> 'Figure':
         below.bar(at, own['size'], color='#E69F00')
         above.set_title(f'layer {layer}: {own.dead.sum()} of {len(own)} never used', fontsize=9)
         for place in at[own.dead]: above.text(place, 0, '×', ha='center', va='bottom', fontsize=8)
-        if len(own) <= 24: below.set_xticks(at, own.atom, fontsize=7)
+        if len(own) <= 24: below.set_xticks(at, own.atom, fontsize=8)
         else: below.set_xticks([])
         below.set_xlabel('atom, the most used first', fontsize=8)
     axs[0, 0].set_ylabel('codes not 0 (%)', fontsize=8)
@@ -278,15 +278,15 @@ def plot(
         for ax, row in zip(column, rows):
             drawn = ax.imshow(picture[row]/limit, cmap='RdBu_r', vmin=-1, vmax=1)
             ax.set(xticks=[], yticks=[])
-        column[0].set_title(title, fontsize=7)
+        column[0].set_title(title, fontsize=8)
     for ax, row in zip(axs[:, 0], rows): ax.set_ylabel(self.sequences[row], fontsize=8)
     some = f'{count} of {len(order)} atoms' if count < len(order) else f'{count} atoms'
     size = _sizes(patches.shape[2:], self.strides[layer])
     order_told = '\nthose used most first; above each the share of its codes that are not 0' if used else ''
     fig.suptitle(f'layer {layer}: {some} of {size}{order_told}', fontsize=9)
     bar = fig.colorbar(drawn, ax=axs, ticks=(-1, 0, 1), fraction=.03)
-    bar.ax.tick_params(labelsize=7)
-    bar.set_label("of the atom's largest", fontsize=7)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label("of the atom's largest", fontsize=8)
     return fig
 
 # %% ../../nbs/api/sparse/atoms.ipynb #daf760aa
@@ -377,7 +377,7 @@ def plot(
             drawn = ax.imshow(part, aspect=aspect, **(grey if k <= count else left))
             if 0 < k <= count: ax.set_xlabel(f'{shares[k - 1, row]:.0%} explained', fontsize=8)
             ax.set(xticks=[], yticks=[])
-        fig.colorbar(drawn, ax=line[-1], shrink=.8).ax.tick_params(labelsize=7)
+        fig.colorbar(drawn, ax=line[-1], shrink=.8).ax.tick_params(labelsize=8)
         line[0].set_ylabel(self.sequences[row], fontsize=9)
         if self.sample.ndim == 3 and self.sample.affine is not None:
             side_letters(line[0], slice_letters(self.sample.affine, axis))

@@ -290,9 +290,9 @@ def _bars(ax, parts, names, at, height, fall=True):
         ax.barh(level, part, high, left=end - part, color=np.array(WARM if part > 0 else COLD)[0]/255)
     for end, start, stop in zip(ends if fall else [], at, at[1:]): ax.plot([end, end], [start, stop], color='.6', lw=.6)
     words = [f'{name}  {part:+.2f}' for name, part in zip(names, [*parts, whole])]
-    ax.set_yticks(at, words, fontsize=7)
+    ax.set_yticks(at, words, fontsize=8)
     ax.axvline(0, color='k', lw=.6)
-    ax.tick_params(axis='x', labelsize=7)
+    ax.tick_params(axis='x', labelsize=8)
     for side in ('top', 'right', 'left'): ax.spines[side].set_visible(False)
 
 
@@ -329,7 +329,7 @@ def _atom_rows(self: Contributions, axs, rows, index, axis):
         image = self.sample.replace(image=self.sample.image[[strongest]])
         flat, values, mask = flat_map(image, own, self.target.mask, index, axis)
         draw_map(axs[i, -1], flat, values, mask, limit)
-        axs[i, -1].set_title(f'over {self.net.sequences[strongest]}', fontsize=7, pad=2)
+        axs[i, -1].set_title(f'over {self.net.sequences[strongest]}', fontsize=8, pad=2)
         across, along = _zoom(mask)
         axs[i, -1].set(xlim=across, ylim=along)
     return np.stack(maps), limit, flat, mask
@@ -364,7 +364,7 @@ def plot(
     colour_bar(axs[0, -1], maps, limit, f'{self.target.unit} at a voxel', cax=fig.add_subplot(grid[:count, -1]))
     whole = fig.add_subplot(grid[-1, -2])
     draw_map(whole, flat, 0*flat.image[0], mask, 1.)
-    whole.set_title('region', fontsize=7, pad=2)
+    whole.set_title('region', fontsize=8, pad=2)
     if index is not None and self.sample.affine is not None:
         side_letters(whole, slice_letters(self.sample.affine, axis))
     at = [*(i*(1 + gap) + .5 for i in range(count)), *(count*(1 + gap) + one for one in (.1, .45, .8))]
@@ -390,7 +390,7 @@ def plot_sequences(
     _bars(ax, parts, names, at, [.7]*len(at), fall=False)
     falls = self.sequences.switched_off.to_numpy()
     if np.isfinite(falls).any(): ax.plot(falls, at[:-1], 'D', color='k', mfc='w', ms=5, label='fall without it')
-    if np.isfinite(falls).any(): ax.legend(fontsize=7, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
+    if np.isfinite(falls).any(): ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     ax.set(ylim=(len(at) - .5, -.5))
     ax.set_xlabel(self.target.unit, fontsize=8)
     ax.set_title(pictures.plain_text(self.text), fontsize=8)

@@ -353,7 +353,7 @@ def plot(
         ax.tick_params(labelsize=8)
         ax.grid(axis='y', alpha=.3)
     axs[0, 0].set_ylabel('Dice')
-    axs[0, -1].legend(fontsize=7, frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1))
+    axs[0, -1].legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1.01, 1))
     return fig
 
 

@@ -321,12 +321,12 @@ def plot(self: Responses) -> 'Figure':
         for ax, random, own, p_value in both:
             ax.scatter(random, at + rng.uniform(-.25, .25, len(random)), s=5, color='#AAAAAA', label='random concepts')
             ax.scatter(own, at, s=50, marker='D', color='#D55E00', edgecolor='k', zorder=3, label='concept')
-            look = dict(textcoords='offset points', fontsize=7, ha='center')
+            look = dict(textcoords='offset points', fontsize=8, ha='center')
             ax.annotate(f'p = {p_value:.2g}', (own, at), xytext=(0, 8), **look)
     axs[0].set(yticks=range(len(self.frame)), yticklabels=self.frame.concept, ylim=(-.5, len(self.frame) - .4))
     axs[0].set_xlabel(f'share of images in which {self.target} rises')
     axs[1].set_xlabel('slope, for a standard deviation')
     for ax, centre in zip(axs, (.5, 0)): ax.axvline(centre, color='k', lw=.8, ls='--')
     handles, labels = axs[0].get_legend_handles_labels()
-    fig.legend(handles[:2], labels[:2], fontsize=7, ncol=2, loc='outside upper center')
+    fig.legend(handles[:2], labels[:2], fontsize=8, ncol=2, loc='outside upper center')
     return fig

@@ -20,7 +20,7 @@ from .pooled import Pooled, column_of, voxelwise
 from .projections import METHODS, PCA, place
 from ..sweep.scoring import Scoring, as_transform, match_classes
 from ..transforms.base import Transform
-from ..view.draw import COLOURS, overlay
+from ..view.draw import colour, overlay
 from ..view.plot import plain_text, with_unit
 from ..view.words import Summary
 
@@ -196,10 +196,10 @@ MARKS = 'o^sDvP*X'
 def _by_name(ax, frame, names):
     "Few groups: each has its colour and mark."
     for k, (name, own) in enumerate(frame.groupby(names, sort=False)):
-        color = '#AAAAAA' if name == 'background' else COLOURS[k % 7]
+        color = '#AAAAAA' if name == 'background' else colour(k + 1)
         ax.scatter(own.x, own.y, s=22, color=color, marker=MARKS[k % 8], edgecolor='k', lw=.3,
                    label=plain_text(str(name)))
-    ax.legend(fontsize=7, title=names.name, title_fontsize=7)
+    ax.legend(fontsize=8, title=names.name, title_fontsize=8)
 
 
 def _by_centre(ax, frame, names):
@@ -310,7 +310,7 @@ def plot(
     ax.plot(line.x, line.y, '-o', color='#D55E00', ms=4, lw=1.2, zorder=4)
     ax.scatter(start.x, start.y, s=60, facecolor='none', edgecolor='k', lw=1.5, zorder=5)
     for *at, text in zip(line.x, line.y, self.transform.texts(line.value)):
-        ax.annotate(text, at, xytext=(4, 4), textcoords='offset points', fontsize=7, color='#A03000')
+        ax.annotate(text, at, xytext=(4, 4), textcoords='offset points', fontsize=8, color='#A03000')
     ax.margins(.12)
     ax.set_title(f'{line["sample"].iloc[0]}: {with_unit(self.transform.name, self.transform.unit)}; '
                  'circle: unchanged', fontsize=8)

@@ -128,10 +128,10 @@ def plot(
         for ax, row in zip(column, rows):
             drawn = ax.imshow(_flat(self.weights[k, row], axis)/limit, cmap='RdBu_r', vmin=-1, vmax=1)
             ax.set(xticks=[], yticks=[])
-        column[0].set_title(f'{k}\n{norms[k]:.2g}', fontsize=7)
+        column[0].set_title(f'{k}\n{norms[k]:.2g}', fontsize=8)
     for ax, row in zip(axs[:, 0], rows): ax.set_ylabel(f'input {row}', fontsize=8)
     fig.suptitle(f'{self.layer}: {len(order)} of {len(norms)} kernels, with their lengths', fontsize=9)
     bar = fig.colorbar(drawn, ax=axs, ticks=(-1, 0, 1), fraction=.03)
-    bar.ax.tick_params(labelsize=7)
-    bar.set_label('of the largest weight', fontsize=7)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label('of the largest weight', fontsize=8)
     return fig

@@ -201,7 +201,7 @@ def _draw_numbers(axs, way):
     for ax in axs:
         ax.set_xlabel(way.axis)
         ax.grid(alpha=.3)
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=8)
 
 # %% ../../nbs/api/structure/latent.ipynb #c73c8706
 @patch
@@ -324,5 +324,5 @@ def plot(self: LatentFactors) -> 'Figure':
     axs[0, 0].set_ylabel('Dice with the truth' if what == 'score' else 'Dice with the\nprediction at 0')
     handles, names = axs[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, fontsize=8, loc='outside right upper', title='mean (triangle:\nlowest case)',
-               title_fontsize=7)
+               title_fontsize=8)
     return fig

@@ -229,7 +229,7 @@ def _draw_boxes(layers, ax, below, names, axis):
         if cut.any(): outline(ax, cut, COLOURS[k], 2)
     lines = [Line2D([], [], color=COLOURS[k], lw=2) for k in range(len(names))]
     texts = [f'{"…"*(len(name) > 30)}{name[-30:]}: {_told(layers, layers.boxes[name].extent)}' for name in names]
-    below.legend(lines, texts, fontsize=7, loc='upper center', frameon=False, borderpad=0)
+    below.legend(lines, texts, fontsize=8, loc='upper center', frameon=False, borderpad=0)
     below.axis('off')
     ax.set_title('what a feature in the middle can see', fontsize=9)
     if sample.ndim == 3 and sample.affine is not None: side_letters(ax, slice_letters(sample.affine, axis))
@@ -273,7 +273,7 @@ def _draw_growth(layers, above, below):
     size = max(n*mm for n, mm in zip(shape, layers.voxel))
     above.axhline(size, color='.6', ls='--', lw=1, label='what the network gets')
     above.set(ylabel=f'field ({layers.unit})', ylim=(0, None), xticklabels=[])
-    above.legend(fontsize=7)
+    above.legend(fontsize=8)
     below.bar(at, 100*layers.frame.share, color='#009E73', width=.8)
     below.set(ylabel='cost (%)', xlabel='layer, in the order of work', xlim=above.get_xlim())
     below.xaxis.get_major_locator().set_params(integer=True)

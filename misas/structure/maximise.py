@@ -285,5 +285,5 @@ def _curve(ax, found):
     ax.axhline(found.reference, c='#D55E00', ls='--', label='sample')
     ax.set_xlabel('step', fontsize=8)
     ax.set_ylabel(found.unit, fontsize=8)
-    ax.tick_params(labelsize=7)
-    ax.legend(fontsize=7, frameon=False)
+    ax.tick_params(labelsize=8)
+    ax.legend(fontsize=8, frameon=False)

@@ -18,6 +18,7 @@ from .scoring import Probe, as_transform
 from .sensitivity import Sensitivity, sensitivity
 from ..transforms.base import Transform
 from ..view import plot as pictures
+from ..view.layout import grow
 from ..view.words import Summary, amount_text, between_text
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def plot(
         ax.fill_between(at, part.lowest, part.highest, color=colours.get(name, '.5'), alpha=.25, lw=0)
     fig.suptitle(f'{first.model} on {first._name}, median and range of {len(self.sweeps)} draws', fontsize=9)
     fig.tight_layout()
+    grow(fig)
     return fig
 
 # %% ../../nbs/api/sweep/repeated.ipynb #ac625488

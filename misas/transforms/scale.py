@@ -170,7 +170,7 @@ class WordScale(ValueScale):
     def _draw_ticks(self, ax, values, log, upright):
         if len(values) > upright: texts, look = [self.text(v) for v in values], dict(rotation=90, ha='center')
         else: texts, look = [fill(self.text(v), 14) for v in values], dict(rotation=35, ha='right')
-        ax.set_xticks(range(len(values)), texts, fontsize=7, **look)
+        ax.set_xticks(range(len(values)), texts, fontsize=8, **look)
 
 # %% ../../nbs/api/transforms/scale.ipynb #e2abc422
 def as_scale(

@@ -263,7 +263,7 @@ def plot(
         below.set(yscale='log', ylabel='voxels', xlabel='probability')
         for ax in (above, below): ax.grid(alpha=.3)
         above.set_title(title, fontsize=9)
-        above.legend(fontsize=7, loc='lower center', bbox_to_anchor=(.5, 1.09), frameon=False)
+        above.legend(fontsize=8, loc='lower center', bbox_to_anchor=(.5, 1.09), frameon=False)
     return fig
 
 

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 
 from ..data.labels import to_numpy
 from ..statistics import Interval, as_clusters, check_level, draw_patients, ends
+from ..view.layout import OUTSIDE
 from ..view.plot import plain_text
 from ..view.words import Summary
 
@@ -169,7 +170,7 @@ def plot(
     "Mean risk of the images kept against the share that is kept."
     import matplotlib.pyplot as plt
     curve, first = self.frame, ax is None
-    if first: ax = plt.subplots(figsize=(4.6, 3.2), layout='constrained')[1]
+    if first: ax = plt.subplots(figsize=(6.6, 3.2), layout='constrained')[1]
     percent = 100*curve.coverage
     label = f'{plain_text(self.name)}: AURC {self.aurc:.3f}'
     ax.plot(percent, curve.risk, 'o-', ms=3, color=color or ('#0072B2' if first else None), label=label)
@@ -179,7 +180,7 @@ def plot(
     ax.set(xlabel='images kept, the most confident first (%)', ylabel='their mean risk (1 - quality)')
     ax.set(xlim=(0, 102), ylim=(0, None))
     ax.grid(alpha=.3)
-    ax.legend(fontsize=7)
+    ax.legend(**OUTSIDE)
     return ax.figure
 
 # %% ../../nbs/api/trust/failure.ipynb #913516ec

@@ -28,6 +28,7 @@ from ..transforms.intensity import Brightness, Gamma, Noise
 from ..transforms.spatial import Rotation, Translation
 from .uncertainty import agreement, entropy
 from ..view.draw import classes_in, colour, flat
+from ..view.layout import OUTSIDE
 from ..view.plot import outline, plain_text, show
 from ..view.words import Summary
 
@@ -187,7 +188,7 @@ def plot(
     "Outlines of all answers on the image; entropy and variance between them."
     import matplotlib.pyplot as plt
     if self.sample.ndim == 3 and index is None: index = best_slice(_largest(self), axis)
-    fig, axs = plt.subplots(1, 3, figsize=(9, 3), layout='constrained')
+    fig, axs = plt.subplots(1, 3, figsize=(9.6, 3), layout='constrained')
     self._draw_outlines(axs[0], index, axis)
     what = 'votes' if self.votes else 'probability'
     for ax, values, title, top in ((axs[1], self.entropy, f'entropy of the mean {what}', 1.),
@@ -196,7 +197,7 @@ def plot(
         drawn = ax.imshow(values, cmap='inferno', vmin=0, vmax=top, aspect=axs[0].get_aspect())
         ax.set(xticks=[], yticks=[])
         ax.set_title(title, fontsize=9)
-        fig.colorbar(drawn, ax=ax, ticks=(0, top), shrink=.8).ax.tick_params(labelsize=7)
+        fig.colorbar(drawn, ax=ax, ticks=(0, top), shrink=.8).ax.tick_params(labelsize=8)
     fig.suptitle(plain_text(str(self.summary())), fontsize=9)
     return fig
 
@@ -221,7 +222,7 @@ def _draw_outlines(self: Passes, ax, index, axis):
             seen.add(k)
     ax.set_title(f'{len(self.labels)} answers, a line each', fontsize=9)
     lines = [Line2D([], [], color=colour(k), label=plain_text(self.classes[k - 1])) for k in sorted(seen)]
-    if lines: ax.legend(handles=lines, fontsize=7, loc='lower right')
+    if lines: ax.legend(handles=lines, **OUTSIDE)
 
 # %% ../../nbs/api/trust/passes.ipynb #c3f6ff45
 def _dropouts(model):

@@ -20,6 +20,7 @@ from ..models.choices import Choice
 from ..statistics import as_clusters, check_level
 from .calibration import labelled, patients_of
 from ..view.draw import colour
+from ..view.layout import OUTSIDE
 from ..view.plot import plain_text
 from ..view.words import Summary
 
@@ -268,7 +269,7 @@ def summary(self: Temperature) -> Summary:  # prints as text; `.frame` as here
 def plot(self: Temperature) -> 'Figure':
     "Mean -log p of the labels at each temperature, and where it is lowest."
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(4.4, 3), layout='constrained')
+    fig, ax = plt.subplots(figsize=(5.4, 3), layout='constrained')
     for k, row in enumerate(self.frame.to_dict('records'), 1):
         ax.plot(*self.curves[row['class']], color=colour(k), label=plain_text(row['class']))
         ax.plot(row['temperature'], np.interp(row['temperature'], *self.curves[row['class']]), 'o', color=colour(k))
@@ -280,5 +281,5 @@ def plot(self: Temperature) -> 'Figure':
     ax.minorticks_off()
     ax.set(xlabel='temperature (dashed: as it is)', ylabel='mean -log p of the labels')
     ax.set_title(plain_text(self.model.name), fontsize=9)
-    ax.legend(fontsize=7)
+    ax.legend(**OUTSIDE)
     return fig

@@ -155,7 +155,7 @@ def _draw_strangeness(self: Verdict, ax):
     ax.axvline(self.strangeness, color='#0072b2' if self.known else '#d55e00', lw=3, label='this image')
     ax.set_yticks([])
     ax.set_ylim(0, 1.35*ax.get_ylim()[1])  # room for the legend
-    ax.legend(fontsize=6, ncols=2, loc='upper center')
+    ax.legend(fontsize=8, ncols=2, loc='upper center')
     ax.set_xlabel('strangeness (distance from the known images)', fontsize=8)
     ax.set_title('how usual is this image?', fontsize=8)
 

@@ -38,7 +38,7 @@ TRUTH = dict(color='w', rim='k', lw=1.)  # how truth is outlined where a predict
 def _rim(lw, color):
     "Effects that draw a line of so many points with an edge."
     from matplotlib.patheffects import withStroke
-    return [withStroke(linewidth=lw + 1.2, foreground=color)]
+    return [withStroke(linewidth=2.2*lw, foreground=color)]
 
 
 def outline(
@@ -353,7 +353,7 @@ def confusion_matrices(
         ax.set_xticks(range(len(names)), names, rotation=45, ha='right', rotation_mode='anchor', fontsize=SMALL)
         ax.set_yticks(range(len(names)), names if i % n_cols == 0 else ['']*len(names), fontsize=SMALL)
         if i % n_cols == 0: ax.set_ylabel('truth', fontsize=SMALL)
-        ax.set_xlabel('predicted (% of the truth)', fontsize=SMALL)
+        if i + n_cols >= len(matrices): ax.set_xlabel('predicted (% of the truth)', fontsize=SMALL)
     fig.tight_layout()
     grow(fig)
     return fig
