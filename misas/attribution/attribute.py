@@ -74,6 +74,7 @@ def not_heard(
             with question.refusing(): features(question, layer, grads)
         except Refused as e: return str(e).removeprefix(f'{question.model.name}: ')
         finally: question.passes = before
+        if grads: question.once(f'not heard from {layer}, False', str)  # who gets gradients gets features
         return ''
     return question.once(f'not heard from {layer}, {grads}', find)
 
@@ -111,14 +112,21 @@ def methods(
     if model is None: return table
     if sample is None or target is None:
         raise ValueError('sample and target are needed to say what the methods would do with a model')
-    question = Question(model, sample, target, progress=False)
+    model = as_model(model)
+    with noted_once(model.network):
+        question = Question(model, sample, target, progress=False)
+        return _foretold(table, question)
+
+
+def _foretold(table, question):
+    "The table of methods with what each of them would do about a question."
     with untouched(question.module):
         none = _no_score(question)
         asked = [_cost(method, question, none) for method in METHODS.values()]
         memory = [0. if one[2] else gigabytes(how, question) for how, one in zip(METHODS.values(), asked)]
     forward, backward, refused = zip(*asked)
     table = table.assign(forward=forward, backward=backward, gigabytes=np.round(memory, 2), refused=refused)
-    table['warning'] = [_foretold(*one, question) for one in zip(METHODS.values(), refused)]
+    table['warning'] = [_warning(*one, question) for one in zip(METHODS.values(), refused)]
     return table.astype(dict(forward='Int64', backward='Int64'))
 
 
@@ -128,7 +136,7 @@ def _no_score(question):
     except Refused as e: return str(e)
 
 
-def _foretold(method, refused, question):
+def _warning(method, refused, question):
     "What is wrong with the gradient of a method that runs."
     found = None if refused else doubted(method, question)
     return found.sentence if found else ''

@@ -98,7 +98,7 @@ def _closed(q):
 
 def _plan(q, rule):
     if why := _closed(q): return Plan(why)
-    x, outs = network_calls(q, count=False)[0]
+    x, outs = q.once('first call', lambda: network_calls(q, count=False)[0])  # the same for all rules
     x.requires_grad_()
     with q.refusing():
         for keep in (False, True):

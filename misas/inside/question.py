@@ -389,8 +389,10 @@ def _overwrites(self: Question):
 def unreached(self: Question) -> str:
     "Why the image gets no gradient; '' if it does. Tried there and back, not counted."
     def find():
+        lost = self._way_back()
+        if not lost: return ''
         with untouched(self.module), frugal(self.module): why = why_unreached(self.net, self.x)
-        return why or self._way_back()
+        return why or lost
     return self.once('unreached', find)
 
 
