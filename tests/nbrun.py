@@ -106,7 +106,7 @@ def run(path):
 
 # ---- pictures that are sharp, in notebooks that stay small ----
 
-QUALITIES = (2, 64, 120), (2, 40, 80), (2, 28, 56), (1.5, 28, 56), (1, 40, 80), (1, 28, 56)
+QUALITIES = (2, 64, 160), (2, 32, 120), (2, 24, 90), (1.5, 32, 120), (1.5, 24, 90), (1, 40, 120), (1, 24, 56)
 # pixels for each that is shown, shades of grey, colours: from the best on, until the notebook is small enough
 
 

@@ -41,7 +41,7 @@ def lesion_features(
     return {f'{name}, channel {k}' if several else name: float(value) for (name, k), value in numbers}
 
 # %% ../../nbs/api/instances/errors.ipynb #8c403760
-DETECTORS = {'simple': '#0072B2', 'map': '#E69F00', 'both': '#009E73'}  # colours that all can tell apart
+DETECTORS = {'simple': '#0072B2', 'map': '#D29600', 'both': '#009E73'}  # colours that all can tell apart
 
 
 @dataclass(eq=False)

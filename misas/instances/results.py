@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ['GROUPS', 'STYLES', 'MEANING', 'MOST_IDS', 'Instance', 'Instances']
 
 # %% ../../nbs/api/instances/results.ipynb #470d62c5
-GROUPS = {'TP': '#009E73', 'FP': '#E69F00', 'FN': '#CC79A7', 'TN': '#56B4E9'}  # colours that all can tell apart
+GROUPS = {'TP': '#009E73', 'FP': '#D29600', 'FN': '#CC79A7', 'TN': '#6996FF'}  # colours that all can tell apart
 
 
 class Instance:

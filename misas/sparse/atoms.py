@@ -222,8 +222,8 @@ def plot(self: Used) -> 'Figure':
     for (layer, own), (above, below) in zip(layers, axs.T):
         own = own.sort_values('use', ascending=False, kind='stable')
         at = np.arange(len(own))
-        above.bar(at, 100*own.share, color='#56B4E9')
-        below.bar(at, own['size'], color='#E69F00')
+        above.bar(at, 100*own.share, color='#6996FF')
+        below.bar(at, own['size'], color='#D29600')
         above.set_title(f'layer {layer}: {own.dead.sum()} of {len(own)} never used', fontsize=9)
         for place in at[own.dead]: above.text(place, 0, '×', ha='center', va='bottom', fontsize=8)
         if len(own) <= 24: below.set_xticks(at, own.atom, fontsize=8)

@@ -101,7 +101,7 @@ def vary(
     return Varied(pd.DataFrame(rows), dict(threshold=1, iterations=net.iterations))
 
 # %% ../../nbs/api/sparse/vary.ipynb #f5c37faa
-COLOURS = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9'
+COLOURS = '#0072B2', '#D29600', '#009E73', '#D55E00', '#CC79A7', '#6996FF'
 
 
 @patch

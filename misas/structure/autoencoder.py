@@ -358,7 +358,7 @@ def load_autoencoder(
         raise ValueError(f'{path}: cannot be read as an autoencoder: {str(e).splitlines()[0][:120]}') from e
 
 # %% ../../nbs/api/structure/autoencoder.ipynb #7016a748
-PARTS = {'train': '#E69F00', 'held out': '#0072B2'}
+PARTS = {'train': '#D29600', 'held out': '#0072B2'}
 
 
 @patch

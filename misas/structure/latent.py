@@ -302,7 +302,7 @@ def summary(self: LatentFactors) -> Summary:  # prints as text; `.frame`: compon
     return Summary('\n'.join(lines), table)
 
 
-COLOURS = '#0072B2', '#D55E00', '#000000', '#CC79A7', '#009E73', '#E69F00'
+COLOURS = '#0072B2', '#D55E00', '#000000', '#CC79A7', '#009E73', '#D29600'
 
 
 @patch

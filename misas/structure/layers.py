@@ -267,7 +267,7 @@ def _draw_growth(layers, above, below):
     above.step(at, _widest(layers, 'rule'), where='mid', color='#0072B2', label='at most, by rule')
     look = dict(ls='', marker='o', ms=4, mew=.4)
     for column, colour, label in (
-            ('measured', '#0072B2', 'measured'), ('effective', '#E69F00', '95 % of the gradient')):
+            ('measured', '#0072B2', 'measured'), ('effective', '#D29600', '95 % of the gradient')):
         known = _widest(layers, column)
         if np.isfinite(known).any(): above.plot(at, known, color=colour, mec='k', label=label, **look)
     size = max(n*mm for n, mm in zip(shape, layers.voxel))
