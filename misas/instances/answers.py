@@ -251,16 +251,23 @@ def to_html(
     progress: bool = True,
 ) -> str:  # the path
     "The lesions on one page that needs nothing else; maps where there is a model."
-    path, ids = page.check_page_path(path), self.ids if ids is None else list(ids)
+    return page.write_result(self, path, ids=ids, curves=curves, progress=progress)
+
+
+@patch
+def parts(
+    self: InstanceAnswers,
+    ids: Iterable[str] | None = None,  # which lesions; None: all
+    *, curves: bool = False,  # with context curves?
+    progress: bool = True,
+) -> list:  # of HTML
+    "What a page shows of them: all outlines, and one lesion after the other."
+    ids = self.ids if ids is None else list(ids)
     for id in ids: self.found.instance(id)
     if self.model is not None: self.try_asking(ids, progress)
-    told = self.found.summary()
-    body = [page.paragraphs(told.text), page.figure(self.found.plot(), 'outlines of all lesions'),
-            '<p>' + ' · '.join(f'<a href="#{escape(id)}">{escape(id)}</a>' for id in ids) + '</p>']
-    body += [self._section(id, curves) for id in ids]
-    who = f'{self.model.name} on {self.sample.name}' if self.model else self.sample.name
-    body.append(page.section('Numbers', page.table(self.frame)))
-    return page.write_page(path, page.report(f'Lesions: {who}', *body))
+    links = ' · '.join(f'<a href="#{escape(id)}">{escape(id)}</a>' for id in ids)
+    outlines = page.figure(self.found.plot(), 'outlines of all lesions')
+    return [outlines, f'<p>{links}</p>', *(self._section(id, curves) for id in ids)]
 
 
 @patch
@@ -269,10 +276,10 @@ def _section(self: InstanceAnswers, id, curves):
     shown = [page.picture(one, f'{id}, channel {k}') for k, one in enumerate(self.pictures(id, map=False))]
     if self.model: shown += self._maps_shown(id)
     if curves and self.model: shown += self._curve_shown(id)
-    row = f'<div style="display:flex; flex-wrap:wrap; gap:8px; align-items:flex-start">{"".join(shown)}</div>'
+    row = page.beside(*shown)
     words = ''.join(f'<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>' for k, v in self.words(id).items())
     mark = f'<span style="color:{GROUPS[self.found.instance(id).group]}">■</span>'
-    return f'<h2 id="{escape(id)}">{mark} {escape(id)}</h2>{row}<table>{words}</table>'
+    return f'<h2 id="{escape(id)}">{mark} {escape(id)}</h2>{row}<table class="words">{words}</table>'
 
 
 @patch

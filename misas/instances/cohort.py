@@ -391,6 +391,7 @@ def to_html(
     told, table = self.summary(), self.frame
     peaks = [name for name in table if name.startswith('peak_')]
     figures = [page.figure(self.plot(name), f'{name} by group') for name in peaks if table.group.nunique() > 1]
-    parts = [page.paragraphs(told.text), page.table(told.frame.reset_index()), *figures,
-             page.section('Lesions', page.table(table))]
+    first, _, rest = told.text.partition('\n')
+    parts = [page.verdict(first, 'open'), page.paragraphs(rest), *figures,
+             page.folded('By group', page.table(told.frame.reset_index())), page.folded('Lesions', page.table(table))]
     return page.write_page(path, page.report(f'Lesions found by {self.settings.get("name", "the model")}', *parts))

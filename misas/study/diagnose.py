@@ -48,6 +48,7 @@ class Diagnosis(CloserLook):
     the change that helps; `.relabelled(sample)`; `.summary()`, `.plot()`, `.to_html(path)`."""
     trust: 'pandas.DataFrame | None' = None  # what Trust says of each case; see `misas.study.trusted`
     trust_lines = ()  # the same in words
+    asked = None  # the model, and the cases with where their images are: for pictures. Not kept in a pickle
 
     @property
     def text(self) -> str:
@@ -62,6 +63,7 @@ class Diagnosis(CloserLook):
         "The report, and the numbers behind it."
         return Summary(self.text, self.frame)
 
+    def __getstate__(self): return {**self.__dict__, 'asked': None}
     def __repr__(self): return self.text
     def _repr_markdown_(self): return self.summary()._repr_markdown_()
 
@@ -119,6 +121,7 @@ def diagnose(
     usual = tried is None
     tried, borne = _as_transforms(tried, changes(sample.ndim)), _as_transforms(borne, strains(sample.ndim))
     result = Diagnosis(model.name, question, [c.name for c in cases], sample.ndim)
+    result.asked = model, cases
     how = dict(reference=question.reference, metrics=[question.metric, LABELLED])
     with TemporaryDirectory() as tmp:
         place = Path(folder or tmp)
@@ -135,14 +138,21 @@ def diagnose(
 
 # %% ../../nbs/api/study/diagnose.ipynb #7178c4b7
 @patch
-def plot(self: Diagnosis) -> 'Figure':
-    "Left: what each change gains at its best value. Right: the median score under each strain, at its worst value."
+def plot(
+    self: Diagnosis,
+    what: str | None = None,  # 'changes' or 'strains'; None: both, next to each other
+) -> 'Figure':
+    "What each change gains at its best value; the median score under each strain, at its worst value."
     import matplotlib.pyplot as plt
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-    self._draw_changes(left)
-    self._draw_strains(right)
-    for ax in (left, right): ax.grid(axis='x', alpha=.3)
-    fig.suptitle(f'{self.model}: {self.verdict}', fontsize=10)
+    parts = {'changes': self._draw_changes, 'strains': self._draw_strains}
+    if what is not None and what not in parts: raise ValueError(f"what must be 'changes' or 'strains', got {what!r}")
+    drawn = list(parts.values()) if what is None else [parts[what]]
+    lines = max(self.frame['transform'].nunique(), self.tolerance['transform'].nunique())
+    fig, axs = plt.subplots(1, len(drawn), figsize=(5.4*len(drawn), 1.6 + .32*lines), squeeze=False)
+    for draw, ax in zip(drawn, axs[0]):
+        draw(ax)
+        ax.grid(axis='x', alpha=.3)
+    if what is None: fig.suptitle(f'{self.model}: {self.verdict}', fontsize=10)
     fig.tight_layout()
     return fig
 
@@ -156,13 +166,18 @@ def _draw_changes(self: Diagnosis, ax):
     lines = np.arange(len(top))
     ax.hlines(lines, low, high, color='#777777', lw=1.5)
     ax.scatter(middle, lines, c=['#009E73' if helps else '#777777' for helps in top.helps], zorder=3)
-    ax.set_yticks(lines, [f'{t}\n{words}' for t, words in zip(top['transform'], top.change)], fontsize=7)
+    ax.set_yticks(lines, [_two_lines(t, words) for t, words in zip(top['transform'], top.change)], fontsize=8)
     what = f'{self.metric.name} with its own prediction, where it is highest'
     if known:
         ax.axvline(0, color='k', lw=1, ls='--')
         what = f'gain in {self.metric.name} by a change before the model'
     ax.set_xlabel(what, fontsize=8)
     ax.set_title('what to change (green: helps)' if known else 'no truth: agreement only', fontsize=9)
+
+
+def _two_lines(name, words, most=30):
+    "A name and what is said of it, short enough to stand beside an axis."
+    return '\n'.join(line if len(line) <= most else f'{line[:most - 1]}…' for line in (name, words))
 
 # %% ../../nbs/api/study/diagnose.ipynb #8585b8fc
 @patch
@@ -179,13 +194,13 @@ def _draw_strains(self: Diagnosis, ax):
     spans = []
     for name in names:
         text, values = self.strains[name].text, self.values(name)
-        spans.append(f'{short(name)}\n{text(values[0])} to {text(values[-1])}')
-    ax.set_yticks(range(len(names)), spans, fontsize=7)
+        spans.append(_two_lines(short(name), f'{text(values[0])} to {text(values[-1])}'))
+    ax.set_yticks(range(len(names)), spans, fontsize=8)
     ax.set_xlabel(f'median {self.metric.name}: images as they are (o), at the worst value (x)', fontsize=8)
     if not self.unit: ax.set_xlim(-.03, 1.03)
     after = '' if self.change is None else ' after the change'
     ax.set_title(f'what it bears{after}, the most harmful on top', fontsize=9)
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=8)
 
 # %% ../../nbs/api/study/diagnose.ipynb #cd4c2ccd
 @patch
@@ -203,14 +218,7 @@ def read_trust(
 def to_html(
     self: Diagnosis,
     path: str | PathLike,  # file ending in .html
+    **kw: object,  # see `misas.widgets.reports.diagnosis_page`
 ) -> str:  # the path
-    "Write the report as one page that needs nothing else."
-    path = page.check_page_path(path)
-    lines = self.text.splitlines()
-    body = [
-        *(page.note(line) if line.startswith('WITHOUT TRUTH') else page.paragraphs(line) for line in lines),
-        page.figure(self.plot(), 'gain of each change, and scores under each strain'),
-        page.section('Changes before the model', page.table(self.frame.sort_values('gain', ascending=False))),
-        page.section('Strains', page.table(self.tolerance.drop(columns='model'))),
-        page.paragraphs(f'Intervals: bootstrap, {self.question.level:.0%}; of changes for all of them together.')]
-    return page.write_page(path, page.report(f'{self.model}: {self.verdict}', *body))
+    "Write the report as one page that needs nothing else; the model is asked again for the pictures of three cases."
+    return page.write_result(self, path, **kw)

@@ -268,13 +268,7 @@ def to_html(
     self: Results,
     path: str | PathLike,  # file ending in .html
     metric: object = None,  # name or Metric; None: the first one
-    **kw: object,  # see `summary`
+    **kw: object,  # see `summary` and `misas.widgets.reports.study_page`
 ) -> str:  # the path
-    "Write summary, curves and ranking as one page."
-    path, told = page.check_page_path(path), self.summary(metric=metric, **kw)
-    body = [
-        page.paragraphs(told.text),
-        page.figure(self.plot(metric), 'score against the value of each transform'),
-        page.figure(self.plot_ranking(metric), 'how much each transform harms'),
-        page.section('Numbers', page.table(told.frame))]
-    return page.write_page(path, page.report(f'Study {self.folder.name}', *body))
+    "Write summary, worst cases, curves and ranking as one page."
+    return page.write_result(self, path, metric=metric, **kw)

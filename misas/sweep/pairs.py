@@ -18,6 +18,7 @@ from .ceiling import ceilings, forgiven
 from .scoring import Probe, Scoring, unpack_labels
 from ..transforms.base import Stack, Transform, sweep_values
 from ..view import page, plot as pictures
+from ..view.layout import grow
 from ..view.words import Summary, amount_text, cell_text, gone_text, score_text, scores_text
 
 if TYPE_CHECKING:
@@ -189,15 +190,15 @@ def _write(ax, scores, bad):
     shown = ax.imshow(np.where(np.isfinite(bad), bad, np.nan), aspect='auto', **colours)
     for (i, j), x in np.ndenumerate(scores):
         light = not np.isfinite(x) or np.dot(shown.cmap(shown.norm(bad[i, j]))[:3], (.3, .59, .11)) > .5
-        ax.text(j, i, cell_text(x), ha='center', va='center', fontsize=7, color='k' if light else 'w')
+        ax.text(j, i, cell_text(x), ha='center', va='center', fontsize=8, color='k' if light else 'w')
 
 
 def _frame_axes(ax, grid):
     "Ticks and names of both transforms, and a dotted cell where both are at their identity."
     (first, second), (row, col) = grid.transform.free, grid._same
     ax.add_patch(_cell(row, col))
-    ax.set_xticks(range(len(grid.values[1])), map(second.text, grid.values[1]), rotation=35, ha='right', fontsize=7)
-    ax.set_yticks(range(len(grid.values[0])), map(first.text, grid.values[0]), fontsize=7)
+    ax.set_xticks(range(len(grid.values[1])), map(second.text, grid.values[1]), rotation=35, ha='right', fontsize=8)
+    ax.set_yticks(range(len(grid.values[0])), map(first.text, grid.values[0]), fontsize=8)
     ax.set(xlabel=second.name, ylabel=first.name)
 
 
@@ -231,6 +232,7 @@ def plot(
         one.set_title(f'{name}: {metric.label(self.sample.ndim)}\n{self._what(drop, metric, line)}', fontsize=8)
     fig = np.ravel(ax)[0].figure
     fig.tight_layout()
+    grow(fig)
     return fig
 
 
@@ -322,9 +324,5 @@ def to_html(
     path: str | PathLike,  # file ending in .html
     drop: float | None = None,  # see `holds`
 ) -> str:  # the path
-    "Write the result as a page that needs nothing else: words, map, pictures, numbers."
-    path, told = page.check_page_path(path), self.summary(drop)
-    body = [page.paragraphs(told.text), page.figure(self.plot(drop=drop), 'scores over both values'),
-            page.figure(self.gallery(), 'image, prediction and truth at some pairs'),
-            page.section('All scores', page.table(self.frame))]
-    return page.write_page(path, page.report(f'{self.model} on {self._name}: {self.transform.name}', *body))
+    "Write the result as a page that needs nothing else: words, pictures with two sliders, map, numbers."
+    return page.write_result(self, path, drop=drop)

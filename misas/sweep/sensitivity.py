@@ -23,6 +23,7 @@ from .sentences import Curve, curve_sentence, first_to_break, remarks
 from .stored import Stored, read_sweep, write_sweep
 from ..transforms.base import Transform, sweep_values
 from ..view import page, plot as pictures
+from ..view.layout import grow
 from ..view.words import Summary, scores_text
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ def plot(
     what = '' if self.reference == 'labels' else ' (against its own prediction, not the truth)'
     fig.suptitle(f'{self.model} on {self._name}{what}', fontsize=9)
     fig.tight_layout()
+    grow(fig)
     return fig
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #06f3559d
@@ -356,14 +358,10 @@ def _headline(result, metric):
 def to_html(
     self: Sensitivity,
     path: str | PathLike,  # file ending in .html
-    drop: float | None = None,  # see `summary`
+    **kw: Any,  # see `misas.widgets.html.sweep_page`
 ) -> str:  # the path
-    "Write the result as a page that needs nothing else: summary, curve, pictures, and what is tolerated."
-    path, told = page.check_page_path(path), self.summary(drop)
-    body = [page.paragraphs(told.text), page.figure(self.plot(), 'score against value, a line a class'),
-            page.figure(self.gallery(), 'image, prediction and truth at some values'),
-            page.section('What is tolerated', page.table(told.frame))]
-    return page.write_page(path, page.report(f'{self.model} on {self._name}: {self.transform.name}', *body))
+    "Write the result as a page that needs nothing else: what breaks first, pictures with a slider, curve, scores."
+    return page.write_result(self, path, **kw)
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #3760e2d4
 @patch

@@ -140,16 +140,16 @@ def plot(
     ax: 'Axes | None' = None,  # None: new ones
 ) -> 'Figure':
     "The values that were asked for, and the range of each class."
-    import matplotlib.pyplot as plt
-    ax = ax or plt.subplots(figsize=(6, 3.4))[1]
     sweep, metric = self.sweep, self.sweep._metric()
     transform, units = sweep.transform, {metric.name: metric.unit_in(sweep.sample.ndim)}
-    pictures.curves(sweep.frame, transform.identity, scale=transform.scale, zero=transform.zero, units=units, axs=ax)
+    look = dict(scale=transform.scale, zero=transform.zero, units=units, axs=ax, size=(6, 3.4))
+    fig = pictures.curves(sweep.frame, transform.identity, **look)
+    ax = ax or fig.axes[0]
     for k, row in enumerate(self.frame.to_dict('records'), 1):
         ax.axvspan(row['lower'], row['upper'], color=pictures.colour(k), alpha=.15, lw=0)
     cost = f'{self.evaluations} predictions instead of {len(self.values)}'
     ax.set_title(f'{metric.name} within {amount_text(self.drop)}: {cost}', fontsize=9)
-    return ax.figure
+    return fig
 
 
 @patch
@@ -157,13 +157,8 @@ def to_html(
     self: Tolerance,
     path: str | PathLike,  # file ending in .html
 ) -> str:  # the path
-    "Write the result as a page that needs nothing else: words, curve, pictures, numbers."
-    path, sweep = page.check_page_path(path), self.sweep
-    body = [page.paragraphs(self.summary().text), page.figure(self.plot(), 'score against value; shaded: holds'),
-            page.figure(sweep.gallery(), 'image, prediction and truth at some values'),
-            page.section('By class', page.table(self.frame))]
-    title = f'{sweep.model} on {sweep._name}: tolerance of {sweep.transform.name}'
-    return page.write_page(path, page.report(title, *body))
+    "Write the result as a page that needs nothing else: words, pictures, curve, numbers."
+    return page.write_result(self, path)
 
 # %% ../../nbs/api/sweep/tolerance.ipynb #4be145b6
 PROBES = 4  # values a side that are looked at in any case: they find the interval to halve, and curves that come back

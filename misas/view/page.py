@@ -8,9 +8,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from html import escape
+from importlib import import_module
 from importlib.resources import files
 from string import Template
 
@@ -18,8 +20,8 @@ from ..data.files import whole
 from .words import DASH
 
 # %% auto #0
-__all__ = ['asset', 'filled', 'paragraphs', 'note', 'table', 'figure', 'picture', 'section', 'embedded', 'pieces', 'report',
-           'check_page_path', 'write_page']
+__all__ = ['PIXELS', 'asset', 'filled', 'module', 'paragraphs', 'verdict', 'note', 'table', 'folded', 'figure', 'picture',
+           'section', 'beside', 'embedded', 'pieces', 'report', 'check_page_path', 'write_page', 'write_result']
 
 # %% ../../nbs/api/view/page.ipynb #257410b8
 def asset(name: str) -> str:
@@ -30,6 +32,17 @@ def asset(name: str) -> str:
 def filled(name: str, **parts: str) -> str:
     "A file that comes with misas, with something put in for each of its `$names`. KeyError where one is missing."
     return Template(asset(name)).substitute(parts)
+
+
+def module(
+    parts: list[str],  # files of a JavaScript module that come with misas
+    *names: str,  # that it makes
+) -> str:
+    "A module as a part of a longer script, which gets these names of it and nothing else."
+    text = ''.join(map(asset, parts))
+    text = re.sub('^export (default )?', lambda found: 'const rest = ' if found[1] else '', text, flags=re.M)
+    given = ', '.join(names)
+    return f'const {{{given}}} = (() => {{\n{text}\nreturn {{{given}}};\n}})();'
 
 # %% ../../nbs/api/view/page.ipynb #838f853b
 def paragraphs(text: str) -> str:
@@ -44,6 +57,14 @@ def paragraphs(text: str) -> str:
     return '\n'.join(out)
 
 
+def verdict(
+    text: str,
+    mood: str = '',  # 'good', 'bad' or 'open': the colour of its edge
+) -> str:
+    "What a result comes to."
+    return f'<p class="verdict {mood}">{escape(text)}</p>'
+
+
 def note(text: str) -> str:
     "A paragraph that must not be overlooked."
     return f'<p class="note">{escape(text)}</p>'
@@ -53,22 +74,40 @@ def table(
     frame,  # DataFrame
     digits: int = 3,  # after the point
 ) -> str:
-    "A table of results; undefined numbers are a dash."
-    return f'<div class="wide">{frame.round(digits).to_html(index=False, na_rep=DASH, border=0)}</div>'
+    "A table of results; undefined numbers are a dash. One that is too wide for the page can be moved."
+    cells = frame.round(digits).to_html(index=False, na_rep=DASH, border=0)
+    return f'<div class="wide" tabindex="0" role="region" aria-label="table">{cells}</div>'
+
+
+def folded(heading: str, *parts: str) -> str:
+    "Parts that are seen when their heading is clicked."
+    return '\n'.join([f'<details><summary>{escape(heading)}</summary>', *parts, '</details>'])
 
 # %% ../../nbs/api/view/page.ipynb #79656fd6
+PIXELS = 96  # of a screen, in an inch
+
+
 def figure(
     fig,  # matplotlib Figure; it is closed
     alt: str,  # what there is to see
-    dpi: int = 110,
+    caption: str = '',  # under it
 ) -> str:
     "A figure as a picture inside the page."
     import matplotlib.pyplot as plt
-    png = io.BytesIO()
-    fig.savefig(png, format='png', dpi=dpi, bbox_inches='tight')
+    from PIL import Image
+    png, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(png, format='png', dpi=2*PIXELS, bbox_inches='tight', facecolor='white')
     plt.close(fig)
-    data = b64encode(png.getvalue()).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt)}"></figure>'
+    image = Image.open(png).convert('RGB')
+    image.save(small, 'PNG', optimize=True)
+    wide = round(image.width/2)
+    large, move = (' class="large" tabindex="0"', ', can be moved sideways') if wide > 600 else ('', '')
+    shown = f'{_image(small.getvalue(), alt)[:-1]} width="{wide}" height="{round(image.height/2)}">'
+    below = f'<figcaption>{escape(caption)}</figcaption>' if caption else ''
+    return f'<figure{large} aria-label="{escape(alt)}{move}">{shown}{below}</figure>'
+
+
+def _image(data, alt): return f'<img src="data:image/png;base64,{b64encode(data).decode()}" alt="{escape(alt)}">'
 
 
 def picture(
@@ -79,12 +118,17 @@ def picture(
     from PIL import Image
     png = io.BytesIO()
     Image.fromarray(rgb).save(png, 'PNG')
-    return f'<img src="data:image/png;base64,{b64encode(png.getvalue()).decode()}" alt="{escape(alt)}">'
+    return _image(png.getvalue(), alt)
 
 
 def section(heading: str, *parts: str) -> str:
     "A part of the page with a heading."
     return '\n'.join([f'<h2>{escape(heading)}</h2>', *parts])
+
+
+def beside(*parts: str) -> str:
+    "Parts next to each other, where there is room."
+    return '\n'.join(['<div class="row">', *parts, '</div>'])
 
 # %% ../../nbs/api/view/page.ipynb #e1497e4e
 def embedded(x) -> str:
@@ -96,11 +140,11 @@ def embedded(x) -> str:
 def pieces(
     title: str,
     body: Iterable[str],  # parts of the page, in their order
-    style: str | None = None,  # a style sheet; None: that of all plain pages
+    style: str = '',  # more style, for parts of its own
 ) -> Iterator[str]:
-    "A page bit by bit: its head, the parts of its body, its end."
+    "A page bit by bit: its head with the title, the parts of its body, its end."
     mark = '\0'  # stands in no text of HTML
-    page = filled('page.html', title=escape(title), style=asset('page.css') if style is None else style, body=mark)
+    page = filled('page.html', title=escape(title), style=asset('page.css') + style, body=mark)
     head, end = page.split(mark)
     yield head
     for part in body: yield f'{part}\n'
@@ -108,8 +152,8 @@ def pieces(
 
 
 def report(title: str, *body: str) -> Iterator[str]:
-    "A plain page: the title as a heading, then the parts."
-    return pieces(title, [f'<h1>{escape(title)}</h1>', *body, '<p><small>Made by misas.</small></p>'])
+    "A page of parts that are there already."
+    return pieces(title, body)
 
 # %% ../../nbs/api/view/page.ipynb #08af6793
 def check_page_path(
@@ -135,3 +179,12 @@ def write_page(
     how = dict(encoding='utf-8', errors='xmlcharrefreplace', newline='\n')
     with whole(path) as part, open(part, 'w', **how) as out: out.writelines(page)
     return path
+
+
+def write_result(
+    result: object,  # of a sweep, a study ...
+    path: str | os.PathLike,  # file ending in .html
+    **kw: object,  # see `misas.widgets.html.to_html`
+) -> str:  # the path
+    "Write a result as its page. Pages stand above all that they show; they are loaded when one is asked for."
+    return import_module('misas.widgets.html').to_html(result, path, **kw)
