@@ -2,6 +2,7 @@
 
 What is seen is compared with the frames rendered directly. Times from a key press to the painted picture are shown at the end of the run.
 """
+import base64
 import io
 import json
 import os
@@ -17,12 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import ARGS, browser
+from browser import ARGS, HIDDEN, browser
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import nbrun
-from misas.view import plot
+from misas.data.slices import cuts
+from misas.view import draw, plot
+from misas.view.maps import overlay_map
+from misas.widgets.linked import coded
 from misas.widgets.look import as_frame, channel_windows
 
 DONE = 'ALL CELLS ARE DONE'
@@ -53,7 +57,8 @@ def lab(tmp_path_factory):
     "The address of a JupyterLab, its folder, and a browser."
     root, port = tmp_path_factory.mktemp('lab'), free_port()
     cmd = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', f'--port={port}', '--ip=127.0.0.1', f'--ServerApp.root_dir={root}',
-           '--IdentityProvider.token=', '--ServerApp.disable_check_xsrf=True', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+           '--IdentityProvider.token=', '--ServerApp.disable_check_xsrf=True', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate',
+           '--LabApp.expose_app_in_browser=True']
     with open(root/'lab.log', 'w') as log: server = subprocess.Popen(cmd, env=settings(root), stdout=log, stderr=subprocess.STDOUT)
     try:
         for _ in range(400):
@@ -63,7 +68,7 @@ def lab(tmp_path_factory):
             except OSError: time.sleep(.25)
         else: raise RuntimeError(f'JupyterLab did not start:\n{(root/"lab.log").read_text()[-2000:]}')
         with sync_playwright() as p:
-            chromium = p.chromium.launch(executable_path=browser(), args=ARGS)
+            chromium = p.chromium.launch(executable_path=browser(), args=ARGS, ignore_default_args=HIDDEN)
             yield f'http://127.0.0.1:{port}', root, chromium
             chromium.close()
     finally:
@@ -101,7 +106,41 @@ def opened(lab, name, extra=''):
     page.wait_for_selector('#jp-main-statusbar >> text=/\\| Idle/', timeout=120_000)
     page.wait_for_timeout(1000)
     run_all(page)
+    check_fit(page, file.stem)
     return page
+
+
+TOO_WIDE = '''() => {
+  const named = e => `${e.tagName}.${String(e.className.baseVal ?? e.className)} (${e.scrollWidth} in ${e.clientWidth})`;
+  const wrong = [document.documentElement].filter(e => e.scrollWidth > e.clientWidth);
+  for (const area of document.querySelectorAll('.jp-OutputArea-output.jupyter-widgets, .jupyter-widgets-view')) {
+    for (const e of [area, ...area.querySelectorAll('*')]) {
+      const scrolls = ['auto', 'scroll'].includes(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth;
+      const picture = ['CANVAS', 'IMG', 'svg'].includes(e.tagName) && e.clientWidth > 0;
+      const edge = area.getBoundingClientRect().right + 1;
+      if (e.clientWidth > 0 && scrolls || picture && e.getBoundingClientRect().right > edge) wrong.push(e);
+    }
+  }
+  return wrong.map(named) }'''
+
+
+def check_fit(page, name):
+    "No scrollbar and no cut picture in any widget of a page, narrow and wide, light and dark."
+    if page.locator('.jupyter-widgets').count() == 0: return
+    for width in (1280, 1920):
+        page.set_viewport_size(dict(width=width, height=1300))
+        for theme in ('Dark', 'Light'):
+            page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", f'JupyterLab {theme}')
+            page.wait_for_function("dark => (document.body.dataset.jpThemeLight === 'false') === dark", arg=theme == 'Dark')
+            until(page, lambda: not page.evaluate(TOO_WIDE), 10, lambda: f'{name}, {width} wide, {theme}: {page.evaluate(TOO_WIDE)}')
+            if 'MISAS_SHOTS' in os.environ: shots(page, f'{name}-{width}-{theme}')
+    page.set_viewport_size(dict(width=1300, height=1300))
+
+
+def shots(page, name):
+    "A picture of each widget, to be looked at."
+    for k, panel in enumerate(page.locator('.jp-OutputArea-output:has(.jupyter-widgets)').all()):
+        panel.screenshot(path=str(SHOTS/f'{name}-{k}.png'))
 
 
 class View:
@@ -156,7 +195,7 @@ class View:
         self.page.mouse.click(b['x'] + x*b['width'], b['y'] + y*b['height'])
 
 
-def until(page, check, seconds=30):
+def until(page, check, seconds=30, why=lambda: 'it never held'):
     "Wait for something to hold: how long an answer takes belongs to the machine."
     end = time.time() + seconds
     while True:
@@ -165,7 +204,7 @@ def until(page, check, seconds=30):
             if time.time() > end: raise
             held = False
         if held is None or held: return held
-        assert time.time() < end, 'it never held'
+        assert time.time() < end, why()
         page.wait_for_timeout(200)
 
 
@@ -492,18 +531,6 @@ VolumeExplorer(volume)
 """
 
 
-def beside(explorer, at, axis):
-    "What it shows of an axis three voxels before and behind a voxel, to which it returns."
-    found = []
-    for step in (-3, 3):
-        moved = list(at)
-        moved[axis] = min(max(moved[axis] + step, 0), explorer.sample.shape[axis] - 1)
-        explorer.go(moved)
-        found.append(explorer.pictures[axis].rgb)
-    explorer.go(at)
-    return found
-
-
 def test_volume(lab):
     "Three views in the proportions of the patient; wheel, crosshair and sliders move all, also when the kernel is gone."
     page = opened(lab, None, VOLUME)
@@ -559,103 +586,150 @@ deep = AttributionExplorer(attribute(net3, stack, cavity(stack), 'input_x_gradie
 """
 
 
+VOXELS = """([cls, n, plane]) => document.querySelectorAll('.' + cls)[n]?.querySelector('.mv')?.viewer?.planes[plane]?.voxels.toDataURL()"""
+VIEWED = """([cls, n]) => { const v = document.querySelectorAll('.' + cls)[n]?.querySelector('.mv')?.viewer;
+  return v?.frame && {state: v.state, map: v.frame.map && Array.from(v.frame.map), legend: v.legend?.root.innerText, told: v.told.innerText} }"""
+
+
+def voxels(page, plane=0, cls='O-viewer', n=0):
+    "What a viewer shows of a cut, a pixel a voxel, without lines."
+    data = page.evaluate(VOXELS, [cls, n, plane])
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.split(',')[1]))).convert('RGB'))
+
+
+def printed_map(mine, plane=0):
+    "The same, drawn at once."
+    cut = dict(window=draw.grey_window(mine.sample.image))
+    if mine.sample.ndim == 3:
+        axis = cuts(mine.sample.affine)[plane][1]
+        cut |= dict(axis=axis, index=mine.voxel[axis])
+    return overlay_map(mine.sample, mine.shown_map, limit=mine.limit, scale=1, **cut, **mine.look.colours)
+
+
+def same_colours(seen, wanted):
+    "All but the few that lie at a threshold, to the last of the 16 bits."
+    at = [((np.arange(n) + .5)*m/n).astype(int) for n, m in zip(seen.shape, wanted.shape[:2])]  # a pixel a voxel
+    return (np.abs(seen.astype(int) - wanted[np.ix_(*at)]).max(-1) > 2).mean() < .002
+
+
+def no_bars(page):
+    "Nothing has to be scrolled sideways."
+    wide = """[...document.querySelectorAll('.O-viewer, .O-viewer *, .O-close, .jp-OutputArea-output')]
+              .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1).map(e => e.className)"""
+    assert not page.evaluate(wide)
+
+
 def test_attribution(lab):
-    "The map over a picture: every control changes it to the right one, and the numbers are those of the voxel that was clicked."
-    page = opened(lab, None, ATTRIBUTIONS + 'display(flat, deep)')
+    "Every control changes the picture in the page to the right one, voxel by voxel; without a kernel, too."
+    page = opened(lab, None, ATTRIBUTIONS + 'flat')
     view, here = View(page), {}
     exec(ATTRIBUTIONS, here)
     mine = here['flat']
-    picture = lambda: mine.pictures[2].rgb
+    page.locator('.O-viewer canvas').first.wait_for(timeout=30_000)
     readout = lambda cls: view[cls].locator('.widget-readout').inner_text()
-
-    def at(**changes):
-        "What the picture would be with other settings."
-        old = {k: getattr(mine, k).value for k in changes}
-        for k, v in changes.items(): getattr(mine, k).value = v
-        out = picture()
-        for k, v in old.items(): getattr(mine, k).value = v
-        return out
+    told = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+)', view['N-voxel'].inner_text())[0]))
+    close = lambda: same_colours(voxels(page), printed_map(mine))
 
     def becomes(**changes):
-        "The page shows the picture with these settings, and not the one before."
-        pictures = [at(**changes), picture()]
+        "The page shows the picture with these settings, which is not the one before."
+        before = printed_map(mine)
         for k, v in changes.items(): getattr(mine, k).value = v
-        until(page, lambda: nearest(view.settled('O-picture'), pictures)[0] == 0)
-        until(page, lambda: mine.words['of |map| inside the target'] in view['N-voxel'].inner_text())
+        assert (printed_map(mine) != before).any()
+        until(page, close)
 
-    until(page, lambda: nearest(view.settled('O-picture'), [picture(), at(shown=False)])[0] == 0)
-    view['M-map'].locator('select').select_option('input_x_gradient')
-    becomes(method='input_x_gradient')
-    view.press('S-threshold', 'ArrowRight', 15)
-    until(page, lambda: readout('S-threshold') == '30%')
-    becomes(threshold=.3)
-    view['M-sign'].get_by_text('lowers').click()
-    becomes(sign='negative')
-    view['M-sign'].get_by_text('both signs').click()
-    becomes(sign='both')
+    def without_smoothing():
+        view['M-map'].locator('select').select_option('input_x_gradient')
+        becomes(method='input_x_gradient')
+        view.press('S-threshold', 'ArrowRight', 15)
+        until(page, lambda: readout('S-threshold') == '30%')
+        becomes(threshold=.3)
+        view['M-sign'].get_by_text('lowers').click()
+        becomes(sign='negative')
+        view['M-sign'].get_by_text('both signs').click()
+        becomes(sign='both')
+        view.press('S-limit', 'ArrowLeft', 3)
+        becomes(percentile=95.)
+        view.press('S-opacity', 'ArrowLeft', 8)
+        becomes(opacity=.45)
+
+    until(page, close)
+    no_bars(page)
+    without_smoothing()
+    until(page, lambda: mine.words['of |map| inside the target'] in view['N-voxel'].inner_text())
     view.press('S-smooth', 'ArrowRight', 8)
     becomes(smooth=4.)
-    view.press('S-limit', 'ArrowLeft', 3)
-    until(page, lambda: readout('S-limit') == '95 %')
-    becomes(percentile=95.)
-    view.press('S-opacity', 'ArrowLeft', 8)
-    becomes(opacity=.45)
-    for box, k in (('C-target', 'line'), ('C-map', 'shown'), ('C-voxel', 'cross')):
+    view['C-map'].locator('input').uncheck()
+    becomes(shown=False)
+    view['C-map'].locator('input').check()
+    becomes(shown=True)
+    for box, trait in (('C-target', 'region'), ('C-voxel', 'cross')):
         view[box].locator('input').uncheck()
-        becomes(**{k: False})
-        view[box].locator('input').check()
-        becomes(**{k: True})
-    view.click('O-picture', .3, .4)
-    told = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+)', view['N-voxel'].inner_text())[0]))
-    mine.pick(2, .3, .4)
-    until(page, lambda: np.abs(np.subtract(told(), mine.voxel)).max() <= 2)                  # a click is on whole screen pixels, three for four voxels
+        until(page, lambda: not page.evaluate(VIEWED, ['O-viewer', 0])['state'][trait])
+    canvas = page.locator('.O-viewer canvas').first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.click(box['x'] + .5*box['width'], box['y'] + .4*box['height'])  # the picture is in the middle
+    until(page, lambda: abs(told()[0] - round(.4*256)) <= 2 and abs(told()[1] - 128) <= 2)
     mine.go(told())
-    until(page, lambda: mine.words['map here'] in view['N-voxel'].inner_text() and mine.words['grey value'] in view['N-voxel'].inner_text())
+    until(page, lambda: mine.words['map here'] in view['N-voxel'].inner_text())
+    found = page.evaluate(VIEWED, ['O-viewer', 0])
+    assert mine.attribution.unit in found['legend'] and 'map' in found['told'] and 'the target' in found['told']
     view['B-peak'].click()
     mine.go_to_peak()
     until(page, lambda: told() == mine.voxel)
     page.screenshot(path=str(SHOTS/'attribution.png'))
-    measure(view, 'S-opacity', 'O-picture', 'opacity of a map of 256 x 256', ['ArrowRight', 'ArrowLeft']*10)
-    measure(view, 'S-threshold', 'O-picture', 'threshold of a map of 256 x 256', ['ArrowRight']*20)
+    measure(view, 'S-opacity', 'O-viewer', 'opacity of a map of 256 x 256', ['ArrowRight', 'ArrowLeft']*10)
+    page.set_viewport_size(dict(width=1920, height=1300))
+    page.wait_for_timeout(500)
+    no_bars(page)
     assert not page.errors, page.errors
+    page.close()
+
+    mine = {}
+    exec(ATTRIBUTIONS, mine)
+    mine = mine['flat']
+    page = opened(lab, None, ATTRIBUTIONS + 'flat')
+    view = View(page)
+    until(page, close)
+    shut_down(page)
+    without_smoothing()
+    assert set(page.errors) <= {'Cannot send'}, page.errors  # buttons of ipywidgets want to tell the kernel of a click
     page.close()
 
 
 def test_attribution_of_a_volume(lab):
+    "Three pictures through one voxel; wheel, click, slider and buttons move them."
     page = opened(lab, None, ATTRIBUTIONS + 'deep')
     view, here = View(page), {}
     exec(ATTRIBUTIONS, here)
-    mine, names = here['deep'], ('axial', 'coronal', 'sagittal')
-    of = {v.name: v.axis for v in mine.views}
+    mine = here['deep']
+    page.locator('.O-viewer canvas').first.wait_for(timeout=30_000)
     told = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+), (\d+)', view['N-voxel'].inner_text())[0]))
 
     def check():
-        "All three pictures are those of the chosen voxel, and not those three slices away, nor those without the map."
+        "All three are those of the voxel that the numbers are of."
         assert told() == mine.voxel and mine.words['map here'] in view['N-voxel'].inner_text()
-        seen, at = {n: view.settled(f'O-{n}') for n in names}, mine.voxel
-        for n in names:
-            others = [mine.pictures[of[n]].rgb]
-            mine.shown.value = False
-            others.append(mine.pictures[of[n]].rgb)
-            mine.shown.value = True
-            assert nearest(seen[n], [*others, *beside(mine, at, of[n])])[0] == 0, n
+        for plane in range(3): assert same_colours(voxels(page, plane), printed_map(mine, plane))
 
     until(page, check)
+    no_bars(page)
     view['B-peak'].click()
     mine.go_to_peak()
     until(page, check)
-    view.click('O-axial', .55, .5)
-    mine.pick(of['axial'], .55, .5)
-    until(page, lambda: np.abs(np.subtract(told(), mine.voxel)).max() <= 1)
+    axial = page.locator('.O-viewer canvas').first
+    axial.scroll_into_view_if_needed()
+    box, at = axial.bounding_box(), mine.voxel
+    page.mouse.click(box['x'] + .5*box['width'], box['y'] + .5*box['height'])
+    until(page, lambda: told() != at and told()[2] == at[2])
+    page.mouse.wheel(0, 100)
+    until(page, lambda: told()[2] == at[2] + 1)
     mine.go(told())
     until(page, check)
     view.press('S-coronal', 'ArrowRight', 2)
-    at = list(mine.voxel)
-    at[of['coronal']] += 2
-    mine.go(at)
+    mine.go(np.add(mine.voxel, [0, 2, 0]))
     until(page, check)
     page.screenshot(path=str(SHOTS/'attribution_volume.png'))
-    measure(view, 'S-axial', 'O-axial', 'next slice of a map of 80 x 70 x 20', ['ArrowRight', 'ArrowLeft']*8)
+    measure(view, 'S-axial', 'O-viewer', 'next slice of a map of 80 x 70 x 20', ['ArrowRight', 'ArrowLeft']*8)
     assert not page.errors, page.errors
     page.close()
 
@@ -687,24 +761,31 @@ explorer = InstanceExplorer(find_instances(net.label(head)[0], head), net, n=3, 
 """
 
 
+def same_map(page, found, cls='O-viewer', n=0):
+    "Has the viewer this map?"
+    seen = page.evaluate(VIEWED, [cls, n])['map']
+    numbers = coded(found)[0].ravel().astype(int)
+    return seen is not None and len(seen) == len(numbers) and np.abs(np.subtract(seen, numbers)).max() <= 2
+
+
 def test_lesions(lab):
-    "The list, its order, the map of one lesion and its context."
+    "The list, its order, groups that are hidden, the map of one lesion and its context."
     page = opened(lab, None, LESIONS + 'explorer')
     view, here = View(page), {}
     exec(LESIONS, here)
     mine = here['explorer']
     missed = mine.found.of('FN')[0].id
-    close_ups = lambda **kw: [one for id in mine.list.ids for one in mine.answers.pictures(id, **kw)]
     told = lambda: view['N-lesion'].inner_text()
+    at = lambda cls='O-viewer': tuple(page.evaluate(VIEWED, [cls, 0])['state']['voxel'])
 
     lines = lambda: [text.replace('\xa0', ' ') for text in view['L-lesions'].locator('option').all_inner_texts()]
     select = lambda id: view['L-lesions'].locator('select').select_option(index=mine.list.ids.index(id))
     assert lines() == [text for text, _ in mine.list.list.options]
+    no_bars(page)
     select(mine.list.ids[1])
     mine.choose(mine.list.ids[1])
     until(page, lambda: mine.look.words['size'] in told())
-    until(page, lambda: nearest(view.settled('O-close0'), close_ups(map=False))[0] == 2)
-    until(page, lambda: nearest(view.settled('O-axial'), [mine.pictures[2].rgb, mine.paint(mine.views[0], 2)])[0] == 0)
+    until(page, lambda: at() == mine.voxel and at('O-close') == mine.look.close_up.voxel)
     view['D-order'].locator('select').select_option('size, smallest first')
     mine.list.order.value = 'size, smallest first'
     until(page, lambda: lines() == [text for text, _ in mine.list.list.options])
@@ -716,13 +797,15 @@ def test_lesions(lab):
     mine.choose('P1')
     mine.ask_for(['P1'])
     until(page, lambda: mine.look.words['map, channel 1'] in told(), 60)
-    shown = [*mine.answers.pictures('P1'), *mine.answers.pictures('P1', map=False)]
-    until(page, lambda: nearest(view.settled('O-close0'), shown)[0] == 0)
-    until(page, lambda: nearest(view.settled('O-close1'), shown)[0] == 1)
+    until(page, lambda: same_map(page, mine.look._maps['P1'][0][0], 'O-close'))
+    view['D-channel'].locator('select').select_option('channel 1')
+    until(page, lambda: same_map(page, mine.look._maps['P1'][0][1], 'O-close'))  # its own map
     view['B-context'].click()
     mine.ask_context()
     until(page, lambda: mine.look.words['needed context'] in told(), 60)
     page.screenshot(path=str(SHOTS/'lesions.png'))
+    page.get_by_label('FN', exact=True).uncheck()
+    until(page, lambda: page.evaluate(VIEWED, ['O-viewer', 0])['state']['hidden'] == [4])
     assert not page.errors, page.errors
     page.close()
 
@@ -771,23 +854,25 @@ def test_atoms(lab):
     atom_of = lambda panel: next(iter(panel.pictures.values()))
 
     until(page, lambda: lines(view) == as_listed(mine) and lines(gallery) == as_listed(all_atoms))
-    before, first = mine.middle.pictures[2].rgb, atom_of(mine)
+    first = atom_of(mine)
     view.press('S-atom', 'ArrowRight', 3)                                       # with the keyboard
     mine.choose(*mine.list.ids[3])
     until(page, lambda: mine.words['contribution'] in told(view))
-    until(page, lambda: nearest(view.settled('O-picture'), [mine.middle.pictures[2].rgb, before])[0] == 0)
+    until(page, lambda: same_map(page, mine.middle.map))
     until(page, lambda: nearest(view.settled('N-atom'), [atom_of(mine), first])[0] == 0)
     assert view['N-atom'].locator('img').count() == 2                         # the atom, and the sequences
+    before = voxels(page)
     view['D-over'].locator('select').select_option('over T1')
-    with_map = mine.middle.pictures[2].rgb
-    mine.middle.over.value = 1
-    until(page, lambda: nearest(view.settled('O-picture'), [mine.middle.pictures[2].rgb, with_map])[0] == 0)
-    view.click('O-picture', .4, .45)
+    until(page, lambda: (voxels(page) != before).any() and same_map(page, mine.middle.map))
+    canvas = page.locator('.O-viewer canvas').first
+    canvas.scroll_into_view_if_needed()
+    box, at = canvas.bounding_box(), mine.middle.voxel
+    page.mouse.click(box['x'] + .5*box['width'], box['y'] + .45*box['height'])
     voxel = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+)', view['N-voxel'].inner_text())[0]))
-    mine.middle.pick(2, .4, .45)
-    until(page, lambda: np.abs(np.subtract(voxel(), mine.middle.at[1::-1])).max() <= 2)   # a click is on whole screen pixels
-    mine.middle.move((*voxel()[::-1], 0))
+    until(page, lambda: voxel() != at)
+    mine.middle.move(voxel())
     until(page, lambda: mine.middle.words['contribution here'] in view['N-voxel'].inner_text())
+    no_bars(page)
     page.screenshot(path=str(SHOTS/'contributions.png'))
     view['D-layer'].locator('select').select_option('layer 0')
     view['D-order'].locator('select').select_option('energy in T2')
@@ -814,34 +899,21 @@ def test_atoms(lab):
 
 
 def test_atoms_of_a_volume(lab):
-    "Three views in the orientation of the patient; the atom has the same."
+    "Three pictures in the orientation of the patient; a slider moves them."
     page = opened(lab, None, DEEP_ATOMS + 'flat')
     view, here = View(page), {}
     exec(DEEP_ATOMS, here)
-    mine, names = here['flat'], ('axial', 'coronal', 'sagittal')
-    of = {v.name: v.axis for v in mine.middle.views}
-
-    def check():
-        "All three pictures are those of the chosen voxel and atom, and not those three slices away."
-        seen, at = {n: view.settled(f'O-{n}') for n in names}, mine.middle.at
-        for n in names:
-            found = []
-            for step in (0, -3, 3):
-                mine.middle.move([min(max(i + step*(axis == of[n]), 0), 23) for axis, i in enumerate(at)])
-                found.append(mine.middle.pictures[of[n]].rgb)
-            mine.middle.move(at)
-            assert nearest(seen[n], found)[0] == 0, n
-
-    until(page, check)
+    mine = here['flat']
+    at = lambda: tuple(page.evaluate(VIEWED, ['O-viewer', 0])['state']['voxel'])
+    until(page, lambda: at() == mine.middle.voxel and same_map(page, mine.middle.map))
     view['L-atoms'].locator('select').select_option(index=2)
     mine.choose(*mine.list.ids[2])
     until(page, lambda: mine.words['contribution'] in view['N-atom'].inner_text())
-    until(page, check)
+    until(page, lambda: at() == mine.middle.voxel and same_map(page, mine.middle.map))
     view.press('S-axial', 'ArrowRight', 2)
-    at = list(mine.middle.at)
-    at[of['axial']] += 2
-    mine.middle.move(at)
-    until(page, check)
+    mine.middle.move(np.add(mine.middle.voxel, [0, 0, 2]))
+    until(page, lambda: at() == mine.middle.voxel and mine.middle.words['contribution here'] in view['N-voxel'].inner_text())
     page.screenshot(path=str(SHOTS/'atoms_volume.png'))
+    no_bars(page)
     assert not page.errors, page.errors
     page.close()

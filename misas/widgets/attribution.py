@@ -358,14 +358,14 @@ def _build(self: AttributionExplorer):
 def _observe(self: AttributionExplorer):
     "What the page does alone, and what the kernel says to it."
     for control, trait, of_viewer in self.look.linked: self.link((control, trait), of_viewer)
-    self.watch(self.smooth, lambda _: self.send())
+    self.watch(self.smooth, lambda _: self.resend())
     for control in (self.method, self.sign, self.threshold, self.percentile): self.watch(control, lambda _: self.tell())
     self.watch(self.to_peak, lambda: self.go_to_peak())
     self.watch(self.to_target, lambda: self.go_to_target())
 
 
 @patch
-def send(self: AttributionExplorer):
+def resend(self: AttributionExplorer):
     "The maps again, smoothed otherwise."
     frames, pool = self.frames.sent(self.method.index, self.smooth.value)
     with self.viewer.hold_sync(): self.viewer.pool, self.viewer.frames = pool.bytes, frames

@@ -169,14 +169,14 @@ class LesionLook(W.VBox):
         except ValueError as e:
             error, self.coloured = e, False
             frames, pool = self.frames(id, False)
-        self._send(id, frames, pool)
+        self._fit(id, frames, pool)
         show_if(answers.knows_curve(id), self.curve)
         if answers.knows_curve(id): self.curve.value = _as_png(answers.curve(id).plot())
         self.words = answers.words(id)
         self.numbers.value = pairs_table(self.words)
         if error: raise error
 
-    def _send(self, id, frames, pool):
+    def _fit(self, id, frames, pool):
         at = np.subtract(middle_of(self.answers.found.instance(id).mask), frames[0]['first'])
         with self.close_up.hold_sync():
             self.close_up.pool, self.close_up.frames, self.close_up.extent = pool.bytes, frames, extent(frames)

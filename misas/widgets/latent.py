@@ -13,15 +13,20 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..structure.latent import Traversal
-from ..view.draw import grey_window, overlay
-from ..view.words import score_text
-from .base import CurvePicture, Panel, Picture, beside, enlarged, show_if, with_text
-from .look import check_box, pairs_table
+from ..view.draw import colour, grey_window
+from ..view.words import change_text, score_text
+from .base import CurvePicture, Panel, beside, close_tree, enlarged, show_if, with_text
+from .controls import Joined
+from .curve import CurveView
+from .look import as_frame, check_box, pairs_table
+from .svg import curve_svg
+from .viewer import Pool, extent, packed, printed, viewer_of
 
 if TYPE_CHECKING: import pandas
 
 # %% auto #0
-__all__ = ['MEASURES', 'measures_of', 'curve_frame', 'numbers_of', 'LatentExplorer']
+__all__ = ['MEASURES', 'measures_of', 'curve_frame', 'numbers_of', 'WayCurve', 'way_curve', 'start_of', 'value_texts',
+           'class_names_of', 'way_frames', 'LatentExplorer']
 
 # %% ../../nbs/api/widgets/latent.ipynb #38dbdee7
 def _as_ways(what):
@@ -70,90 +75,160 @@ def numbers_of(
         if np.isfinite(row['score']): words[row['class']] += f', with the truth {score_text(row["score"])}'
     return words
 
+# %% ../../nbs/api/widgets/latent.ipynb #d8e131da
+class WayCurve(CurveView):
+    "One measure along a way, with a marker at one value."
+    def __init__(self, way: Traversal, measure: str):
+        super(CurveView, self).__init__(**way_curve(way, measure))
+
+    def fit(self, way: Traversal, measure: str):
+        "Show another one."
+        with self.hold_sync():
+            for name, value in way_curve(way, measure).items(): setattr(self, name, value)
+
+
+def way_curve(
+    way: Traversal, measure: str,  # a name of `MEASURES`
+) -> dict:  # curves and names, as the page wants them
+    "The drawing of a measure, and what is told at each value."
+    frame, start = curve_frame(way, measure), start_of(way)
+    classes = list(frame['class'].unique())
+    table = np.stack([frame.score[frame['class'] == name].to_numpy() for name in classes], 1)
+    drawn = curve_svg(way.values, table, classes, start, way.axis, MEASURES[measure], zero='start')
+    digits = 0 if measure == 'voxels' else 3
+    scores = [[score_text(x, digits=digits) for x in row] for row in table.T]
+    changes = [[change_text(x, row[start], digits=digits) for x in row] for row in table.T]
+    names = dict(classes=classes, colours=[colour(k) for k in range(1, len(classes) + 1)], values=value_texts(way))
+    return dict(curves=[dict(**drawn._asdict(), label=MEASURES[measure], scores=scores, changes=changes)], names=names)
+
+
+def start_of(way: Traversal) -> int: "Number of the value where it begins."; return int(np.argmin(np.abs(way.values)))
+def value_texts(way: Traversal) -> list: return [f'{value:.3g}' for value in way.values]
+def class_names_of(way: Traversal) -> list: return list(way.frame['class'].unique()) if way.predictions is not None else []
+
+
+def way_frames(way: Traversal, window: tuple) -> tuple:  # frames, Pool; window: (black, white)
+    "Its images and predictions as the page wants them."
+    answers, pool = way.predictions or [None]*len(way.images), Pool()
+    unit = 'mm' if way.images[0].spacing_known else 'pixels'
+    frames = [packed(as_frame(image.replace(labels=None), answer, window), window, pool, unit=unit)
+              for image, answer in zip(way.images, answers)]
+    return frames, pool
+
 # %% ../../nbs/api/widgets/latent.ipynb #5245e73d
 class LatentExplorer(Panel):
     "Images and predictions along a finished way through codes; see `explore`."
     def __init__(
         self, what: Traversal | Sequence[Traversal],  # from `traverse` or `interpolate`
-        width: int = 340,  # of the picture, in pixels
+        width: int | None = None,  # of the picture at most, in pixels; None: what the cell has
     ):
         ways = _as_ways(what)
         super().__init__()
-        self.ways, wide = ways, {'description_width': 'initial'}
+        self.ways, self.links, wide = ways, [], {'description_width': 'initial'}
         names = [(f'{i + 1}: {way.name}, {way.axis}', i) for i, way in enumerate(ways)]
         self.which = W.Dropdown(options=names, description='way', style=wide, layout=W.Layout(width='360px'))
         self.step = W.SelectionSlider(options=[0], style=wide, layout=W.Layout(width='360px'))
         self.slice = W.IntSlider(description='slice', style=wide, layout=W.Layout(width='360px'))
         self.filled = check_box('prediction')
         self.measure = W.Dropdown(options=['change'], description='measure', layout=W.Layout(width='340px'))
-        self.picture, self.curve, self.numbers = Picture(width), CurvePicture(self.go), W.HTML()
+        self.curve, self.numbers = WayCurve(ways[0], 'change'), W.HTML()
+        self.viewer = self._viewer(ways[0], width)
         named = dict(which='D-way', step='S-value', slice='S-slice', filled='C-prediction', measure='M-measure',
-                     picture='O-picture', curve='O-curve', numbers='N-value')
+                     viewer='O-picture', curve='O-curve', numbers='N-value')
         for part, name in named.items(): getattr(self, part).add_class(name)
-        left = W.VBox([self.which, self.step, self.slice, self.picture, self.filled])
-        both = W.Box([left, W.VBox([self.measure, self.curve, self.numbers])],
-                     layout=W.Layout(flex_flow='row wrap', align_items='flex-start'))
+        left = W.VBox([self.which, self.step, self.slice, self.viewer, self.filled])
+        right = W.VBox([self.measure, self.curve, self.numbers])
+        left.layout.flex, right.layout.flex = '3 1 360px', '2 1 360px'
+        for one in (left, right): one.layout.min_width = '0'
+        both = W.Box([left, right], layout=W.Layout(flex_flow='row wrap', align_items='flex-start', grid_gap='0 24px'))
         self.children = [both, self.message]
         self.watch(self.which, self.choose)
-        self.watch(self.measure, lambda _: self.draw_curve())
-        for control in (self.step, self.slice, self.filled): self.watch(control, lambda _: self.redraw())
+        self.watch(self.measure, lambda measure: self.curve.fit(self.way, measure))
+        self.watch(self.step, lambda _: self.tell())
         self.choose(0)
+
+    def _viewer(self, way, width):
+        self.window = _window_of(way)
+        frames, pool = way_frames(way, self.window)
+        classes = max(map(class_names_of, self.ways), key=len)
+        out = viewer_of(0)(frames, pool, classes, name=way.name)
+        if width is not None: out.layout.max_width = f'{width}px'
+        return out
 
     @property
     def way(self) -> Traversal: "The way that is shown."; return self.ways[self.which.value]
     @property
     def index(self) -> int: "Number of the value that is shown."; return self.step.value
 
-    def choose(self, number: int) -> None:
-        "Another way, from its start."
-        count = len(self.ways)
-        if number not in range(count): raise ValueError(f'there is no way {number}, but only 0 to {count - 1}')
-        with self.quietly():
-            self.which.value, way = number, self.ways[number]
-            self.step.options = [(f'{value:.3g}', i) for i, value in enumerate(way.values)]
-            self.step.value = int(np.argmin(np.abs(way.values)))
-            self.step.description = way.axis
-            known = measures_of(way)
-            self.measure.options = [(MEASURES[name], name) for name in known]
-            self.measure.value = known[0]
-            if way.images[0].ndim == 3:
-                self.slice.max = way.images[0].shape[-1] - 1
-                self.slice.value = way.images[0].shape[-1]//2
-        self.window = grey_window(np.stack([one.image for one in way.images]))
-        show_if(len(self.ways) > 1, self.which)
-        show_if(way.images[0].ndim == 3, self.slice)
-        show_if(way.predictions is not None, self.filled)
-        self.draw_curve()
-        self.redraw()
+    def unlink(self):
+        while self.links: self.links.pop().unlink()
+
+    def close(self):
+        if 'links' in vars(self): self.unlink()
+        super().close()
+
+
+def _window_of(way): return grey_window(np.stack([one.image for one in way.images]))
 
 # %% ../../nbs/api/widgets/latent.ipynb #c469b16a
 @patch
+def choose(self: LatentExplorer, number: int) -> None:
+    "Another way, from its start."
+    count = len(self.ways)
+    if number not in range(count): raise ValueError(f'there is no way {number}, but only 0 to {count - 1}')
+    self.unlink()
+    with self.quietly():
+        self.which.value, way = number, self.ways[number]
+        self.step.options, self.step.description = [(text, i) for i, text in enumerate(value_texts(way))], way.axis
+        self.step.index = start_of(way)
+        self.measure.options = [(MEASURES[name], name) for name in measures_of(way)]
+        self.measure.index = 0
+    self._show_way(way)
+    show_if(count > 1, self.which)
+    show_if(way.images[0].ndim == 3, self.slice)
+    show_if(way.predictions is not None, self.filled)
+    self.tell()
+
+
+@patch
+def _show_way(self: LatentExplorer, way):
+    "A way to the page, where everything moves with the slider."
+    shape, self.window, start = way.images[0].shape, _window_of(way), start_of(way)
+    frames, pool = way_frames(way, self.window)
+    with self.viewer.hold_sync():
+        self.viewer.pool, self.viewer.frames, self.viewer.extent = pool.bytes, frames, extent(frames)
+        self.viewer.ndim, self.viewer.at = len(shape), start
+        for axis, n in enumerate(shape): setattr(self.viewer, f'index_{axis}', n//2)
+    self.curve.fit(way, self.measure.value)
+    self.curve.at = start
+    pairs = [((self.step, 'index'), (one, 'at')) for one in (self.viewer, self.curve)]
+    pairs.append(((self.filled, 'value'), (self.viewer, 'prediction')))
+    if len(shape) == 3:
+        self.slice.max = shape[-1] - 1
+        pairs.append(((self.slice, 'value'), (self.viewer, 'index_2')))
+    self.links = [Joined(*pair) for pair in pairs]
+
+
+@patch
 def go(self: LatentExplorer, i: int) -> None:
     "Another value of the way, as with the slider or a click on the curve."
-    self.step.value = int(i)
+    self.step.index = int(i)
 
 
 @patch
-def draw_curve(self: LatentExplorer) -> None:
-    "The curve of the chosen measure."
-    start = self.way.values[int(np.argmin(np.abs(self.way.values)))]
-    self.curve.draw(curve_frame(self.way, self.measure.value), start, at=self.index, zero='start')
-
-
-@patch
-def redraw(self: LatentExplorer) -> None:
-    "Image, prediction and numbers at the slider."
-    way, i = self.way, self.index
-    answer = way.predictions[i] if way.predictions is not None and self.filled.value else None
-    self.picture.show(enlarged(overlay(way.images[i], answer, index=self.slice.value, window=self.window),
-                               self.picture.width), exact=True)
-    self.curve.mark(i)
-    self.words = numbers_of(way, i)
+def tell(self: LatentExplorer) -> None:
+    "The numbers at the slider."
+    self.words = numbers_of(self.way, self.index)
     self.numbers.value = pairs_table(self.words)
 
 
 @patch
 def snapshot(self: LatentExplorer) -> np.ndarray:
     "Image and curve, with the numbers below."
-    lines = [f'{name}: {told}' for name, told in self.words.items()]
-    return with_text(beside(self.picture.rgb, self.curve.rgb), f'{self.way.name}, {self.way.axis}', lines)
+    way, i, curve = self.way, self.index, CurvePicture()
+    answer = way.predictions[i] if way.predictions is not None and self.filled.value else None
+    seen = enlarged(printed(way.images[i].replace(labels=None), answer, self.viewer, self.window), 340)
+    curve.draw(curve_frame(way, self.measure.value), way.values[start_of(way)], at=i, zero='start')
+    both = beside(seen, curve.rgb)
+    close_tree(curve)
+    return with_text(both, f'{way.name}, {way.axis}', [f'{name}: {told}' for name, told in self.words.items()])
