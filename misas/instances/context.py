@@ -27,7 +27,7 @@ from ..models.hold import untouched
 from ..models.output import NoGradient
 from ..statistics import Interval, bootstrap, check_level
 from ..view import plot as pictures
-from ..view.layout import OUTSIDE, grow
+from ..view.layout import OUTSIDE, as_shares, grow
 from ..view.words import Summary, between_text, score_text
 
 if TYPE_CHECKING:
@@ -472,7 +472,8 @@ class ContextCurves:
         ax.plot(radii, mean.estimate, color='#0072B2', lw=2, label='mean')
         if np.isfinite(mean.low).any():
             known = f'{self.level:.0%} interval'
-            ax.fill_between(radii, mean.low, mean.high, color='#0072B2', alpha=.25, lw=0, label=known)
+            ends = as_shares(mean.low, mean.high) if self.score == 'probability' else mean[1:3]
+            ax.fill_between(radii, *ends, color='#0072B2', alpha=.25, lw=0, label=known)
         middle = self.needed_mm.estimate
         if np.isfinite(middle): ax.axvline(middle, color='#D55E00', lw=1.5, label=f'needed (median): {middle:.3g} mm')
         ax.set(xlabel='tissue kept around the lesion (mm)', ylabel=SCORES[self.score],

@@ -56,6 +56,25 @@ def outline(
     if rim: line.set(path_effects=_rim(lw, rim))
     ax.set(xlim=(-.5, mask.shape[1] - .5), ylim=(mask.shape[0] - .5, -.5))
 
+# %% ../../nbs/api/view/plot.ipynb #c02d5d60
+def _draw_grey(ax, picture, window, aspect):
+    "The image of a 2D sample, in colours where it has three channels."
+    low, high = window
+    grey = np.moveaxis(picture.image[:3], 0, -1) if picture.n_channels == 3 else picture.image[0]
+    ax.imshow(np.clip((grey - low)/(high - low), 0, 1), cmap='gray', vmin=0, vmax=1, aspect=aspect)
+
+
+def _fill(ax, mask, k, alpha, aspect):
+    "A mask in the colour of class `k`."
+    from matplotlib.colors import to_rgba
+    rgba = np.array(to_rgba(colour(k), alpha))
+    ax.imshow(np.where(mask[..., None], rgba, 0), aspect=aspect, interpolation='nearest')
+    if hatch(k) and mask.any(): _hatch(ax, mask, hatch(k), colour(k))
+
+
+def _hatch(ax, mask, pattern='////', color='#999999'):
+    ax.contourf((~mask).astype(float), [-.5, .5], hatches=[pattern], colors='none').set(edgecolor=color, linewidth=0)
+
 # %% ../../nbs/api/view/plot.ipynb #6b5a630d
 def show(
     sample: Sample,
@@ -112,25 +131,6 @@ def thin_classes(
     seen = [(k, mask_of(labels, k)) for labels in known for k in classes_in(labels)]
     return {k for k, _ in seen} - {k for k, mask in seen if not too_thin(mask, pixel)}
 
-# %% ../../nbs/api/view/plot.ipynb #c02d5d60
-def _draw_grey(ax, picture, window, aspect):
-    "The image of a 2D sample, in colours where it has three channels."
-    low, high = window
-    grey = np.moveaxis(picture.image[:3], 0, -1) if picture.n_channels == 3 else picture.image[0]
-    ax.imshow(np.clip((grey - low)/(high - low), 0, 1), cmap='gray', vmin=0, vmax=1, aspect=aspect)
-
-
-def _fill(ax, mask, k, alpha, aspect):
-    "A mask in the colour of class `k`."
-    from matplotlib.colors import to_rgba
-    rgba = np.array(to_rgba(colour(k), alpha))
-    ax.imshow(np.where(mask[..., None], rgba, 0), aspect=aspect, interpolation='nearest')
-    if hatch(k) and mask.any(): _hatch(ax, mask, hatch(k), colour(k))
-
-
-def _hatch(ax, mask, pattern='////', color='#999999'):
-    ax.contourf((~mask).astype(float), [-.5, .5], hatches=[pattern], colors='none').set(edgecolor=color, linewidth=0)
-
 # %% ../../nbs/api/view/plot.ipynb #70042368
 def _names(classes, numbers, *known):
     "Names of classes, the first one that of class 1, as far as these numbers go; `known`: label maps, stacks, None."
@@ -144,7 +144,8 @@ def _legend(ax, names, filled, lined, hatched=False, lines='true', thin=(), comp
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     filled_ones, lined_ones = ([k for k in several if k not in thin] for several in (filled, lined))
-    handles = [Patch(color=colour(k), hatch=hatch(k), alpha=.6, label=f'{names[k - 1]}, predicted') for k in filled_ones]
+    look = dict(alpha=.6, edgecolor='w')
+    handles = [Patch(fc=colour(k), hatch=hatch(k), label=f'{names[k - 1]}, predicted', **look) for k in filled_ones]
     if lined_ones and compared: handles.append(Line2D([], [], color='w', label=lines, path_effects=_rim(1.5, 'k')))
     else: handles += [Line2D([], [], color=colour(k), ls=dash(k), label=f'{names[k - 1]}, {lines}') for k in lined_ones]
     for k in sorted({*filled, *lined} & {*thin}):
@@ -296,7 +297,8 @@ def _curve(ax, part, name, k, count, scale):
     one = part[part['class'] == name]
     at, score = scale.places(one.value, part.value) + scale.beside(k - 1, count), one.score.to_numpy(float)
     look = dict(ms=3, lw=1.5, ls=dash(k)) if scale.ordered else dict(ms=5, lw=0)
-    ax.plot(at, np.where(np.isfinite(score), score, np.nan), marker='o', color=colour(k), label=plain_text(name), **look)
+    look |= dict(marker='o', color=colour(k), label=plain_text(name))
+    ax.plot(at, np.where(np.isfinite(score), score, np.nan), **look)
     apart = .05*k*(high - low)
     _marks(ax, at[np.isnan(score)], low - apart, 'x', k, f'{plain_text(name)}: undefined')
     _marks(ax, at[np.isinf(score)], high + apart, '^', k, f'{plain_text(name)}: infinite')
