@@ -239,7 +239,8 @@ class LesionViews(Linked):
         show_if(len(channels) > 1, self.channel)
         self.link((self.channel, 'index'), 'at')
         self.link((self.outlines, 'value'), 'prediction')
-        self.row = W.VBox([self.viewer, W.VBox(list(self.sliders.values()))], layout=W.Layout(flex='1 1 440px', min_width='0'))
+        wide = W.Layout(flex='1 1 440px', min_width='0')
+        self.row = W.VBox([self.viewer, W.VBox(list(self.sliders.values()))], layout=wide)
         self.children = [self.row, self.message]
 
     def _viewer(self, sample):
@@ -268,7 +269,8 @@ class LesionViews(Linked):
 
     def paint(self, view, index):
         groups = deep(self.groups) if self.flat else self.groups
-        volume, shown = as_volume(self.sample), [k for k in range(1, len(NAMES) + 1) if getattr(self.viewer, f'class_{k}')]
+        volume = as_volume(self.sample)
+        shown = [k for k in range(1, len(NAMES) + 1) if getattr(self.viewer, f'class_{k}')]
         how = dict(prediction=groups if self.outlines.value else None, valid=volume.valid, classes=shown, filled=False)
         return draw_view(view, index, as_frame(volume).grey[self.channel.index], **how)
 

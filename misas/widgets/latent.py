@@ -104,7 +104,9 @@ def way_curve(
 
 def start_of(way: Traversal) -> int: "Number of the value where it begins."; return int(np.argmin(np.abs(way.values)))
 def value_texts(way: Traversal) -> list: return [f'{value:.3g}' for value in way.values]
-def class_names_of(way: Traversal) -> list: return list(way.frame['class'].unique()) if way.predictions is not None else []
+def class_names_of(way: Traversal) -> list:
+    "Of what was predicted."
+    return [] if way.predictions is None else list(way.frame['class'].unique())
 
 
 def way_frames(way: Traversal, window: tuple) -> tuple:  # frames, Pool; window: (black, white)

@@ -152,7 +152,8 @@ class Linked(Panel):
         if width is not None: viewer.layout.max_width = f'{width}px'
         viewer.layout.min_width = '0'
         viewer.add_class('O-viewer')
-        self.sliders = {axis: self._slider(axis, name) for name, axis in cuts(sample.affine)} if sample.ndim == 3 else {}
+        named = cuts(sample.affine) if sample.ndim == 3 else []
+        self.sliders = {axis: self._slider(axis, name) for name, axis in named}
         for axis in range(sample.ndim): self.watch(viewer, lambda _: self._moved(), f'index_{axis}')
 
     def _slider(self, axis, name):
@@ -178,7 +179,7 @@ class Linked(Panel):
     @property
     def flat(self) -> bool: "Is it a picture?"; return self.sample.ndim == 2
     @property
-    def voxel(self) -> tuple: "The chosen one: (row, column) of a picture, else three indices."; return self.viewer.voxel
+    def voxel(self) -> tuple: "The chosen one: (row, column), or three indices."; return self.viewer.voxel
 
     def paint(self, view: View, index: int): "A slice (H, W, 3) for print, without a mark."; raise NotImplementedError
     def tell(self): "Say what is known about the voxel."

@@ -219,7 +219,8 @@ class ContributionViews(Linked):
         limits, unit = [map_limit(found)], 'mm' if self.got.sample.spacing_known else 'pixels'
         for one, window in zip(self.parts, self.windows):
             frame = packed(as_frame(one, None, window), window, pool, unit=unit)
-            shown.append(with_map(frame, pool, found, limits, self.got.target.unit, self.mask) | dict(regionName='region'))
+            frame = with_map(frame, pool, found, limits, self.got.target.unit, self.mask)
+            shown.append(frame | dict(regionName='region'))
         return [shown[self.strongest(key)], *shown], pool
 
     def strongest(self, key: tuple) -> int:
