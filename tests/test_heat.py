@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from test_widgets import SHOTS, SHOWN, View, lab, opened, shut_down, until  # noqa: F401 (lab is a fixture)
+from test_widgets import SHOTS, SHOWN, TOO_WIDE, View, lab, opened, shut_down, until  # noqa: F401 (lab is a fixture)
 
 from misas.data.phantom import disc
 from misas.metrics.metric import METRICS, Metric
@@ -135,7 +135,8 @@ def test_study_with_parts_missing(tmp_path):
     assert [(row.transform, row.model) for row in maps.rows] == [(t, m) for t, m in dict.fromkeys(zip(study.frame['transform'], study.frame.model))]
     cells = maps.maps()[0, 0, 0]['cells']
     for (row, value), cell in zip(maps.places, cells):
-        some = study.frame.query('model == @row.model and transform == @row.transform and value == @value and metric == "dice"').score
+        here = dict(model=row.model, transform=row.transform, value=value)
+        some = study.frame[np.logical_and.reduce([study.frame[k] == v for k, v in here.items()])].score
         assert cell.note.startswith(f'{some.median():.3f}')
     panel = StudyExplorer(study)
     first = maps.places.index((maps.rows[0], 0))
@@ -171,6 +172,16 @@ def test_two_models_and_a_picture_without_truth():
     panel.close()
 
 
+def test_large_grids_send_their_frames_when_asked(monkeypatch):
+    from misas.sweep.pairs import sensitivity_grid
+    monkeypatch.setattr('misas.widgets.sweep.PAGE', 1000)
+    panel = GridExplorer(sensitivity_grid(above(.5), DISCS[0], (Blur([0, 3]), Noise([0, .1])), progress=False))
+    assert [frame is None for frame in panel.viewer.frames] == [i != panel.heat.at for i in range(4)]
+    frame, pool = panel.frames.alone(3)
+    assert np.array_equal(np.frombuffer(pool.bytes[frame['prediction']], np.uint8), panel.row.predictions[3].ravel())
+    panel.close()
+
+
 # --- in JupyterLab
 
 EXPLORED = '''
@@ -190,8 +201,6 @@ grid = sensitivity_grid(nets['low'], hearts[0], (Brightness([.8, 1, 1.2]), Noise
 swept = [sensitivity(net, hearts[0], Noise([0, .1, .2]), progress=False) for net in nets.values()]
 for one in (grid, swept, study): display(explore(one))
 '''
-OVERFLOWING = """() => [...document.querySelectorAll('.jp-OutputArea-output *')].filter(e => e.scrollWidth > e.clientWidth + 1 && e.clientWidth
-  && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)).map(e => `${e.className} ${e.scrollWidth} > ${e.clientWidth}`)"""
 
 
 def test_in_jupyterlab(lab):  # noqa: F811
@@ -212,15 +221,12 @@ def test_in_jupyterlab(lab):  # noqa: F811
     grid_cells.nth(3).click()
     until(page, lambda: at(3) and 'brightness 1, noise 0.1' in told(0))
     study_cells.nth(1).click()                                                 # low, noise .1
-    until(page, lambda: '4 of 4' in view['N-page'].inner_text() and 'noise 0.1' in page.locator('.jp-OutputArea-output').last.inner_text())
+    until(page, lambda: page.locator('.widget-html', has_text='low: noise 0.1').count() == 1 and '4 of 4' in view['N-page'].inner_text())
     view['M-cases'].locator('select').select_option('site: B')
     until(page, lambda: '2 of 2' in view['N-page'].inner_text() and 'median of 2 cases' in told(1))
     view['B-tile1'].click()
     until(page, lambda: view['B-tile1'].inner_text().strip() in view['N-title'].inner_text())
-    for width in (1280, 1920):
-        page.set_viewport_size(dict(width=width, height=1300))
-        page.wait_for_timeout(500)
-        assert page.evaluate(OVERFLOWING) == []
+    assert page.evaluate(TOO_WIDE) == []
     page.screenshot(path=str(SHOTS/'heat_lab.png'))
 
     shut_down(page)
@@ -236,5 +242,5 @@ def test_in_jupyterlab(lab):  # noqa: F811
     until(page, lambda: np.array_equal(shown(1)['prediction'], here['swept'][0].predictions[1].ravel()))
     second['M-filled'].get_by_text('differ').click()
     until(page, lambda: wipe()['mode'] == 'differ')
-    assert not page.errors, page.errors
+    assert set(page.errors) <= {'Cannot send'}, page.errors                    # ipywidgets' toggles tell a click to a kernel that has gone
     page.close()

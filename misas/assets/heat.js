@@ -64,6 +64,7 @@ export class Heat {
     const most = Math.max(...blocks.map(block => block.columns.length));
     const longest = Math.max(...blocks.flatMap(block => [block.head, ...block.rows]).map(text => text.length));
     this.root.style.setProperty('--names', `min(${Math.min(longest + 2, 16)}ch, 24cqi)`);
+    this.table.style.maxWidth = `calc(var(--names) + ${110*most}px)`;
     this.root.style.setProperty('--room', `calc((100cqi - var(--names))/${3.2*most})`);
     const columns = element('colgroup', '', this.table);
     element('col', 'names', columns);

@@ -148,7 +148,7 @@ class CompareExplorer(Panel):
             if part in vars(self): getattr(self, part).unlink()
         super().close()
 
-# %% ../../nbs/api/widgets/compare.ipynb #c295916c
+# %% ../../nbs/api/widgets/compare.ipynb #6b5fd4e4
 WAYS = (  # to draw two predictions
     ('fill', 'predictions filled, truth as a line'), ('outline', 'all as lines'),
     ('errors', 'hatched where they are wrong'), ('differ', 'hatched where the two models differ'))
@@ -162,6 +162,8 @@ def _build(self: CompareExplorer):
     self.metric = W.Dropdown(options=choices, description='score', layout=W.Layout(width='260px'))
     self.wipe = W.FloatSlider(.5, min=0, max=1, step=.01, description='line', readout=False)
     self.scores, filled = W.HTML('' if self.swept else self._table()), self.look.filled
+    first, second = map(escape, self.names)
+    hatches = W.HTML(f'differ: ⟍ only {first}, ⟋ only {second}')
     filled.options, filled.tooltips = zip(*WAYS)
     filled.index = 0
     named = dict(viewer='O-value', curve='O-curve', metric='M-metric', wipe='S-wipe', scores='N-scores')
@@ -179,7 +181,7 @@ def _build(self: CompareExplorer):
     for part in (self.viewer, self.curve): part.layout.min_width = '0'
     layout = W.Layout(flex_flow='row wrap', grid_gap='8px 24px')
     side_by_side = W.Box([self.viewer, self.curve, self.scores], layout=layout)
-    below = W.Box([self.controls, W.VBox([self.wipe, self.metric])], layout=W.Layout(flex_flow='row wrap'))
+    below = W.Box([self.controls, W.VBox([self.wipe, self.metric, hatches])], layout=W.Layout(flex_flow='row wrap'))
     self.children = [W.HTML(title), steps, side_by_side, below, self.message]
 
 

@@ -68,9 +68,9 @@ def _of_pair(what, model, kw):
 def _of_study(what, model, kw):
     if not isinstance(what, Study): return None
     one_change = model is not None or 'transform' in kw or 'value' in kw
-    return (of_study(what, model, **kw) if one_change else StudyExplorer(what, **kw))
+    return of_study(what, model, **kw) if one_change else StudyExplorer(what, **kw)
 
-
+# %% ../../nbs/api/widgets/explore.ipynb #e24bbbfb
 def _of_attributions(what, model, kw):
     several = isinstance(what, (list, tuple, dict))
     given = (what.values() if isinstance(what, dict) else what) if several else [what]
@@ -114,12 +114,14 @@ def _of_sample(what, model, kw):
 
 
 ASKED = 'models', 'transform', 'values', 'metrics'  # of two models about a sample
-KINDS = _of_sweep, _of_grid, _of_pair, _of_study, _of_attributions, _of_instances, _of_atoms, _of_structure, _of_cases, _of_sample
+KINDS = (
+    _of_sweep, _of_grid, _of_pair, _of_study, _of_attributions, _of_instances, _of_atoms, _of_structure, _of_cases,
+    _of_sample)
 
 
 @door
 def explore(
-    what: Any,  # a Sensitivity (two: compared), SensitivityGrid, Study, Attribution, Instances, Atoms, Contributions, Embedding, Traversal, Sample(s)
+    what: Any,  # a result, two of them, a Study, an Attribution, a Sample, many Samples ...: see the table above
     model: Any = None,  # for samples, Instances: a Model, or anything `as_model` takes; for a Study: the name of one
     **kw: Any,  # for the widget; see there
 ) -> Panel:
