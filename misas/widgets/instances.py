@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..data.sample import Sample
 from ..instances.answers import InstanceAnswers
 from ..instances.results import GROUPS, MEANING
-from ..view.slices import as_volume, deep, draw_view
+from ..view.slices import as_volume, deep, draw_bar, draw_view
 from .base import beside, blank, show_if, with_text, working
 from .gallery import above_each_other
 from .linked import Linked, map_viewer_of, with_map
@@ -182,10 +182,13 @@ class LesionLook(W.VBox):
             self.close_up.pool, self.close_up.frames, self.close_up.extent = pool.bytes, frames, extent(frames)
             for axis, index in enumerate(at): setattr(self.close_up, f'index_{axis}', int(index))
 
-    @property
-    def rgb(self) -> np.ndarray:
-        "The close-ups next to each other, as they are printed."
-        return beside(*self.answers.pictures(self.id, self.coloured))
+# %% ../../nbs/api/widgets/instances.ipynb #bbc22440
+@patch(as_prop=True)
+def rgb(self: LesionLook) -> np.ndarray:
+    "The close-ups next to each other, as they are printed, with the colours of the map."
+    pictures = self.answers.pictures(self.id, self.coloured)
+    if self.coloured: pictures.append(draw_bar(self.answers.limit(self.id), True, height=200))
+    return beside(*pictures)
 
 
 def _as_png(fig):

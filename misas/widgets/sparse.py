@@ -251,10 +251,11 @@ class ContributionViews(Linked):
         self.words['region'] = 'inside' if self.mask[at] else 'outside'
         self.numbers.value = pairs_table(self.words)
 
-    @property
-    def rgb(self) -> np.ndarray:
-        bar = draw_bar(map_limit(self.map), bool(self.map.min() < 0), 150)
-        return beside(Linked.snapshot(self), bar)
+# %% ../../nbs/api/widgets/sparse.ipynb #a497efbb
+@patch(as_prop=True)
+def rgb(self: ContributionViews) -> np.ndarray:
+    "The slices and the colours of the map, as they are printed."
+    return beside(Linked.snapshot(self), draw_bar(map_limit(self.map), bool(self.map.min() < 0), 150))
 
 # %% ../../nbs/api/widgets/sparse.ipynb #144c4d1e
 def as_rgb(
