@@ -23,6 +23,7 @@ from ..data.sample import Sample
 from .codec import KINDS, Codec, LinearCode, principal_code, train_codec
 from .small import SmallGrid, enlarged, resized, small_images
 from ..view.draw import flat, grey_window
+from ..view.layout import OUTSIDE
 from ..view.maps import colour_bar, draw_map, flat_map, map_limit, panels, size_mm
 from ..view.words import Summary
 
@@ -373,7 +374,7 @@ def _draw_curve(self: AutoEncoder, ax):
     beat = np.sqrt(np.mean(np.square(self.cases.linear[self.cases.part == 'held out'])))
     ax.axhline(beat, color=PARTS['held out'], ls=':', label='linear one, held out')
     ax.set(xlabel='epoch', ylabel='error (fraction of the range)', ylim=(0, None))
-    ax.legend(fontsize=8)
+    ax.legend(**OUTSIDE)
 
 
 @patch

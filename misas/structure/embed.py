@@ -21,6 +21,7 @@ from .projections import METHODS, PCA, place
 from ..sweep.scoring import Scoring, as_transform, match_classes
 from ..transforms.base import Transform
 from ..view.draw import colour, overlay
+from ..view.layout import OUTSIDE
 from ..view.plot import plain_text, with_unit
 from ..view.words import Summary
 
@@ -199,7 +200,7 @@ def _by_name(ax, frame, names):
         color = '#AAAAAA' if name == 'background' else colour(k + 1)
         ax.scatter(own.x, own.y, s=22, color=color, marker=MARKS[k % 8], edgecolor='k', lw=.3,
                    label=plain_text(str(name)))
-    ax.legend(fontsize=8, title=names.name, title_fontsize=8)
+    ax.legend(title=names.name, title_fontsize=8, **OUTSIDE)
 
 
 def _by_centre(ax, frame, names):
@@ -234,7 +235,7 @@ def plot(
 ) -> 'Figure':
     "The points. ValueError for a column that there is not."
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.subplots(figsize=(4.6, 3.6), layout='constrained')[1]
+    if ax is None: ax = plt.subplots(figsize=(5.4, 3.6), layout='constrained')[1]
     _painted(ax, self, self.frame[self.there], color)
     ax.set(xlabel=axis_name(self, 0), ylabel=axis_name(self, 1))
     if self.projection is None: ax.set(xticks=[], yticks=[])

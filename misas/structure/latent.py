@@ -21,6 +21,7 @@ from ..models.adapt import as_model
 from ..models.steady import steady
 from .autoencoder import AutoEncoder
 from ..view.draw import colour, grey_window
+from ..view.layout import OUTSIDE
 from ..view.plot import show
 from ..view.words import Summary, score_text
 
@@ -201,7 +202,7 @@ def _draw_numbers(axs, way):
     for ax in axs:
         ax.set_xlabel(way.axis)
         ax.grid(alpha=.3)
-        ax.legend(fontsize=8)
+        ax.legend(**OUTSIDE)
 
 # %% ../../nbs/api/structure/latent.ipynb #c73c8706
 @patch

@@ -23,6 +23,7 @@ from ..models.hold import hookable, untouched
 from .measured_field import Call, extents, input_gradients, network_input, on_image, voxel_mm
 from .receptive_field import Followed, follow
 from ..view.draw import COLOURS
+from ..view.layout import OUTSIDE
 from ..view.map_views import side_letters
 from ..view.maps import flat_map
 from ..view.plot import outline, show
@@ -273,7 +274,7 @@ def _draw_growth(layers, above, below):
     size = max(n*mm for n, mm in zip(shape, layers.voxel))
     above.axhline(size, color='.6', ls='--', lw=1, label='what the network gets')
     above.set(ylabel=f'field ({layers.unit})', ylim=(0, None), xticklabels=[])
-    above.legend(fontsize=8)
+    above.legend(**OUTSIDE)
     below.bar(at, 100*layers.frame.share, color='#009E73', width=.8)
     below.set(ylabel='cost (%)', xlabel='layer, in the order of work', xlim=above.get_xlim())
     below.xaxis.get_major_locator().set_params(integer=True)

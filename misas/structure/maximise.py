@@ -286,4 +286,4 @@ def _curve(ax, found):
     ax.set_xlabel('step', fontsize=8)
     ax.set_ylabel(found.unit, fontsize=8)
     ax.tick_params(labelsize=8)
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
