@@ -199,7 +199,7 @@ def _as_png(fig):
     plt.close(fig)
     return out.getvalue()
 
-# %% ../../nbs/api/widgets/instances.ipynb #c6579230
+# %% ../../nbs/api/widgets/instances.ipynb #bce458d4
 NAMES = [MEANING[group] for group in sorted(CLASS_OF, key=CLASS_OF.get)]
 
 
@@ -224,7 +224,7 @@ def lesions_at(
         if number and (kind != 'T' or table.group.iloc[number - 1] == 'FN'): out.append(table.id.iloc[number - 1])
     return out
 
-
+# %% ../../nbs/api/widgets/instances.ipynb #c6579230
 class LesionViews(Linked):
     "Slices with all lesions outlined. Subclasses may show more of the one that is chosen (`show_lesion`)."
     def __init__(
