@@ -73,7 +73,12 @@ class Cut {
   index(i, j) { return this.first + j*this.down + i*this.right; }
 
   /** Numbers of voxels, row by row. */
-  values(data) { return Array.from({length: this.width*this.height}, (_, at) => data[this.index(at % this.width, Math.floor(at/this.width))]); }
+  values(data) {
+    const out = new data.constructor(this.width*this.height);
+    for (let j = 0, at = 0; j < this.height; j++)
+      for (let i = 0, q = this.index(0, j); i < this.width; i++, q += this.right, at++) out[at] = data[q];
+    return out;
+  }
 
   /** The voxel at a column and row of the picture. */
   voxel(i, j, from) {
