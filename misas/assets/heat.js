@@ -12,13 +12,13 @@ const STYLE = `
 .mh .mh-title th { text-align: left; font-weight: 600; padding-top: 6px; font-size: 13px }
 .mh td { padding: 0 }
 .mh button { display: block; width: 100%; min-height: 30px; padding: 2px 0; border: 0; border-radius: 2px; cursor: pointer;
-  font: inherit; line-height: 1.15; font-size: clamp(9px, var(--room), 13px); overflow: hidden; outline-offset: -2px }
+  font: inherit; line-height: 1.15; font-size: clamp(9px, var(--room), 13px); overflow: hidden; outline-offset: -1px }
 .mh button small { display: block; font-size: .8em }
 .mh button.none { color: inherit; box-shadow: inset 0 0 0 1px;
   background: repeating-linear-gradient(45deg, transparent 0 5px, color-mix(in srgb, currentColor 22%, transparent) 5px 7px) }
 .mh button.same { border-radius: 9px }
-.mh td[aria-selected=true] button { outline: 3px solid #ff2fd0; box-shadow: inset 0 0 0 4px #fff }
-.mh button:focus-visible { outline: 3px dashed #ff2fd0; box-shadow: inset 0 0 0 4px #fff }
+.mh td[aria-selected=true] button { outline: 3px solid #ff2fd0 }
+.mh button:focus-visible { outline: 3px solid #ff2fd0; box-shadow: inset 0 0 0 3px #fff }
 .mh-told { min-height: 2.8em; font-weight: 600; overflow-wrap: anywhere }
 .mh-legend { display: flex; flex-wrap: wrap; gap: 2px 8px; align-items: center }
 .mh-legend canvas { width: 110px; height: 12px }

@@ -148,7 +148,7 @@ class CompareExplorer(Panel):
             if part in vars(self): getattr(self, part).unlink()
         super().close()
 
-# %% ../../nbs/api/widgets/compare.ipynb #6b5fd4e4
+# %% ../../nbs/api/widgets/compare.ipynb #3ccf40ac
 WAYS = (  # to draw two predictions
     ('fill', 'predictions filled, truth as a line'), ('outline', 'all as lines'),
     ('errors', 'hatched where they are wrong'), ('differ', 'hatched where the two models differ'))
@@ -163,7 +163,7 @@ def _build(self: CompareExplorer):
     self.wipe = W.FloatSlider(.5, min=0, max=1, step=.01, description='line', readout=False)
     self.scores, filled = W.HTML('' if self.swept else self._table()), self.look.filled
     first, second = map(escape, self.names)
-    hatches = W.HTML(f'differ: ⟍ only {first}, ⟋ only {second}')
+    hatches = W.HTML(f'differ: lines like &#92; only {first}, like / only {second}')
     filled.options, filled.tooltips = zip(*WAYS)
     filled.index = 0
     named = dict(viewer='O-value', curve='O-curve', metric='M-metric', wipe='S-wipe', scores='N-scores')
