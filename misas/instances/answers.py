@@ -251,7 +251,7 @@ def to_html(
     progress: bool = True,
 ) -> str:  # the path
     "The lesions on one page that needs nothing else; maps where there is a model."
-    return page.write_result(self, path, ids=ids, curves=curves, progress=progress)
+    return page.write_result(self, path, 'html.instances_page', ids=ids, curves=curves, progress=progress)
 
 
 @patch

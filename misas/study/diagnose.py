@@ -221,4 +221,4 @@ def to_html(
     **kw: object,  # see `misas.widgets.reports.diagnosis_page`
 ) -> str:  # the path
     "Write the report as one page that needs nothing else; the model is asked again for the pictures of three cases."
-    return page.write_result(self, path, **kw)
+    return page.write_result(self, path, 'reports.diagnosis_page', **kw)

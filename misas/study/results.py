@@ -271,4 +271,4 @@ def to_html(
     **kw: object,  # see `summary` and `misas.widgets.reports.study_page`
 ) -> str:  # the path
     "Write summary, worst cases, curves and ranking as one page."
-    return page.write_result(self, path, metric=metric, **kw)
+    return page.write_result(self, path, 'reports.study_page', metric=metric, **kw)

@@ -323,6 +323,7 @@ def to_html(
     self: SensitivityGrid,
     path: str | PathLike,  # file ending in .html
     drop: float | None = None,  # see `holds`
+    **kw: Any,  # see `misas.widgets.sweep_pages.grid_page`
 ) -> str:  # the path
     "Write the result as a page that needs nothing else: words, pictures with two sliders, map, numbers."
-    return page.write_result(self, path, drop=drop)
+    return page.write_result(self, path, 'sweep_pages.grid_page', drop=drop, **kw)

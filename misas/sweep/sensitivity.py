@@ -358,10 +358,10 @@ def _headline(result, metric):
 def to_html(
     self: Sensitivity,
     path: str | PathLike,  # file ending in .html
-    **kw: Any,  # see `misas.widgets.html.sweep_page`
+    **kw: Any,  # see `misas.widgets.sweep_pages.sweep_page`
 ) -> str:  # the path
     "Write the result as a page that needs nothing else: what breaks first, pictures with a slider, curve, scores."
-    return page.write_result(self, path, **kw)
+    return page.write_result(self, path, 'sweep_pages.sweep_page', **kw)
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #3760e2d4
 @patch

@@ -156,9 +156,10 @@ def plot(
 def to_html(
     self: Tolerance,
     path: str | PathLike,  # file ending in .html
+    **kw: Any,  # see `misas.widgets.sweep_pages.tolerance_page`
 ) -> str:  # the path
     "Write the result as a page that needs nothing else: words, pictures, curve, numbers."
-    return page.write_result(self, path)
+    return page.write_result(self, path, 'sweep_pages.tolerance_page', **kw)
 
 # %% ../../nbs/api/sweep/tolerance.ipynb #4be145b6
 PROBES = 4  # values a side that are looked at in any case: they find the interval to halve, and curves that come back

@@ -184,7 +184,10 @@ def write_page(
 def write_result(
     result: object,  # of a sweep, a study ...
     path: str | os.PathLike,  # file ending in .html
-    **kw: object,  # see `misas.widgets.html.to_html`
+    how: str,  # a function of `misas.widgets` that gives title and parts, e.g. 'sweep_pages.sweep_page'
+    **kw: object,  # for that function
 ) -> str:  # the path
     "Write a result as its page. Pages stand above all that they show; they are loaded when one is asked for."
-    return import_module('misas.widgets.html').to_html(result, path, **kw)
+    path, (room, name) = check_page_path(path), how.split('.')
+    title, parts = getattr(import_module(f'misas.widgets.{room}'), name)(result, **kw)
+    return write_page(path, pieces(title, parts, asset('stage.css')))

@@ -23,22 +23,17 @@ from ..instances.answers import InstanceAnswers
 from ..instances.results import Instances
 from ..models.adapt import as_model
 from ..study.compare import Comparison
-from ..study.diagnose import Diagnosis
-from ..study.results import Results
-from ..sweep.pairs import SensitivityGrid
 from ..sweep.scoring import Scoring, pack_labels, unpack_labels
-from ..sweep.sensitivity import Sensitivity
-from ..sweep.tolerance import Tolerance
 from ..trust.trust import Trust
 from ..view import page
 from ..view.maps import focus, map_limit
 from .attribution import check_attributions
-from .reports import comparison_page, diagnosis_page, study_page, summary_page
+from .reports import comparison_page, summary_page
 from .stage import LIMIT, Axis, Shown, Stage, staged
-from .sweep_pages import grid_page, named_scores, sweep_page, tolerance_page
+from .sweep_pages import named_scores
 
 # %% auto #0
-__all__ = ['PAGES', 'ASKED', 'TAKEN', 'sample_page', 'cases_page', 'attribution_page', 'instances_page', 'page_of', 'to_html']
+__all__ = ['PAGES', 'TAKEN', 'sample_page', 'cases_page', 'attribution_page', 'instances_page', 'page_of', 'to_html']
 
 # %% ../../nbs/api/widgets/html.ipynb #d5b0ec87
 def sample_page(
@@ -185,26 +180,26 @@ def _of_sample(what, model, kw):
     return sample_page(as_sample(what), **kw) if model is None else cases_page([as_sample(what)], model, **kw)
 
 
-PAGES = ((Sensitivity, sweep_page), (SensitivityGrid, grid_page), (Tolerance, tolerance_page),
-         (Diagnosis, diagnosis_page), (Results, study_page), (Comparison, comparison_page),
-         (InstanceAnswers, instances_page))
-ASKED = _of_attributions, _of_cases, _of_sample
+def _of_comparison(what, model, kw): return comparison_page(what, **kw) if isinstance(what, Comparison) else None
+def _of_others(what, model, kw): return summary_page(what, **kw)
+
+
+PAGES = _of_attributions, _of_cases, _of_sample, _of_comparison, _of_others
 TAKEN = ('what sensitivity, sensitivity_grid, tolerance, diagnose, compare, attribute or find_instances gives, '
          'a Study, Sample(s), or another result of misas that has summary() and plot()')
 
 
 def page_of(
     what: Any,  # see `to_html`
-    model: Any,
-    kw: dict,
-) -> tuple | None:  # title, parts; None: it has none
-    "The page of something."
-    for kind, made in PAGES:
-        if isinstance(what, kind): return made(what, **kw)
-    for ask in ASKED:
-        found = ask(what, model, kw)
+    model: Any = None,
+    **kw: Any,
+) -> tuple:  # title, parts
+    "The page of something without `to_html` of its own. TypeError where there is none."
+    for kind in PAGES:
+        found = kind(what, model, kw)
         if found is not None: return found
-    return summary_page(what, **kw)
+    more = ', which has nothing to show itself: to_html(trust.of(sample), path)'*isinstance(what, Trust)
+    raise TypeError(f'result must be {TAKEN}; got {type(what).__name__}{more}')
 
 
 @door
@@ -212,17 +207,10 @@ def to_html(
     result: Any,  # all that `explore` takes, and what `diagnose`, `compare`, `tolerance` and others give
     path: str | os.PathLike,  # file ending in .html
     model: Any = None,  # for samples and Instances: a Model, or anything `as_model` takes
-    **kw: Any,  # of a sweep: see `sweep_page`; of others the function of their kind, or their own `to_html`
+    **kw: Any,  # see `to_html` of what is given, or the function of its kind
 ) -> str:  # the path
     "Something as one page for any browser, without Python and network. TypeError for what has no page."
-    path = page.check_page_path(path)
     if isinstance(result, Instances): result = InstanceAnswers(result, model)
-    known = isinstance(result, tuple(kind for kind, _ in PAGES))
-    own = None if known else getattr(result, 'to_html', None)
+    own = getattr(result, 'to_html', None)
     if own is not None and type(result).__module__.startswith('misas.'): return own(path, **kw)
-    found = page_of(result, model, kw)
-    if found is None:
-        more = ', which has nothing to show itself: to_html(trust.of(sample), path)'*isinstance(result, Trust)
-        raise TypeError(f'result must be {TAKEN}; got {type(result).__name__}{more}')
-    title, body = found
-    return page.write_page(path, page.pieces(title, body, page.asset('stage.css')))
+    return page.write_result(result, path, 'html.page_of', model=model, **kw)

@@ -181,16 +181,22 @@ def named_scores(
 
 
 def _held(grid, kind, drop):
-    "At how many pairs no class gets worse by more than what still holds, and the mood of that."
+    "At how many pairs the classes hold that can get worse, and the mood of that."
     if not kind.better or (kind.unit and drop is None): return grid.summary(drop).text.splitlines()[1][2:], 'open'
-    drop, start = check_drop(drop, kind), [grid.scores(kind.name, name)[grid._same] for name in grid.foreground]
-    judged = [name for name, score in zip(grid.foreground, start) if np.isfinite(score) and room(kind, score) > drop]
+    drop = check_drop(drop, kind)
+    judged = [name for name in grid.foreground if _can_break(grid, kind, name, drop)]
     if not judged: return 'No class is good enough unchanged to get worse by more than that.', 'open'
-    good = np.all([grid.holds(drop, kind.name, name) for name in judged], 0)
-    whom = 'No class' if len(judged) == len(grid.foreground) else f'Of {", ".join(judged)} none'
+    good, rest = np.all([grid.holds(drop, kind.name, name) for name in judged], 0), len(grid.foreground) - len(judged)
+    who = f'{", ".join(judged)} stay{"s" if len(judged) == 1 else ""}' if rest else 'Every class stays'
     within = amount_text(drop, kind.unit_in(grid.sample.ndim))
-    said = f'{whom} gets worse by more than {within} at {good.sum()} of {good.size} pairs of values.'
+    said = f'{who} within {within} of the unchanged score at {good.sum()} of {good.size} pairs of values.'
     return said, 'good' if good.all() else 'bad'
+
+
+def _can_break(grid, kind, name, drop):
+    "Has a class a score unchanged from which it can get so much worse?"
+    score = grid.scores(kind.name, name)[grid._same]
+    return np.isfinite(score) and room(kind, score) > drop
 
 # %% ../../nbs/api/widgets/sweep_pages.ipynb #259c1398
 def tolerance_page(
