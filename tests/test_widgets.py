@@ -301,6 +301,8 @@ def test_sweep(lab):
     until(page, lambda: check(values[1]))
     view['M-metric'].locator('select').select_option('dice')
     until(page, lambda: check(values[1], 'dice'))
+    view.press('S-value', 'ArrowRight', values.index(1.) - 1)
+    until(page, lambda: check(1., 'dice'))                             # where something is found
     view['C-class'].locator('input').uncheck()
     state = lambda: page.evaluate(SHOWN, ['O-value', 0])['state']
     until(page, lambda: state()['hidden'] == [1])
@@ -383,7 +385,7 @@ def test_key_press_to_painted_picture(lab):
     page = opened(lab, None, LARGE)
     flat, deep = View(page, 0), View(page, 1)
     measure(flat, 'S-value', 'O-value', 'next value, 256 x 256, of 200', ['ArrowRight']*30)
-    measure(deep, 'S-axial', 'O-value', 'next slice of a volume of 128^3', ['ArrowLeft']*30)
+    measure(deep, 'S-axis2', 'O-value', 'next slice of a volume of 128^3', ['ArrowLeft']*30)
     measure(deep, 'S-value', 'O-value', 'next value of a volume of 128^3, first visit', ['ArrowRight']*3)
     measure(deep, 'S-value', 'O-value', 'next value of a volume of 128^3, seen before', ['ArrowLeft', 'ArrowRight']*8)
     assert not page.errors, page.errors
@@ -915,5 +917,41 @@ def test_atoms_of_a_volume(lab):
     until(page, lambda: at() == mine.middle.voxel and mine.middle.words['contribution here'] in view['N-voxel'].inner_text())
     page.screenshot(path=str(SHOTS/'atoms_volume.png'))
     no_bars(page)
+    assert not page.errors, page.errors
+    page.close()
+
+
+# --- ways through codes
+
+WAY = """
+import numpy as np
+from misas.data.phantom import ThresholdModel, disc
+from misas.data.sample import Sample
+from misas.models.adapt import as_model
+from misas.structure.autoencoder import autoencoder
+from misas.structure.latent import traverse
+from misas.widgets.latent import LatentExplorer
+pattern = disc((32, 32), radius=7, centre=(-5, 0)).labels.astype(np.float32)
+phantoms = [Sample(grey*pattern[None], spacing=1.5) for grey in np.linspace(2, 4, 20)]
+finder = as_model(ThresholdModel(1.7), classes=('background', 'disc'), activation='softmax')
+LatentExplorer(traverse(autoencoder(phantoms, kind='linear', latent=1, size=32), component=0, values=np.linspace(-3, 3, 7), model=finder, like=phantoms[0]))
+"""
+
+
+def test_way(lab):
+    "Picture, prediction and the curve's marker follow the slider, also when the kernel is gone."
+    page = opened(lab, None, WAY)
+    view = View(page)
+    page.locator('.O-picture canvas').first.wait_for(timeout=30_000)
+    no_bars(page)
+    seen = lambda: (page.evaluate(SHOWN, ['O-picture', 0])['grey'], page.evaluate(MARKED, ['O-curve', 0])['x'])
+    picture, mark = seen()
+    view.press('S-value', 'ArrowRight', 1)
+    until(page, lambda: seen()[0] != picture and seen()[1] > mark)
+    page.screenshot(path=str(SHOTS/'way.png'))
+    shut_down(page)
+    picture, mark = seen()
+    view.press('S-value', 'ArrowLeft', 3)
+    until(page, lambda: seen()[0] != picture and seen()[1] < mark)
     assert not page.errors, page.errors
     page.close()
