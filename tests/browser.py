@@ -8,6 +8,7 @@ from pathlib import Path
 
 ARGS = ['--no-sandbox', '--disable-gpu', '--disable-background-networking', '--disable-component-update', '--disable-sync',
         '--no-first-run', '--disable-dev-shm-usage']
+HIDDEN = ['--hide-scrollbars']  # what playwright would add: people see scrollbars, so the tests do
 NAMES = 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable', 'chrome', 'microsoft-edge'
 MISSING = 'no Chromium was found: install it (Debian: apt-get install chromium), or set MISAS_CHROMIUM to the program of a Chromium or Chrome'
 
@@ -36,7 +37,7 @@ def chromium():
     path = browser()
     if path is None: raise RuntimeError(MISSING)
     with sync_playwright() as p:
-        running = p.chromium.launch(executable_path=path, args=ARGS)
+        running = p.chromium.launch(executable_path=path, args=ARGS, ignore_default_args=HIDDEN)
         try: yield running
         finally: running.close()
 

@@ -22,7 +22,7 @@ from ..view.page import asset
 
 # %% auto #0
 __all__ = ['STAYS', 'PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'png64', 'enlarged', 'with_text', 'Picture',
-           'close_tree', 'show_if', 'open_widgets', 'InPage', 'Panel', 'working', 'CurvePicture']
+           'close_tree', 'show_if', 'open_widgets', 'Kept', 'bundle', 'InPage', 'Panel', 'working', 'CurvePicture']
 
 # %% ../../nbs/api/widgets/base.ipynb #15bc86dc
 def as_bytes(
@@ -151,10 +151,24 @@ def show_if(on: bool, *widgets) -> None:
 def open_widgets() -> int:
     "How many widgets the kernel keeps."
     from ipywidgets.widgets import widget
-    return len(widget._instances)
+    return len(widget._instances if hasattr(widget, '_instances') else W.Widget.widgets)  # ipywidgets 8, 7
 
 # %% ../../nbs/api/widgets/base.ipynb #09f6507a
-class InPage(anywidget.AnyWidget):
+class Kept:
+    "A widget of which a cell keeps what `_repr_mimebundle_` says, also with ipywidgets 7."
+    if not hasattr(W.DOMWidget, '_repr_mimebundle_'):  # as in Colab
+        def _ipython_display_(self, **kw):
+            from IPython.display import display
+            display(self._repr_mimebundle_(), raw=True)
+
+
+def bundle(widget, rgb: np.ndarray) -> tuple:  # (data, metadata)
+    "What a cell keeps: the widget, and a picture (H, W, 3) for pages without it. Colab learns of our own widgets so, too."
+    data, about = anywidget.AnyWidget._repr_mimebundle_(widget)
+    return {**data, 'image/png': png64(rgb)}, about
+
+
+class InPage(Kept, anywidget.AnyWidget):
     "A widget of our own in the page."
     hand = T.Int(0).tag(sync=True)  # how often a hand changed something
 
@@ -164,10 +178,8 @@ class InPage(anywidget.AnyWidget):
 
     def set_state(self, sync_data: dict):  # what the page tells
         "Take over what a hand did; of links only what is not known otherwise."
-        repeated = {} if 'hand' in sync_data else {k: sync_data[k] for k in sync_data if k in self.joined}
-        if repeated: self._send(dict(method='echo_update', state=repeated, buffer_paths=[]))  # the page waits for it
-        rest = {k: value for k, value in sync_data.items() if k not in repeated}
-        if rest: super().set_state(rest)
+        by_hand = 'hand' in sync_data
+        super().set_state({k: value for k, value in sync_data.items() if by_hand or k not in self.joined})
 
 # %% ../../nbs/api/widgets/base.ipynb #d683c9f2
 PANELS = {}  # cell -> (its execution count, panels made in it)
@@ -194,7 +206,7 @@ def _forget(panel):
         if not panels: del PANELS[cell]
 
 # %% ../../nbs/api/widgets/base.ipynb #e227538d
-class Panel(W.VBox):
+class Panel(Kept, W.VBox):
     "A widget made of others. Subclasses build their children, and give `snapshot`."
     def __init__(
         self, register=True,  # close it when its cell is run again? A panel inside another is closed with that
@@ -223,10 +235,7 @@ class Panel(W.VBox):
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **kw):
-        out = super()._repr_mimebundle_(**kw)
-        data, *more = out if isinstance(out, tuple) else (out,)
-        data = {**data, 'image/png': png64(self.snapshot())}
-        return (data, *more) if more else data
+        return bundle(self, self.snapshot())
 
 # %% ../../nbs/api/widgets/base.ipynb #5d2a06de
 @patch

@@ -17,7 +17,7 @@ from ..data.sample import Sample
 from ..data.slices import cuts, slice_axes, slice_letters
 from ..view import draw
 from ..view.page import asset
-from .base import InPage, beside, png64
+from .base import InPage, beside, bundle
 from .look import Frame, as_frame, channel_windows
 
 # %% auto #0
@@ -147,11 +147,7 @@ class Viewer(InPage):
         self.send(dict(frame=frame, k=message['need'], keep=keep), pool.bytes)
 
     def _repr_mimebundle_(self, **kw):
-        out = super()._repr_mimebundle_(**kw)
-        if out is None or self._printed is None: return out
-        data, *more = out if isinstance(out, tuple) else (out,)
-        data = {**data, 'image/png': png64(self._printed(self))}
-        return (data, *more) if more else data
+        return super()._repr_mimebundle_(**kw) if self._printed is None else bundle(self, self._printed(self))
 
     @property
     def voxel(self) -> tuple:
