@@ -163,7 +163,7 @@ class Kept:
 
 
 def bundle(widget, rgb: np.ndarray) -> tuple:  # (data, metadata)
-    "What a cell keeps: the widget, and a picture (H, W, 3) for pages without it. Colab learns of our own widgets so, too."
+    "What a cell keeps: the widget, and a picture (H, W, 3) for pages without it."
     data, about = anywidget.AnyWidget._repr_mimebundle_(widget)
     return {**data, 'image/png': png64(rgb)}, about
 

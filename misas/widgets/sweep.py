@@ -68,7 +68,7 @@ class Steps:
         "(widget, trait) that are to have the number of the value."
         self._followers += followers
         self.unlink()
-        self._links = [W.jslink((self.slider, 'index'), (self.play, 'value'))]  # the second one begins as the first one is
+        self._links = [W.jslink((self.slider, 'index'), (self.play, 'value'))]  # the second begins as the first
         self._links += [Joined((self.slider, 'index'), one) for one in self._followers]
 
     def fit(self, result: Sensitivity, i: int):

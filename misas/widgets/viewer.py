@@ -116,7 +116,7 @@ class Viewer(InPage):
     look, at, ndim = T.Dict().tag(sync=True), T.Int(0).tag(sync=True), T.Int(2).tag(sync=True)
     index_0, index_1, index_2 = (T.Int(0).tag(sync=True) for _ in range(3))  # the voxel where slices cross
     black, white = T.Float(0).tag(sync=True), T.Float(255).tag(sync=True)  # bytes that are shown so
-    way = T.Int(0).tag(sync=True)  # 0: prediction filled, 1: as an outline, 2: only its errors, 3: what only one of two has
+    way = T.Int(0).tag(sync=True)  # number of a mode in viewer_widget.js: fill, outline, errors, differ
     opacity, channel = T.Float(.45).tag(sync=True), T.Int(0).tag(sync=True)
     wipe = T.Float(1).tag(sync=True)  # share of the width with the prediction; beyond it is the other one
     truth, prediction, map, cross = (T.Bool(True).tag(sync=True) for _ in range(4))  # are they shown?

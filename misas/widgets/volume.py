@@ -137,7 +137,8 @@ def paint(self: VolumeExplorer, v):  # (H, W, 3); v: one of `views`
 def snapshot(self: VolumeExplorer) -> np.ndarray:  # (H, W, 3)
     "The three slices next to each other."
     pictures = [self.paint(v) for v in self.views]
-    if self.controls.crosshair.value: pictures = [draw_cross(one, v, self.voxel) for one, v in zip(pictures, self.views)]
+    if self.controls.crosshair.value:
+        pictures = [draw_cross(one, v, self.voxel) for one, v in zip(pictures, self.views)]
     return beside(*(one[::v.fine, ::v.fine] for one, v in zip(pictures, self.views)))
 
 # %% ../../nbs/api/widgets/volume.ipynb #6eee1dae
