@@ -68,7 +68,7 @@ def parameter_table(
     if not rows: return ''
     lines = ['| | type | default | |', '|---|---|---|---|']
     for name, kind, default, text in rows:
-        name = '**returns**' if name == 'returns' else f'`{name}`'
+        name = '**returns**' if name == 'returns' else f'<code>{name}</code>'  # between backticks nbdev would link it
         cells = name, kind and f'`{kind}`', default and f'`{cell_of_table(default)}`', cell_of_table(text)
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
@@ -138,20 +138,29 @@ class Described:
         title_level: int = 3,  # of the heading
     ):
         from nbdev.showdoc import BasicMarkdownRenderer
-        self._plain = BasicMarkdownRenderer(symbol, name=name, title_level=title_level)
+        named = getattr(symbol, '__qualname__', None)  # of a wrapped method the inner function does not know its class
+        self._plain = BasicMarkdownRenderer(symbol, name=name or named, title_level=title_level)
 
     def _repr_markdown_(self):
         from nbdev.doclinks import NbdevLookup
         plain = self._plain
         public = is_public(plain.nm)
-        source = NbdevLookup().code(plain.fn)
+        source = NbdevLookup().code(plain.fn) or NbdevLookup().code(plain.nm) or ''
         link = f'[source]({source}){{target="_blank" style="float:right; font-size:smaller"}}'
         call = short_signature(plain.sym, plain.nm)
         heading = f'{"#"*(plain.title_level + (not public))} {plain.nm}'
         code = f'```python\n{call}\n```' if call else ''
         parts = ['---', link if source else '', heading, code, plain.docs, _folded(parameter_table(plain.sym), public),
-                 _folded(method_table(plain.sym, plain.nm), public, 'Methods')]
+                 _folded(method_table(_as_imported(plain.sym, source), plain.nm), public, 'Methods')]
         return '\n\n'.join(filter(None, parts))
+
+
+def _as_imported(symbol, source):
+    "The same name from the module that its source link names: what a notebook defined has no file to be read from."
+    from importlib import import_module
+    found = re.search(r'.*/(misas/[\w/]+)\.py', source)
+    if not found: return symbol
+    return getattr(import_module(found[1].replace('/', '.')), getattr(symbol, '__name__', ''), symbol)
 
 
 def _folded(table, unfolded, what='Parameters'):
@@ -318,6 +327,13 @@ def whole_links(
     cell: Any,  # of a notebook
 ) -> None:
     "A step of nbdev's: of a link within a link the outer one stays; private names, which no page shows, have none."
-    if cell.cell_type != 'markdown': return
-    cell.source = PRIVATE.sub(r'\1', cell.source)
-    while LINK_IN_A_LINK.search(cell.source): cell.source = LINK_IN_A_LINK.sub(r'[\1\2\3](', cell.source)
+    if cell.cell_type == 'markdown': cell.source = _whole(cell.source)
+    for output in cell.get('outputs', []):
+        data = output.get('data', {})
+        if 'text/markdown' in data: data['text/markdown'] = _whole(''.join(data['text/markdown']))
+
+
+def _whole(text):
+    text = PRIVATE.sub(r'\1', text)
+    while LINK_IN_A_LINK.search(text): text = LINK_IN_A_LINK.sub(r'[\1\2\3](', text)
+    return text
