@@ -23,6 +23,7 @@ from ..models.adapt import as_model
 from ..models.base import Model
 from ..statistics import bootstrap, check_level
 from ..view import plot as pictures
+from ..view.layout import OUTSIDE, grow
 from ..view.words import Summary
 
 if TYPE_CHECKING:
@@ -302,9 +303,10 @@ def plot(self: Detectability) -> 'Figure':
     axs[0, 0].set_ylabel(LABELS[self.unit])
     axs[0, 0].yaxis.set_major_formatter('{x:g}')
     known = {label: handle for ax in axs[0] for handle, label in zip(*ax.get_legend_handles_labels())}
-    axs[0, -1].legend(known.values(), known, fontsize=8, loc='upper left', bbox_to_anchor=(1.02, 1), frameon=False)
+    axs[0, -1].legend(known.values(), known, **OUTSIDE)
     fig.suptitle(f'{self.model}: {self.cls}, {self.look}', fontsize=9)
     fig.tight_layout()
+    grow(fig)
     return fig
 
 # %% ../../nbs/api/instances/detectability.ipynb #a5e426b4

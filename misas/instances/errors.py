@@ -19,6 +19,7 @@ from .folds import (
 from .groups import map_features
 from .results import GROUPS
 from ..statistics import check_level, draw_patients, ends
+from ..view.layout import OUTSIDE, grow
 from ..view.words import Summary, between_text, score_text
 
 if TYPE_CHECKING:
@@ -334,6 +335,7 @@ def plot(self: ErrorDetector) -> 'Figure':
     ax.plot([], [], color='#999999', lw=.8, label='chance')
     ax.set(xlabel='true lesions lost (% of those found)', ylabel='false lesions rejected (%)',
            xlim=(-1, 101), ylim=(-1, 101), aspect='equal')
-    ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1.03, 1), frameon=False)
+    ax.legend(**OUTSIDE)
     fig.tight_layout()
+    grow(fig)
     return fig

@@ -16,6 +16,7 @@ from ..data.sample import Sample
 from ..data.slices import best_slice
 from .signs import WORDS
 from ..view.draw import colour, flat
+from ..view.layout import OUTSIDE
 from ..view.plot import outline, plain_text, show
 from ..view.words import Summary, between_text, score_text
 
@@ -154,8 +155,7 @@ def _draw_strangeness(self: Verdict, ax):
     ax.axvline(self.limit, color='k', ls='--', lw=1, label='limit')
     ax.axvline(self.strangeness, color='#0072b2' if self.known else '#d55e00', lw=3, label='this image')
     ax.set_yticks([])
-    ax.set_ylim(0, 1.35*ax.get_ylim()[1])  # room for the legend
-    ax.legend(fontsize=8, ncols=2, loc='upper center')
+    ax.legend(**OUTSIDE)
     ax.set_xlabel('strangeness (distance from the known images)', fontsize=8)
     ax.set_title('how usual is this image?', fontsize=8)
 
@@ -169,7 +169,7 @@ def plot(
     import matplotlib.pyplot as plt
     if self.sample.ndim == 3 and index is None:
         index = best_slice(mask_of(self.prediction, 1).astype(np.uint8), axis)
-    fig, axs = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=(1, 1.4, 1.1), layout='constrained')
+    fig, axs = plt.subplots(1, 3, figsize=(12, 3.2), width_ratios=(1, 1.4, 1.1), layout='constrained')
     self._draw_image(axs[0], index, axis)
     self._draw_expected(axs[1])
     self._draw_strangeness(axs[2])
