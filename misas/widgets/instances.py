@@ -129,12 +129,14 @@ class LesionLook(W.VBox):
         frames, pool = self.frames(answers.ids[0], False)
         self.close_up = map_viewer_of(0)(frames, pool, name='close-up')
         self.close_up.look = self.close_up.look | dict(height=280)
-        self.numbers, self.curve = W.HTML(), W.Image(format='png', layout=W.Layout(width='300px'))
+        sharp = W.Layout(width='400px', max_width='100%')  # of a picture of twice the pixels
+        self.numbers, self.curve = W.HTML(), W.Image(format='png', layout=sharp)
         self.numbers.add_class('N-lesion')
         self.close_up.add_class('O-close')
         self.close_up.layout.flex, self.close_up.layout.min_width = '3 1 400px', '0'
         wrap = W.Layout(flex_flow='row wrap', align_items='flex-start', grid_gap='0 12px')
-        super().__init__([W.Box([*buttons, self.close_up, self.curve], layout=wrap), self.numbers])
+        rows = [*buttons, self.close_up], [self.numbers, self.curve]
+        super().__init__([W.Box(row, layout=wrap) for row in rows])
 
     def frames(
         self, id: str,
@@ -195,7 +197,7 @@ def _as_png(fig):
     "A figure as bytes; it is closed."
     import matplotlib.pyplot as plt
     out = io.BytesIO()
-    fig.savefig(out, format='png', dpi=80, bbox_inches='tight')
+    fig.savefig(out, format='png', dpi=160, bbox_inches='tight')
     plt.close(fig)
     return out.getvalue()
 
