@@ -66,10 +66,12 @@ def parameter_table(
     "The rows of `parameter_rows` as a table."
     rows = parameter_rows(symbol)
     if not rows: return ''
-    lines = ['| | type | default | |', '|---|---|---|---|']
+    defaults = any(default for _, _, default, _ in rows)
+    lines = ['| | type | default | |', '|---|---|---|---|'] if defaults else ['| | type | |', '|---|---|---|']
     for name, kind, default, text in rows:
         name = '**returns**' if name == 'returns' else f'<code>{name}</code>'  # between backticks nbdev would link it
-        cells = name, kind and f'`{kind}`', default and f'`{cell_of_table(default)}`', cell_of_table(text)
+        value = [default and f'`{cell_of_table(default)}`'] if defaults else []
+        cells = [name, kind and f'`{kind}`', *value, cell_of_table(text)]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
