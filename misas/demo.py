@@ -8,14 +8,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from functools import lru_cache
+from importlib import import_module
 from importlib.resources import files
 
 import numpy as np
 import torch
 from torch import nn
 
+import misas.loading  # noqa: F401  (fastai comes quietly)
 from .data.files import whole_files
 
 # %% auto #0
@@ -148,16 +149,44 @@ def _title(result, i):
     scores = result.frame.score[result.frame.value == value]
     return f'{transform.name} {transform.text(value)}\ndice {scores_text(scores)}'
 
+# %% ../nbs/api/demo.ipynb #8a0dff00
+class _Steps:
+    "Tells what is being done: in one line that changes on a terminal; elsewhere in a line for each step that is done."
+    def __init__(self, wanted): self.wanted, self.text, self.live = wanted, '', bool(wanted) and sys.stdout.isatty()
+    def __enter__(self): return self
+
+    def __call__(self, text):
+        self._leave()
+        self.text = text
+        if self.live: print(text, end='...', flush=True)
+
+    def _leave(self):
+        "The line is empty again, or the step is told."
+        if not self.wanted or not self.text: return
+        if self.live: print('\r' + ' '*len(f'{self.text}...'), end='\r', flush=True)
+        else: print(self.text, flush=True)
+
+    def __exit__(self, kind, *rest):
+        if kind is None or self.live: self._leave()
+
 # %% ../nbs/api/demo.ipynb #dc9cd3ee
-def write_results(results, folder):
-    "Write curve.png, gallery.png, rotation.gif and sensitivity.csv into an existing folder."
+def write_results(
+    results, folder,
+    tell,  # tell(what is being done)
+):
+    "Write curves, pictures, a film, a table and a page for each sweep into an existing folder."
     import matplotlib.pyplot as plt
     import pandas as pd
+    from misas.widgets.html import to_html
+    tell('curves and pictures')
     pd.concat([result.frame for result in results]).to_csv(folder/'sensitivity.csv', index=False)
     for name, draw in (('curve.png', draw_curves), ('gallery.png', draw_gallery)):
         fig = draw(results)
         fig.savefig(folder/name, dpi=110, bbox_inches='tight')
         plt.close(fig)
+    tell('pages')
+    for result in results: to_html(result, folder/f'{result.transform.name}.html')
+    tell('film')
     results[0].gif(folder/'rotation.gif', scale=max(1, round(400/max(results[0].sample.shape))))
 
 # %% ../nbs/api/demo.ipynb #c4ddb615
@@ -203,17 +232,20 @@ def run_demo(
     classes=None,  # names by label value, background first
     label_map=None,  # {value in the mask: label}
     trusted=False,  # may code in the model file be run?
-    progress=False,  # show progress bars?
+    progress=False,  # say what is being done?
 ) -> list:  # of Sensitivity
-    "Sweep, and write pictures, a film and a table."
+    "Sweep, and write pictures, a film, a table and pages."
     from misas.models.adapt import as_model
     from misas.sweep.sensitivity import sensitivity
-    with whole_files(out) as part:
+    with whole_files(out) as part, _Steps(progress) as tell:
+        tell('network and image')
         if data is None: model, sample = as_model(demo_learner(), name='demo U-Net'), demo_sample()
         else: model, sample = own_model_and_sample(data, model, case, size, classes, label_map, trusted)
-        reference = 'prediction' if sample.labels is None else 'labels'
-        results = [sensitivity(model, sample, t, reference=reference, progress=progress) for t, _ in sweeps()]
-        write_results(results, part)
+        reference, results = 'prediction' if sample.labels is None else 'labels', []
+        for transform, _ in sweeps():
+            tell(f'{transform.name}: {len(transform.values)} values')
+            results.append(sensitivity(model, sample, transform, reference=reference, progress=tell.live))
+        write_results(results, part, tell)
     return results
 
 # %% ../nbs/api/demo.ipynb #96b944ce
@@ -284,10 +316,11 @@ def _in_python(data=None, model=None, case=None, label_map=None, **kw):
 
 # %% ../nbs/api/demo.ipynb #242b6e89
 WRITTEN = """
-  curve.png        score by strength of the change
-  gallery.png      what the model saw, and what it said
-  rotation.gif     the rotation as a film
-  sensitivity.csv  all scores
+  rotation.html, brightness.html  each strength, with a slider; open them in a browser
+  curve.png                       score by strength of the change
+  gallery.png                     what the model saw, and what it said
+  rotation.gif                    the rotation as a film
+  sensitivity.csv                 all scores
 """
 
 
@@ -327,9 +360,7 @@ def main(
         args = parser.parse_args(argv)
         if args.command is None: return parser.print_help() or 0
         options = _options(args)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            results = run_demo(args.out, **options, progress=sys.stderr.isatty())
+        results = run_demo(args.out, **options, progress=True)
         return _report(results, args.out, options) or 0
     except SystemExit as e: return e.code or 0  # argparse, after --help and --version
     except KeyboardInterrupt: text, code = 'interrupted, nothing was written', 130
@@ -338,4 +369,5 @@ def main(
     return code
 
 # %% ../nbs/api/demo.ipynb #64faa223
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())  # python -m misas.demo; not in a notebook
+if __name__ == '__main__' and '__file__' in globals():  # python -m misas.demo; not in a notebook
+    sys.exit(import_module('misas.demo').main())  # as a part of misas, whose libraries come quietly

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 # %% auto #0
-__all__ = []
+__all__ = ['hushed']
 
 # %% ../nbs/api/loading.ipynb #d5b5d15a
 def _of_misas(frame: FrameType | None) -> bool:
@@ -29,6 +32,25 @@ def _luck():
     return [(getattr(lib, write), getattr(lib, read)()) for lib, read, write in ready]
 
 
+_NOISE = {  # beginning of a warning, and its kind: libraries of each other
+    r'`torch\.jit\.\w+` is deprecated': FutureWarning,
+    "The 'mode.chained_assignment' option is deprecated": DeprecationWarning,
+    "load_learner.? uses Python's insecure pickle": UserWarning}  # misas loads no code unless it is told to
+
+
+@contextmanager
+def hushed() -> Iterator:
+    "Inside, libraries do not say a few known sentences of each other. Filters that somebody else sets there stay."
+    before = list(warnings.filters)
+    for words, kind in _NOISE.items(): warnings.filterwarnings('ignore', words, kind)
+    own = [one for one in warnings.filters if one not in before]
+    try: yield
+    finally:
+        for one in own:
+            if one in warnings.filters: warnings.filters.remove(one)
+        with warnings.catch_warnings(): "Python notices."
+
+
 class _Quietly:
     "What it means to run a library for the first time, with the same luck afterwards."
     def __init__(self, loader, busy): self.loader, self.busy, self.run = loader, busy, loader.exec_module
@@ -36,7 +58,8 @@ class _Quietly:
     def __call__(self, module):
         luck, self.busy.now = _luck(), True
         del self.loader.exec_module  # of this loader; that of its class is there again
-        try: self.run(module)
+        try:
+            with hushed(): self.run(module)
         finally:
             self.busy.now = False
             for write, state in luck: write(state)

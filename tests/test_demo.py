@@ -14,7 +14,8 @@ from misas.data.phantom import ThresholdModel, short_axis
 from misas.demo import main
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ['curve.png', 'gallery.png', 'rotation.gif', 'sensitivity.csv']
+FILES = ['brightness.html', 'curve.png', 'gallery.png', 'rotation.gif', 'rotation.html', 'sensitivity.csv']
+STEPS = ['network and image', 'rotation: 25 values', 'brightness: 13 values', 'curves and pictures', 'pages', 'film']
 OWN = ['demo', '--data', 'own', '--model', 'net.pt', '--out', 'out']
 
 
@@ -43,6 +44,10 @@ def test_demo(tmp_path):
     frame = pd.read_csv(tmp_path/'new'/'sensitivity.csv')
     assert list(frame) == ['transform', 'value', 'unit', 'class', 'metric', 'score', 'ceiling'] and set(frame['transform']) == {'rotation', 'brightness'}
     for k in ('WM: 0.9', 'GM: 0.9', 'first_steps.ipynb', 'demo_learner', *FILES): assert k in done.stdout
+    assert done.stdout.splitlines()[:6] == STEPS and '\r' not in done.stdout
+    for name in ('rotation', 'brightness'):
+        page = (tmp_path/'new'/f'{name}.html').read_text()
+        assert page.lower().startswith('<!doctype html') and name in page and 'MNI152' in page
 
 
 def test_help_and_version(tmp_path):
@@ -65,7 +70,7 @@ def test_without_masks_in_a_flat_folder_with_other_files(own, capsys):
     assert main(['demo', '--data', 'flat', '--model', 'net.pt', '--trusted', '--size', '32x40', '--out', 'out']) == 0
     assert sorted(os.listdir('out')) == sorted([*FILES, 'mine.txt'])
     out = capsys.readouterr().out
-    assert out.startswith('No masks') and "reference='prediction'" in out
+    assert out.startswith('network and image\n') and '\nNo masks' in out and "reference='prediction'" in out
 
 
 @pytest.mark.parametrize('args, words', [
@@ -101,6 +106,73 @@ def test_interrupted(own, capsys, monkeypatch, what, code, words):
     monkeypatch.setattr('misas.view.plot.save_gif', stop)  # the last file: all others are there by then
     assert main([*OWN, '--trusted', '--label-map', '255=1']) == code
     assert words in capsys.readouterr().err and sorted(os.listdir()) == ['net.pt', 'own']
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no pseudo terminals')
+def test_on_a_terminal(own):
+    "One line, which is empty again in the end, also after an error."
+    for args, code in (((*OWN, '--trusted', '--label-map', '255=1'), 0), ((*OWN, '--trusted'), 2)):
+        shown = on_terminal(args, code)
+        assert shown.startswith('network and image...\r' + ' '*20 + '\r') and 'Warning' not in shown
+        lines = ['film...', 'net on a: dice'] if code == 0 else ['misas: own/masks/a.png: holds the values 255']
+        for line in lines: assert '\r' + line in shown, shown
+
+
+def on_terminal(args, code):
+    "What a command shows on a terminal."
+    import pty
+    here, there = pty.openpty()
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    running = subprocess.Popen([sys.executable, '-m', 'misas.demo', *args], env=env, stdin=there, stdout=there, stderr=there)
+    os.close(there)
+    shown = b''
+    try:
+        while part := os.read(here, 10_000): shown += part
+    except OSError: pass  # it has ended
+    os.close(here)
+    assert running.wait(60) == code, shown.decode()
+    return shown.decode()
+
+
+QUIET = """
+import warnings
+from misas.demo import demo_learner
+learn = demo_learner()
+warnings.warn('`torch.jit.script` is deprecated: says somebody else', FutureWarning)
+from misas.all import as_model
+learn.export('net.pkl')
+as_model('net.pkl', trusted=True)
+"""
+
+
+def test_warnings_of_others_are_not_ours_and_yours_stay(tmp_path):
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run([sys.executable, '-c', QUIET], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count('Warning') == 1 and 'says somebody else' in done.stderr, done.stderr
+
+
+LOUD = """
+import warnings
+import torch
+
+
+class Loud(torch.nn.Module):
+    def forward(self, x):
+        warnings.warn('this network is for the left side')
+        return torch.cat([.5 - x, x - .5], 1)
+
+
+torch.save(Loud(), 'loud.pkl')
+"""
+
+
+def test_a_warning_of_your_network_is_shown(own, monkeypatch):
+    (own/'loud.py').write_text(LOUD.replace("torch.save", "if __name__ == 'loud': torch.save"))
+    monkeypatch.syspath_prepend(own)
+    __import__('loud')
+    with pytest.warns(UserWarning, match='for the left side'):
+        assert main(['demo', '--data', 'own', '--model', 'loud.pkl', '--trusted', '--label-map', '255=1', '--out', 'out']) == 0
+    assert sorted(os.listdir('out')) == FILES
 
 
 def test_a_missing_library(tmp_path, capsys, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..loading import hushed
 from .output import Missing
 from ..networks.mlcsc import load_mlcsc
 
@@ -56,7 +57,8 @@ def load_file(
     if not trusted:
         raise Missing(f'{path}: loading this kind of file runs the code in it; '
                       'pass trusted=True if you know where it comes from', 'trusted', True)
-    try: return _learner(path) if suffix == '.pkl' else torch.jit.load(str(path), map_location='cpu')
+    try:
+        with hushed(): return _learner(path) if suffix == '.pkl' else torch.jit.load(str(path), map_location='cpu')
     except ModuleNotFoundError as e: raise _needs(path, e) from None
     except ImportError: raise  # fastai is missing
     except Exception as e: error = e

@@ -12,6 +12,7 @@ from io import BytesIO
 import torch
 from torch import nn
 
+from ..loading import hushed
 from .base import Model
 from .hold import evaluating
 
@@ -61,13 +62,14 @@ class TorchModel(Model):
         return f' (its first convolution takes {first.in_channels} channels, the image has {len(image)})'
 
 # %% ../../nbs/api/models/torch.ipynb #958d7f5b
-def _unpacked(saved): return torch.jit.load(BytesIO(saved))
+def _unpacked(saved):
+    with hushed(): return torch.jit.load(BytesIO(saved))
 
 
 def _packed(script):
     "How pickle takes TorchScript, which it refuses otherwise."
     buffer = BytesIO()
-    torch.jit.save(script, buffer)
+    with hushed(): torch.jit.save(script, buffer)
     return _unpacked, (buffer.getvalue(),)
 
 
