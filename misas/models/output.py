@@ -113,12 +113,13 @@ EITHER = "pass activation='softmax' if each voxel belongs to one class, or activ
 
 
 def share_of_ties(
-    out: torch.Tensor,  # (N, K, *S) logits
+    out: torch.Tensor,  # (N, K, *S) logits, finite
 ) -> float:  # of the voxels
     "Where several channels are the highest together, other than all zero, in the image where they most often are."
-    flat = out.flatten(2)
+    flat = out.detach().flatten(2)
     flat = flat[..., ::max(1, flat.shape[2]//MANY)]
     highest = flat == flat.amax(1, keepdim=True)
+    if int(torch.count_nonzero(highest)) == len(flat)*flat.shape[2]: return 0.  # one for each voxel
     tied = (highest.sum(1) > 1) & (flat != 0).any(1)
     tied &= (flat != flat[..., :1]).flatten(1).any(1)[:, None]  # not where an image gives the same everywhere
     return float(tied.float().mean(1).max())
@@ -242,8 +243,9 @@ def check_still(
 ) -> None:
     "Raise ValueError for an output that would have been something else, had it come first."
     if seen.kind == 'softmax': check_ties(raw)
+    if seen.kind != 'sigmoid' or seen.overlapping: return
     few = raw.flatten()[::max(1, raw.numel()//1000)]
-    if seen.kind != 'sigmoid' or seen.overlapping or not inside(raw) and (few != few.round()).any(): return
+    if not inside(raw) and (few != few.round()).any(): return
     kind = output_kind(raw, ndim, seen.n_classes, more)
     if kind == 'labels': _check_labels(raw, ndim, None)
     if kind != 'sigmoid': raise ValueError(

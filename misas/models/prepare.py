@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import isfinite
 from traceback import walk_tb
 from types import TracebackType
 
@@ -298,7 +299,7 @@ def check_finite(
     name: str,  # of the model that returned it
 ) -> None:
     "Raise ValueError for NaN and infinite values. (A sum is sooner asked than all values.)"
-    if raw.is_floating_point() and not raw.sum().isfinite() and not raw.isfinite().all():
+    if raw.is_floating_point() and not isfinite(raw.sum().item()) and not raw.isfinite().all():
         raise ValueError(f'{name} returned NaN or infinite values')
 
 
