@@ -162,10 +162,15 @@ class Kept:
             display(self._repr_mimebundle_(), raw=True)
 
 
+def _cut(text: str, most: int = 110) -> str:
+    "A text that is cut where it is too long, as those of ipywidgets are."
+    return text if len(text) <= most else f'{text[:most]}…'
+
+
 def bundle(widget, rgb: np.ndarray) -> tuple:  # (data, metadata)
     "What a cell keeps: the widget, and a picture (H, W, 3) for pages without it."
     data, about = anywidget.AnyWidget._repr_mimebundle_(widget)
-    return {**data, 'image/png': png64(rgb)}, about
+    return {**data, 'text/plain': _cut(data['text/plain']), 'image/png': png64(rgb)}, about
 
 
 class InPage(Kept, anywidget.AnyWidget):

@@ -151,7 +151,7 @@ class HeatMap(InPage):
         metrics, classes = self.sizes
         return self.maps[(self.group*metrics + self.metric)*classes + self.cls]
 
-# %% ../../nbs/api/widgets/heat.ipynb #2a49c401
+# %% ../../nbs/api/widgets/heat.ipynb #f4434077
 NAMES, HEAD = 1.6, .7  # inches for the names of the rows, and for what is said above
 
 
@@ -192,11 +192,13 @@ def _draw_block(ax, heat, block, top, cell):
 
 
 def _draw_cell(ax, heat, number, left, top):
-    from matplotlib.patches import Rectangle
+    from matplotlib.patches import FancyBboxPatch
     text, level, marks, _ = heat.map['cells'][number]
     fill = np.array(heat.palette[level])/255 if level >= 0 else (1, 1, 1)
     edge = dict(ec='#ff2fd0', lw=2.5) if number == heat.at else dict(ec='#999' if level < 0 else 'w', lw=.8)
-    ax.add_patch(Rectangle((left + .03, top + .04), .94, .92, fc=fill, hatch=None if level >= 0 else '///', **edge))
+    style = f'round,pad=0,rounding_size={.25 if number in heat.same else 0}'
+    box = FancyBboxPatch((left + .03, top + .04), .94, .92, style, fc=fill, hatch=None if level >= 0 else '///', **edge)
+    ax.add_patch(box)
     ink = 'k' if np.dot(fill, (.3, .59, .11)) > .5 else 'w'
     written = f'{text}\n{marks}' if marks else text
     ax.text(left + .5, top + .5, written, va='center', ha='center', color=ink, fontsize=8, linespacing=.95)
