@@ -1,5 +1,8 @@
 """Figures can be read: texts of at least 8 points that are inside and do not overlap, axes with labels, legends beside the data;
 classes that can be told apart."""
+import base64
+import io
+import json
 import re
 
 import matplotlib.pyplot as plt
@@ -8,8 +11,10 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.text import Text
+from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+import nbrun
 from misas.attribution.attribute import attribute
 from misas.attribution.complexity import complexity
 from misas.attribution.curves import deletion
@@ -319,3 +324,45 @@ def test_faults_are_found(told, spoil):
     fine(fig)
     spoil(fig, ax)
     assert any(told in one for one in faults(fig)), faults(fig)
+
+
+# ---- pictures in notebooks ----
+
+
+def as_output(pixels, width):
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, 'PNG')
+    return dict(output_type='display_data', data={'image/png': base64.b64encode(out.getvalue()).decode()}, metadata={'image/png': {'width': width}})
+
+
+def test_pictures_of_notebooks_stay_small():
+    "A notebook gets the best pictures for which there is room: few shades where there is little."
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 1), np.uint8).repeat(3, 2)
+    sizes = []
+    for most in (150_000, 60_000, 25_000):
+        nb = dict(cells=[dict(outputs=[as_output(noise, 150)])])
+        nbrun.small_pictures(nb, most)
+        sizes.append(len(json.dumps(nb)))
+        assert sizes[-1] < most and nbrun.shown_width(nb['cells'][0]['outputs'][0]) == 150
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[2]
+
+
+def test_colours_of_legends_stay():
+    "What covers much, and a small patch, keep their colour, and greys stay grey."
+    shades = np.tile(np.arange(256, dtype=np.uint8)[:, None, None], (1, 256, 3))
+    shades[:, :60] = np.random.default_rng(0).integers(0, 256, (256, 60, 3))
+    shades[:20, 100:120] = (105, 150, 255)
+    few = np.asarray(nbrun.few_colours(Image.fromarray(shades), 32, 60).convert('RGB')).astype(int)
+    assert (few[:20, 100:120] == (105, 150, 255)).all()
+    assert np.abs(few - shades)[:, 130:].max() <= 5 and np.ptp(few[:, 130:], axis=-1).max() == 0
+    assert len(np.unique(few.reshape(-1, 3), axis=0)) <= 92
+
+
+def test_outputs_are_compared_as_they_are_shown():
+    "The same picture in twice as many pixels, shown as large, is the same; shown larger it is another one."
+    pixels = np.zeros((100, 120, 3), np.uint8)
+    pixels[20:50, 30:90] = 200
+    twice = pixels.repeat(2, 0).repeat(2, 1)
+    assert nbrun.same_picture(as_output(pixels, 120), as_output(twice, 120))
+    assert not nbrun.same_picture(as_output(pixels, 120), as_output(twice, 240))
+    assert not nbrun.same_picture(as_output(pixels, 120), as_output(255 - pixels, 120))
