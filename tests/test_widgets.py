@@ -392,6 +392,44 @@ def test_key_press_to_painted_picture(lab):
     page.close()
 
 
+MANY = """
+from IPython.display import display
+from misas.all import *
+from misas.widgets.sweep import SweepExplorer
+volume = phantom.disc((128, 128, 128), radius=45., object=800., background=200.)
+model = as_model(phantom.ThresholdModel(500.), classes=('background', 'bright'))
+many = sensitivity(model, volume.replace(classes=model.classes), Rotation(), range(-40, 60, 5), progress=False)
+"""
+
+
+def test_a_large_sweep_opens(lab):
+    "20 values of 128^3: what a page holds of it, while its frames come one by one."
+    page = opened(lab, None, MANY)
+    devtools = page.context.new_cdp_session(page)
+
+    def usage():
+        "Bytes that the page holds, arrays too."
+        devtools.send('HeapProfiler.collectGarbage')
+        found = devtools.send('Runtime.getHeapUsage')
+        return found['usedSize'] + found['backingStorageSize']
+
+    before = usage()
+    page.locator('.jp-Notebook .jp-CodeCell').last.locator('.cm-content').click()
+    page.keyboard.press('Control+A')
+    page.keyboard.insert_text('display(SweepExplorer(many))')
+    page.keyboard.press('Shift+Enter')
+    start = time.time()
+    page.wait_for_function("() => document.querySelector('.O-value .mv')?.viewer?.scale", timeout=60_000)
+    TIMES['a sweep of 20 values of 128^3 is opened'] = [1e3*(time.time() - start)]
+    view, number = View(page), "() => document.querySelector('.O-value .mv').viewer.frame.number"
+    view.press('S-value', 'ArrowRight', 11)
+    view.press('S-value', 'ArrowLeft', 19)
+    until(page, lambda: page.evaluate(number) == 0)
+    assert (usage() - before)/1e6 < 150
+    assert not page.errors, page.errors
+    page.close()
+
+
 # --- the live explorer
 
 LIVE = """

@@ -37,7 +37,7 @@ export default {
     const show = () => {
       const k = wanted(), frame = model.get('frames')[k], arrays = model.get('pool');
       if (frame == null && !late.has(k)) return model.send({need: k});
-      viewer.show(late.get(k) ?? unpacked(frame, n => bytes(arrays[n])), model.get('extent'));
+      viewer.show({...late.get(k) ?? unpacked(frame, n => bytes(arrays[n])), number: k}, model.get('extent'));
       follow();                          // a voxel that the frame before had not
     };
     const take = (message, buffers) => {

@@ -169,7 +169,7 @@ def _link(self: SweepExplorer):
 def snapshot(self: SweepExplorer) -> np.ndarray:  # (H, W, 3)
     "Picture and curve side by side, and the scores."
     result, i, metric = self.result, self.index, self.metric.value
-    frame = result.frame[result.frame.metric == metric]
+    frame = result._scores[result._scores.metric == metric]
     change, curve = result.transform, CurvePicture()
     units = {name: kind.unit_in(result.sample.ndim) for name, kind in result.scoring.metrics.items()}
     curve.draw(frame, change.identity, change.scale, i, units=units, zero=change.zero)
