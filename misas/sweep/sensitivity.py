@@ -95,12 +95,17 @@ def sensitivity(
 @patch(as_prop=True)
 def frame(self: Sensitivity) -> 'pandas.DataFrame':
     "Tidy table: transform, value, unit, class, metric, score; where the transform resamples, the ceiling as well."
+    return self._scores if self.ceiling is None else self._scores.assign(ceiling=self.ceiling.ravel())
+
+
+@patch(as_prop=True)
+def _scores(self: Sensitivity):
+    "The table without the ceiling, which takes a while to make."
     import pandas as pd
     name, unit = self.transform.name, self.transform.unit
     rows = [(name, value, unit, c, m, table[i, j]) for value, table in zip(self.values, self._table)
             for i, c in enumerate(self.foreground) for j, m in enumerate(self.metrics)]
-    frame = pd.DataFrame(rows, columns=['transform', 'value', 'unit', 'class', 'metric', 'score'])
-    return frame if self.ceiling is None else frame.assign(ceiling=self.ceiling.ravel())
+    return pd.DataFrame(rows, columns=['transform', 'value', 'unit', 'class', 'metric', 'score'])
 
 
 @patch(as_prop=True)
