@@ -95,10 +95,11 @@ def without(): return diagnose(two_classes(.5, 'threshold'), [s.replace(labels=N
 def held(): return tolerance(as_model(bands(3), classes=heart().classes), heart(), Brightness([.5, 1, 2]), resolution=.3)
 def lesions(): return find_instances(np.roll(spots()[0].labels, 3, 1), spots()[0])
 def cases(): return spots()[:3]
+def pair(): return {name: sensitivity(two_classes(level, name), spots()[0], Noise([0, .1, .3]), **QUIET) for name, level in (('a', .5), ('b', .6))}
 
 
 KINDS = dict(sweep=noise, volumes=bright_stack, volume=short_axis_stack, grid=both, tolerance=held, maps=maps, diagnosis=diagnosis, untrue=without,
-             study=studied, compare=lambda: compare(studied()), lesions=lesions, cases=cases)
+             study=studied, compare=lambda: compare(studied()), lesions=lesions, cases=cases, pair=pair)
 
 
 @pytest.fixture(scope='module')
@@ -166,7 +167,7 @@ def paths(tmp_path_factory):
     "The page of each kind, written once."
     folder, done = tmp_path_factory.mktemp('pages'), {}
     def path(kind):
-        more = dict(model=two_classes(.5, 'threshold')) if kind == 'cases' else {}
+        more = {'cases': dict(model=two_classes(.5, 'threshold')), 'compare': dict(study=studied())}.get(kind, {})
         if kind not in done: done[kind] = to_html(KINDS[kind](), folder/f'{kind}.html', **more)
         return done[kind]
     return path
@@ -456,6 +457,18 @@ def test_map_is_told(opened):
     p.locator('#misas-threshold').focus()
     p.keyboard.press('End')
     assert page.state('threshold') == 1
+
+
+@pytest.mark.parametrize('kind', ['pair', 'compare'])
+def test_a_line_between_two_predictions(opened, kind):
+    page = opened(kind)
+    assert page.state('wipe') == .5 and (page.frame('prediction') != page.frame('other')).any() == (kind == 'compare')
+    page.page.locator('#misas-wipe').focus()
+    page.page.keyboard.press('End')
+    assert page.state('wipe') == 1
+    page.page.locator('#misas-way').select_option('differ')
+    assert page.state('mode') == 'differ'
+    if kind == 'pair': assert page.page.locator('#misas-curves table th[scope=row]').all_inner_texts() == ['■ a', '■ b']
 
 
 def test_diagnosis_of_a_clinician(opened):

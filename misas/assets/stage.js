@@ -106,7 +106,7 @@ class Stage {
   tell(at) {
     if (this.known.told) by('told').textContent = this.known.told[at];
     by('told').hidden = !this.known.told;
-    if (this.curves) this.curves.mark(this.axes[0].at, this.viewer.state.hidden);
+    if (this.curves) this.curves.mark(this.axes[0].at, this.known.look.sides ? [] : this.viewer.state.hidden);
   }
 
   /** What a hand in the picture changed. */

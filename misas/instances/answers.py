@@ -296,5 +296,5 @@ def _maps_shown(self: InstanceAnswers, id):
 @patch
 def _curve_shown(self: InstanceAnswers, id):
     "The context curve; in words why there is none."
-    try: return [page.figure(self.curve(id).plot(), f'context curve of {id}', dpi=70)]
+    try: return [page.figure(self.curve(id).plot(), f'context curve of {id}')]
     except ValueError as e: return [page.note(f'no context curve: {e}')]

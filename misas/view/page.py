@@ -101,10 +101,10 @@ def figure(
     image = Image.open(png).convert('RGB')
     image.save(small, 'PNG', optimize=True)
     wide = round(image.width/2)
-    large, move = (' class="large" tabindex="0"', ', can be moved sideways') if wide > 600 else ('', '')
+    large = f' class="large" tabindex="0" aria-label="{escape(alt)}, can be moved sideways"' if wide > 600 else ''
     shown = f'{_image(small.getvalue(), alt)[:-1]} width="{wide}" height="{round(image.height/2)}">'
     below = f'<figcaption>{escape(caption)}</figcaption>' if caption else ''
-    return f'<figure{large} aria-label="{escape(alt)}{move}">{shown}{below}</figure>'
+    return f'<figure{large}>{shown}{below}</figure>'
 
 
 def _image(data, alt): return f'<img src="data:image/png;base64,{b64encode(data).decode()}" alt="{escape(alt)}">'

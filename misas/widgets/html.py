@@ -24,13 +24,14 @@ from ..instances.results import Instances
 from ..models.adapt import as_model
 from ..study.compare import Comparison
 from ..sweep.scoring import Scoring, pack_labels, unpack_labels
+from ..sweep.sensitivity import Sensitivity
 from ..trust.trust import Trust
 from ..view import page
 from ..view.maps import focus, map_limit
 from .attribution import check_attributions
 from .reports import comparison_page, summary_page
 from .stage import LIMIT, Axis, Shown, Stage, staged
-from .sweep_pages import named_scores
+from .sweep_pages import named_scores, pair_page
 
 # %% auto #0
 __all__ = ['PAGES', 'TAKEN', 'sample_page', 'cases_page', 'attribution_page', 'instances_page', 'page_of', 'to_html']
@@ -180,13 +181,19 @@ def _of_sample(what, model, kw):
     return sample_page(as_sample(what), **kw) if model is None else cases_page([as_sample(what)], model, **kw)
 
 
+def _of_pair(what, model, kw):
+    several = isinstance(what, (list, tuple, dict))
+    given = (what.values() if isinstance(what, dict) else what) if several else ()
+    return pair_page(what, **kw) if any(isinstance(one, Sensitivity) for one in given) else None
+
+
 def _of_comparison(what, model, kw): return comparison_page(what, **kw) if isinstance(what, Comparison) else None
 def _of_others(what, model, kw): return summary_page(what, **kw)
 
 
-PAGES = _of_attributions, _of_cases, _of_sample, _of_comparison, _of_others
-TAKEN = ('what sensitivity, sensitivity_grid, tolerance, diagnose, compare, attribute or find_instances gives, '
-         'a Study, Sample(s), or another result of misas that has summary() and plot()')
+PAGES = _of_pair, _of_attributions, _of_cases, _of_sample, _of_comparison, _of_others
+TAKEN = ('what sensitivity(model, sample, transform), sensitivity_grid, tolerance, diagnose, compare, attribute or '
+         'find_instances gives, a Study, Sample(s), or another result of misas that has summary() and plot()')
 
 
 def page_of(

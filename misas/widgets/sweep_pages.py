@@ -18,12 +18,13 @@ from ..sweep.sensitivity import Sensitivity
 from ..sweep.tolerance import Tolerance
 from ..view import draw, page
 from ..view.words import amount_text, score_text
+from .compare import INKS, compared, pair_curves
 from .curve import curves_of
 from .stage import LIMIT, Axis, Shown, Stage, staged
 
 # %% auto #0
 __all__ = ['OWN', 'sweep_verdict', 'summary_html', 'scores_table', 'sweep_stage', 'sweep_page', 'grid_page', 'named_scores',
-           'tolerance_page']
+           'tolerance_page', 'pair_page']
 
 # %% ../../nbs/api/widgets/sweep_pages.ipynb #348c8393
 def sweep_verdict(
@@ -217,3 +218,37 @@ def tolerance_page(
     rest = [shaded, page.folded('By class', page.table(found.frame)), page.folded('All scores', scores_table(sweep))]
     title = f'{sweep.model} on {sweep.sample.name or "sample"}: tolerance of {change.name}'
     return title, chain(head, staged(sweep_stage(sweep, limit=limit)), rest)
+
+# %% ../../nbs/api/widgets/sweep_pages.ipynb #fa909c94
+def pair_page(
+    results: list | dict,  # two Sensitivity, or name -> Sensitivity; see `misas.widgets.compare.compared`
+    *, limit: float = LIMIT,  # characters of the page
+) -> tuple:  # title, parts
+    "Two models on one image under one change: both predictions, both curves, all scores."
+    named = compared(results)
+    (first, second), (one, other) = named, named.values()
+    change, texts = one.transform, one.transform.texts(one.values)
+
+    def make(number): return Shown(one.samples[number], one.predictions[number], other=other.predictions[number])
+
+    axes = (Axis(change.name, texts, one.values.index(change.identity)),)
+    curves = pair_curves(named), dict(classes=[first, second], colours=list(INKS), values=texts)
+    name = f'{first} and {second} on {one.sample.name or "sample"}'
+    stage = Stage(make, axes, one.foreground, name, one.sample, curves=curves, sides=(first, second),
+                  cure='sweep over fewer values', limit=limit)
+    said = 'It is one image, which says little of others: compare(study) asks many.'
+    head = [page.verdict(_better(named), 'open'), page.paragraphs(said)]
+    tables = [page.folded(f'All scores of {who}', scores_table(result)) for who, result in named.items()]
+    return f'{name}: {change.name}', chain(head, staged(stage), tables)
+
+
+def _better(named):
+    "At how many values each of two models is better in the first metric, in the mean of its classes."
+    import warnings
+    kind = next(iter(next(iter(named.values())).scoring.metrics.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)  # no class has a score
+        bad = [np.nanmean(kind.bad(result._table[:, :, 0]), 1) for result in named.values()]
+    better = (bad[0] < bad[1] - 1e-9).sum(), (bad[1] < bad[0] - 1e-9).sum()
+    told = ', '.join(f'{name} at {count}' for name, count in zip(named, better))
+    return f'Better {kind.name} of {len(bad[0])} values, in the mean of all classes: {told}.'
