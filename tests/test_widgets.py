@@ -105,6 +105,7 @@ def opened(lab, name, extra=''):
     page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=120_000)
     page.wait_for_selector('#jp-main-statusbar >> text=/\\| Idle/', timeout=120_000)
     page.wait_for_timeout(1000)
+    page.errors.clear()  # JupyterLab's own: its splash screen is sometimes removed twice
     run_all(page)
     check_fit(page, file.stem)
     return page
