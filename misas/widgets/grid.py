@@ -85,7 +85,7 @@ class GridExplorer(Panel):
         if 'controls' in vars(self): self.controls.unlink()
         super().close()
 
-# %% ../../nbs/api/widgets/grid.ipynb #1e3de9b1
+# %% ../../nbs/api/widgets/grid.ipynb #0fb890eb
 @patch
 def _build(self: GridExplorer):
     "Where things stand, the classes by which a page finds them, and what moves together."
@@ -99,6 +99,8 @@ def _build(self: GridExplorer):
     link((self.cls, 'index'), (self.heat, 'cls'))
     against = '' if grid.reference == 'labels' else ' (lines: its prediction on the unchanged image, not the truth)'
     title = f'<b>{escape(grid.model)}</b> on <b>{escape(grid.sample.name or "sample")}</b>{against}'
+    columns = len(grid.values[1])
+    self.heat.layout.max_width = f'{max(380, 160 + 112*columns)}px'
     self.heat.layout.flex, self.viewer.layout.flex = '1 1 380px', '1 1 340px'
     for one in (self.heat, self.viewer): one.layout.min_width = '0'
     choices = W.Box([self.metric, self.cls], layout=W.Layout(flex_flow='row wrap'))
