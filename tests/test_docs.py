@@ -157,6 +157,20 @@ def test_private_names_have_no_entry(pages):
     assert not found, '\n'.join(found[:20])
 
 
+# ---- the first page ----
+
+def test_bibtex_says_what_the_citation_file_says():
+    told = (ROOT/'CITATION.cff').read_text().partition('preferred-citation:')[2]
+    bibtex = (ROOT/'README.md').read_text().partition('```bibtex')[2].partition('```')[0]
+    fields = re.findall(r'(?:family-names|title|journal|volume|year|doi|start): "?([^"\n]+)"?', told)
+    assert len(fields) == 11 and not [one for one in fields if one not in bibtex], 'the BibTeX in nbs/index.ipynb is not that of CITATION.cff'
+
+
+def test_the_film_is_light():
+    film = ROOT/'nbs/images/heart.gif'
+    assert film.stat().st_size < 1.5e6 and 'src="nbs/images/heart.gif"' in (ROOT/'README.md').read_text()[:3000], 'the film stands above the fold'
+
+
 # ---- do these tests find what they look for? ----
 
 FAULTY = {
