@@ -275,14 +275,12 @@ def lost(self: Kept) -> bool:
 def put_back(self: Kept) -> bool:
     "Make everything what it was. Was there something to put back? May be called again."
     with torch._C.DisableTorchFunction():
-        others = [(m, kind) for m, kind in self.kinds if type(m) is not kind]
-        for m, kind in others: m.__class__ = kind
-        filled = list(filter(None, self.empty))
-        for box in filled: box.clear()
-        changed = [one for one in (*self.boxes, *self.others) if one.differs()]
-        for one in changed: one.put_back()
+        kinds = [(m, kind) for m, kind in self.kinds if type(m) is not kind]
+        for m, kind in kinds: m.__class__ = kind
+        changed = [*filter(None, self.empty), *(one for one in (*self.boxes, *self.others) if one.differs())]
+        for one in changed: one.clear() if type(one) in _BUILT_IN else one.put_back()
         tensors = [one for one in self.tensors if one.put_back()]
-    return bool(others or filled or changed or tensors)
+    return bool(kinds or changed or tensors)
 
 
 @patch
