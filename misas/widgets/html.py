@@ -177,8 +177,11 @@ def _of_cases(what, model, kw):
 
 
 def _of_sample(what, model, kw):
-    if not isinstance(what, (Sample, str, Path)): return None
-    return sample_page(as_sample(what), **kw) if model is None else cases_page([as_sample(what)], model, **kw)
+    try: sample = as_sample(what)
+    except (TypeError, ValueError):
+        if isinstance(what, (str, Path)): raise
+        return None
+    return sample_page(sample, **kw) if model is None else cases_page([sample], model, **kw)
 
 
 def _of_pair(what, model, kw):
@@ -191,7 +194,7 @@ def _of_comparison(what, model, kw): return comparison_page(what, **kw) if isins
 def _of_others(what, model, kw): return summary_page(what, **kw)
 
 
-PAGES = _of_pair, _of_attributions, _of_cases, _of_sample, _of_comparison, _of_others
+PAGES = _of_pair, _of_attributions, _of_cases, _of_comparison, _of_others, _of_sample
 TAKEN = ('what sensitivity(model, sample, transform), sensitivity_grid, tolerance, diagnose, compare, attribute or '
          'find_instances gives, a Study, Sample(s), or another result of misas that has summary() and plot()')
 
