@@ -8,8 +8,7 @@
 const DEFAULTS = {
   palette: [],          // [r, g, b] of class 1, 2, ...
   classes: [],          // their names
-  mapColours: null,     // 256 x [r, g, b, a], 0 to 255: from the lowest to the highest value of a map
-  mapRange: [-1, 1],    // what these two values are
+  mapColours: null,     // [r, g, b, a], 0 to 255, of maps: see viewer_map.js
   height: 560,          // of the stage at most, in pixels
   name: 'image',        // for those who cannot see it
   pointed: false,       // is a voxel chosen and marked in a picture, too, not only in a volume?
@@ -182,7 +181,7 @@ export function pixels(frame, cut, state, look) {
   for (let v = 0; v < 256; v++) grey[v] = clamp(Math.floor((v - black)*scale + 1e-6), 0, 255);
   const first = colour ? [0, size, 2*size] : new Array(3).fill(state.channel*size);
   const filled = state.prediction && state.mode === 'fill' && frame.prediction;
-  const shown = state.map && frame.map && look.mapColours && (frame.mapLimits ? mapPainter(frame, state, look) : number => look.mapColours[number]);
+  const shown = state.map && frame.map && mapPainter(frame, state, look);
   for (let j = 0, at = 0; j < cut.height; j++)
     for (let i = 0, q = cut.index(0, j); i < cut.width; i++, q += cut.right, at += 4) {
       for (let c = 0; c < 3; c++) out[at + c] = grey[frame.grey[first[c] + q]];
@@ -214,7 +213,7 @@ class Plane {
     this.canvas = element('canvas', '', this.box);
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute('role', 'img');
-    this.voxels = element('canvas');
+    [this.voxels, this.painted] = [element('canvas'), element('canvas')];
     this.touches = new Map();
     this.listen();
   }
@@ -236,20 +235,29 @@ class Plane {
 
   draw() {
     const cut = this.cut, {frame, state, look} = this.viewer, pen = this.canvas.getContext('2d'), fit = this.fit(cut);
-    const image = new ImageData(pixels(frame, cut, state, look), cut.width, cut.height);
-    [this.voxels.width, this.voxels.height] = [cut.width, cut.height];
-    this.voxels.getContext('2d').putImageData(image, 0, 0);
-    pen.setTransform(1, 0, 0, 1, 0, 0);
-    pen.fillStyle = '#000';
-    pen.fillRect(0, 0, this.canvas.width, this.canvas.height);
-    pen.imageSmoothingEnabled = false;
-    pen.drawImage(this.voxels, fit.left, fit.top, cut.width*fit.x, cut.height*fit.y);
-    this.drawLabels(pen, cut, fit);
+    const slice = state.voxel[cut.plane.across];
+    const shown = JSON.stringify([this.viewer.shown, {...state, voxel: slice, cross: null}, fit, this.canvas.width]);
+    if (shown !== this.shown) this.paint(cut, fit);
+    this.shown = shown;
+    pen.drawImage(this.painted, 0, 0);
     if (frame.other && state.mode !== 'differ') this.drawWipe(pen, cut, fit);
     if (this.viewer.pointed && state.cross) this.drawCross(pen, cut, fit);
     this.drawSides(pen, cut, fit);
     const where = cut.plane.across < 0 ? '' : `, slice ${state.voxel[cut.plane.across] + 1} of ${frame.shape[cut.plane.across]}`;
     this.canvas.setAttribute('aria-label', `${look.name}${cut.plane.name ? `, ${cut.plane.name}` : ''}${where}`);
+  }
+
+  /** What does not change with the crosshair: the voxels of a slice, and lines around its labels. */
+  paint(cut, fit) {
+    const {frame, state, look} = this.viewer, pen = this.painted.getContext('2d');
+    [this.painted.width, this.painted.height] = [this.canvas.width, this.canvas.height];
+    [this.voxels.width, this.voxels.height] = [cut.width, cut.height];
+    const image = new ImageData(pixels(frame, cut, state, look), cut.width, cut.height);
+    this.voxels.getContext('2d').putImageData(image, 0, 0);
+    pen.fillRect(0, 0, this.painted.width, this.painted.height);
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(this.voxels, fit.left, fit.top, cut.width*fit.x, cut.height*fit.y);
+    this.drawLabels(pen, cut, fit);
   }
 
   drawLabels(pen, cut, fit) {
@@ -519,6 +527,7 @@ export class Viewer {
   show(frame, extent = null) {
     const same = this.frame && String(this.frame.shape) === String(frame.shape);
     this.frame = frame;
+    this.shown = (this.shown ?? 0) + 1;  // frames so far
     const mm = axis => frame.shape[axis]*frame.spacing[axis];
     this.extent = extent || this.extent || frame.planes.map(({row, col}) => [mm(col), mm(row)]);
     const middle = frame.shape.map(n => n >> 1), voxel = this.state.voxel || frame.voxel || middle;
@@ -552,7 +561,7 @@ export class Viewer {
 
   draw() {
     for (const plane of this.planes) plane.draw();
-    if (this.frame.mapLimits) drawLegend(this);  // of viewer_map.js
+    if (this.frame.map) drawLegend(this);  // of viewer_map.js
   }
 
   get pointed() { return this.look.pointed || this.frame.planes.length > 1; }
@@ -571,8 +580,7 @@ export class Viewer {
     const whose = {truth: 'truth', prediction: look.sides[0] || 'prediction', other: look.sides[1] || 'other prediction'};
     for (const [what, name] of Object.entries(whose))
       if (frame[what]) parts.push(`${name} ${names(classesAt(frame, what, index))}`);
-    if (frame.mapLimits) parts.push(mapWords(frame, index));
-    else if (frame.map) parts.push(`map ${(look.mapRange[0] + frame.map[index]/255*(look.mapRange[1] - look.mapRange[0])).toPrecision(2)}`);
+    if (frame.map) parts.push(mapWords(frame, index));
     this.tell(parts.join(' · '));
   }
 
@@ -612,6 +620,6 @@ export function unpacked(frame, pool) {
     out[name] = frame[name] == null ? null : pool(frame[name]);
   for (const name of wide ? ['truth', 'prediction', 'other'] : [])
     if (out[name]) out[name] = new wide(out[name].slice().buffer);
-  if (out.map && frame.mapTop > 255) out.map = new Uint16Array(out.map.slice().buffer);
+  if (out.map) out.map = new Uint16Array(out.map.slice().buffer);
   return out;
 }
