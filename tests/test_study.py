@@ -747,12 +747,15 @@ def test_own_metric_is_explored(tmp_path):
     own = Metric('missed', missed, better='lower', unit='voxels')
     cases = list(discs(4))
     study = few(tmp_path/'s', metrics=[own, 'dice']).run(cases, **QUIET)
-    shown = explore(study, progress=False)
+    whole = explore(study, progress=False)
+    whole.open_cell(len(whole.maps.places) - 1)
+    shown = whole.gallery
     j = list(shown.metrics).index('missed')
     assert shown.metrics['missed'] is own and np.isfinite(shown.table[:, 0, j]).all() and shown.table[:, 0, j].max() > 0
     read = Study(study.folder)
     assert read.metrics['missed'].unit == 'voxels' and read.rank(own).equals(study.rank('missed'))
-    refused(lambda: explore(read), 'model', kind=ValueError)
+    assert explore(read).heat.map['cells'] == whole.heat.map['cells']
+    refused(lambda: explore(read, value=1), 'model', kind=ValueError)
 
 
 # --- classes that overlap

@@ -206,7 +206,7 @@ def _build(self: StudyExplorer):
     title = f'<b>{escape(self.study.folder.name)}</b>: medians over the cases; press a cell to see them'
     self.children = [W.HTML(title), menus, self.heat, self.open, self.message, self.below]
 
-# %% ../../nbs/api/widgets/cohort.ipynb #b6ab20be
+# %% ../../nbs/api/widgets/cohort.ipynb #55b64b4c
 @patch
 def open_cell(
     self: StudyExplorer, cell: int,  # its number
@@ -214,8 +214,8 @@ def open_cell(
     "Show the cases of a cell; ValueError where model, transform or images are not known."
     row, value = self.maps.places[cell]
     with working(self.open, 'predicting ...'):
-        gallery = of_study(self.study, row.model, row.transform, value, names=self.group.names, progress=False,
-                           **self.where, **self.kw)
+        where = {'names': self.group.names, 'progress': False, **self.where, **self.kw}
+        gallery = of_study(self.study, row.model, row.transform, value, **where)
     self._put_away()
     self.gallery, self.opened, self.below.children = gallery, cell, [gallery]
     self._same_score()
