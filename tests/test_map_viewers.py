@@ -16,14 +16,13 @@ from misas.instances.find import find_instances
 from misas.models.adapt import as_model
 from misas.view.draw import grey_window
 from misas.view.maps import map_limit, overlay_map, palette
-from misas.view.page import asset
 from misas.widgets import attribution
 from misas.widgets.attribution import LIMITS, AttributionExplorer, MapFrames, Maps
 from misas.widgets.base import open_widgets
 from misas.widgets.instances import InstanceExplorer, surroundings
 from misas.widgets.linked import TOP, coded, with_map
 from misas.widgets.look import as_frame, channel_windows
-from misas.widgets.viewer import Pool, extent, packed
+from misas.widgets.viewer import Pool, extent, packed, scripts
 
 PAGE = '''<!doctype html><meta charset="utf-8"><title>v</title><body style="margin:8px"><div id="v"></div><p id="below">below</p>
 <script type="module">%s
@@ -43,7 +42,7 @@ def browser():
 def open_page(browser, tmp_path, frames, pool, width=900):
     "A page with a viewer of frames with maps."
     look = dict(name='heart', pointed=True, mapColours=(255*palette(opacity=1.).astype(float)).round(2).tolist())
-    arrays, script = [base64.b64encode(data).decode() for data in pool.bytes], asset('viewer.js') + asset('viewer_map.js')
+    arrays, script = [base64.b64encode(data).decode() for data in pool.bytes], scripts('viewer_map.js')
     path = tmp_path/'page.html'
     path.write_text(PAGE % (script, *map(json.dumps, (arrays, frames, look, extent(frames)))))
     page = browser.new_page(viewport=dict(width=width, height=800))

@@ -12,9 +12,8 @@ from misas.data.phantom import short_axis_stack
 from misas.data.sample import Sample
 from misas.data.slices import slice_array, slice_letters
 from misas.view import draw
-from misas.view.page import asset
 from misas.widgets.look import as_frame, channel_windows
-from misas.widgets.viewer import Pool, extent, packed
+from misas.widgets.viewer import Pool, extent, packed, scripts
 
 PAGE = '''<!doctype html><meta charset="utf-8"><title>v</title><body style="margin:8px"><div id="v"></div><p id="below">below</p>
 <script type="module">%s
@@ -37,7 +36,7 @@ def open_page(browser, tmp_path, samples, predictions, width=1280, scale=1, clas
     frames = [packed(as_frame(s, p, windows), windows, pool, other=other) for s, p in zip(samples, predictions)]
     arrays = [base64.b64encode(data).decode() for data in pool.bytes]
     path = tmp_path/'page.html'
-    path.write_text(PAGE % (asset('viewer.js'), *map(json.dumps, (arrays, frames, look, extent(frames)))))
+    path.write_text(PAGE % (scripts(), *map(json.dumps, (arrays, frames, look, extent(frames)))))
     page = browser.new_page(viewport=dict(width=width, height=800), device_scale_factor=scale)
     page.errors = []
     page.on('pageerror', lambda e: page.errors.append(str(e)))

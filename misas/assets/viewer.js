@@ -3,7 +3,7 @@
 //   const viewer = new Viewer(element, look)   look: see DEFAULTS
 //   viewer.show(frame)                         frame: {shape, spacing, channels, range, planes, affine, grey, truth,
 //                                              prediction, other, valid, map, overlapping}; all bytes in C order
-// viewer_widget.js makes a widget of it.
+// viewer_hands.js follows it in one text; viewer_map.js adds maps, and viewer_widget.js makes a widget of it.
 
 const DEFAULTS = {
   palette: [],          // [r, g, b] of class 1, 2, ...
@@ -214,8 +214,7 @@ class Plane {
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute('role', 'img');
     [this.voxels, this.painted] = [element('canvas'), element('canvas')];
-    this.touches = new Map();
-    this.listen();
+    this.hands = new Hands(this);        // of viewer_hands.js
   }
 
   get cut() { return new Cut(this.viewer.frame, this.viewer.frame.planes[this.number], this.viewer.state.voxel); }
@@ -349,124 +348,6 @@ class Plane {
     const box = this.canvas.getBoundingClientRect(), cut = this.cut, fit = this.fit(cut);
     const [x, y] = [(event.clientX - box.left)*this.ratio, (event.clientY - box.top)*this.ratio];
     return [cut, (x - fit.left)/fit.x, (y - fit.top)/fit.y];
-  }
-
-  listen() {
-    const on = (name, f, how) => this.canvas.addEventListener(name, f.bind(this), how);
-    on('wheel', this.wheel, {passive: false});
-    on('keydown', this.key);
-    on('pointerdown', this.down);
-    on('pointermove', this.move);
-    for (const name of ['pointerup', 'pointercancel']) on(name, this.up);
-    on('pointerleave', () => this.viewer.tell(''));
-    on('contextmenu', event => event.preventDefault());
-    on('dblclick', () => this.reset());
-  }
-
-  step(by) {
-    const {across} = this.cut.plane, voxel = [...this.viewer.state.voxel];
-    if (across < 0) return false;
-    voxel[across] += by;
-    this.viewer.set({voxel});
-    return true;
-  }
-
-  enlarge(factor) {
-    this.zoom = clamp(this.zoom*factor, 1, 16);
-    if (this.zoom === 1) this.pan = [0, 0];
-    this.draw();
-  }
-
-  wheel(event) {
-    if (event.ctrlKey || event.metaKey) this.enlarge(event.deltaY < 0 ? 1.2 : 1/1.2);
-    else if (!this.step(Math.sign(event.deltaY))) return;  // the page scrolls
-    event.preventDefault();
-    this.tellUnder(event);
-  }
-
-  key(event) {
-    const steps = {ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10}, by = steps[event.key];
-    if (by ? !this.step(by) : !this.pressed(event.key)) return;
-    this.viewer.tellAt(this.viewer.state.voxel);
-    event.preventDefault();
-  }
-
-  pressed(key) {
-    if ('+='.includes(key)) this.enlarge(1.25);
-    else if (key === '-') this.enlarge(.8);
-    else if (key === '0' || key === 'Escape') this.reset();
-    else return false;
-    return true;
-  }
-
-  reset() {
-    [this.zoom, this.pan] = [1, [0, 0]];
-    this.viewer.set({window: [0, 255]});
-  }
-
-  down(event) {
-    this.canvas.setPointerCapture(event.pointerId);
-    this.touches.set(event.pointerId, [event.clientX, event.clientY]);
-    this.wiping = event.buttons === 1 && this.onWipe(event);
-    if (this.way(event) === 'cross') this.cross(event);
-  }
-
-  up(event) { this.touches.delete(event.pointerId); }
-
-  /** Whether a pointer is at the line between two predictions. */
-  onWipe(event) {
-    const {frame, state} = this.viewer, [cut, i] = this.under(event);
-    const away = Math.abs(i - wipedFrom(frame, cut, state))*this.fit(cut).x/this.ratio;
-    return frame.other != null && state.mode !== 'differ' && away <= 8;
-  }
-
-  wipe(event) {
-    const [cut, i] = this.under(event);
-    this.viewer.set({wipe: clamp(i/cut.width, 0, 1)});
-  }
-
-  /** What moving does. */
-  way(event) {
-    if (this.wiping && event.buttons) return 'wipe';
-    if (this.touches.size > 1 || event.buttons === 2) return 'window';
-    if (event.buttons === 4 || event.buttons === 1 && (event.shiftKey || !this.viewer.pointed)) return 'pan';
-    return event.buttons === 1 ? 'cross' : 'hover';
-  }
-
-  move(event) {
-    const way = this.way(event), last = this.touches.get(event.pointerId) || [event.clientX, event.clientY];
-    const [dx, dy] = [event.clientX - last[0], event.clientY - last[1]];
-    if (this.touches.has(event.pointerId)) this.touches.set(event.pointerId, [event.clientX, event.clientY]);
-    if (way === 'wipe') this.wipe(event);
-    if (way === 'cross') this.cross(event);
-    if (way === 'window') this.level(dx, dy);
-    if (way === 'pan' && this.zoom > 1) this.shift(dx, dy);
-    this.canvas.style.cursor = this.onWipe(event) ? 'ew-resize' : '';
-    this.tellUnder(event);
-  }
-
-  tellUnder(event) {
-    const [cut, i, j] = this.under(event), inside = i >= 0 && j >= 0 && i < cut.width && j < cut.height;
-    if (inside) this.viewer.tellAt(cut.voxel(Math.floor(i), Math.floor(j), this.viewer.state.voxel));
-    else this.viewer.tell('');
-  }
-
-  cross(event) {
-    const [cut, i, j] = this.under(event);
-    this.viewer.set({voxel: cut.voxel(Math.floor(i), Math.floor(j), this.viewer.state.voxel)});
-  }
-
-  level(dx, dy) {
-    const [black, white] = this.viewer.state.window, width = clamp(white - black + dx, 2, 510);
-    const middle = clamp((black + white)/2 + dy, 0, 255);
-    this.viewer.set({window: [middle - width/2, middle + width/2]});
-  }
-
-  shift(dx, dy) {
-    const cut = this.cut, fit = this.fit(cut);
-    const moved = [this.pan[0] - dx*this.ratio/fit.x, this.pan[1] - dy*this.ratio/fit.y];
-    this.pan = moved.map((at, k) => clamp(at, -[cut.width, cut.height][k]/2, [cut.width, cut.height][k]/2));
-    this.draw();
   }
 }
 

@@ -17,11 +17,10 @@ from ..data.labels import class_count, class_names, foreground, is_stack
 from ..data.sample import Sample
 from ..data.slices import cuts
 from ..view.maps import palette
-from ..view.page import asset
 from ..view.slices import View, as_volume, make_views, mark
 from .base import Panel, beside
 from .controls import Joined
-from .viewer import Pool, Viewer, viewer_of
+from .viewer import Pool, Viewer, scripts, viewer_of
 
 # %% auto #0
 __all__ = ['TOP', 'numbers', 'voxel_index', 'within', 'in_patient', 'value_names', 'class_at', 'coded', 'with_map', 'MapViewer',
@@ -117,7 +116,7 @@ def with_map(
 
 class MapViewer(Viewer):
     "A viewer of frames with maps; also in a picture a voxel can be chosen."
-    _esm = asset('viewer.js') + asset('viewer_widget.js') + asset('viewer_map.js')
+    _esm = scripts('viewer_widget.js', 'viewer_map.js')
     strength, threshold = T.Float(.85).tag(sync=True), T.Float(0).tag(sync=True)  # opacity; hidden below, of the limit
     sign = T.Int(0).tag(sync=True)  # 0: both, 1: what is above zero, 2: what is below
     limit = T.Int(0).tag(sync=True)  # number of the limit

@@ -22,7 +22,7 @@ from .base import beside
 from .linked import with_map
 from .look import as_frame, channel_windows
 from .tiles import first_slice
-from .viewer import extent, packed
+from .viewer import PARTS, extent, packed
 
 # %% auto #0
 __all__ = ['LIMIT', 'SCRIPTS', 'Arrays', 'Shown', 'Axis', 'Stage', 'staged']
@@ -166,7 +166,7 @@ class Stage(NamedTuple):
         return tuple(ends if self.window is None else (np.full_like(e, x) for e, x in zip(ends, self.window)))
 
 # %% ../../nbs/api/widgets/stage.ipynb #9c21f9f1
-SCRIPTS = (['viewer.js', 'viewer_map.js'], 'Viewer', 'unpacked'), (['curve.js'], 'Curves')
+SCRIPTS = ([*PARTS, 'viewer_map.js'], 'Viewer', 'unpacked'), (['curve.js'], 'Curves')
 
 
 def staged(

@@ -21,7 +21,7 @@ from .base import InPage, beside, bundle
 from .look import Frame, as_frame, channel_windows
 
 # %% auto #0
-__all__ = ['PAGE', 'planes', 'extent', 'Pool', 'packed', 'Viewer', 'viewer_of', 'view', 'printed']
+__all__ = ['PARTS', 'PAGE', 'planes', 'extent', 'Pool', 'packed', 'scripts', 'Viewer', 'viewer_of', 'view', 'printed']
 
 # %% ../../nbs/api/widgets/viewer.ipynb #f1b055ea
 def planes(
@@ -106,12 +106,20 @@ def _code(overlapping, kind):
     return code
 
 # %% ../../nbs/api/widgets/viewer.ipynb #f85ce923
+def scripts(
+    *more: str,  # files of JavaScript that follow
+) -> str:
+    "The viewer as a module of a page, in one text."
+    return ''.join(map(asset, (*PARTS, *more)))
+
+
+PARTS = ['viewer.js', 'viewer_hands.js']  # of the viewer: what is drawn, and what hands do with it
 PAGE = 100e6  # bytes that a page keeps of frames that come when asked for
 
 
 class Viewer(InPage):
     "Frames in the page; `at` says which one is seen. Its numbers can be linked to sliders in the browser (`jslink`)."
-    _esm = asset('viewer.js') + asset('viewer_widget.js')
+    _esm = scripts('viewer_widget.js')
     frames, pool, extent = T.List().tag(sync=True), T.List().tag(sync=True), T.List().tag(sync=True)
     look, at, ndim = T.Dict().tag(sync=True), T.Int(0).tag(sync=True), T.Int(2).tag(sync=True)
     index_0, index_1, index_2 = (T.Int(0).tag(sync=True) for _ in range(3))  # the voxel where slices cross
