@@ -296,7 +296,7 @@ def working(
 
 # %% ../../nbs/api/widgets/base.ipynb #800e5913
 LEGEND = 8  # so many classes have a legend in the curve
-MARKER = 213, 94, 0
+MARKER = 255, 47, 208  # as draw.MARKER
 
 
 class CurvePicture(Picture):
