@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import io
+import re
 from contextlib import contextmanager
-from html import escape
+from html import escape, unescape
 from typing import Any
 
 import anywidget
@@ -22,7 +23,8 @@ from ..view.page import asset
 
 # %% auto #0
 __all__ = ['STAYS', 'PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'png64', 'enlarged', 'with_text', 'Picture',
-           'close_tree', 'show_if', 'open_widgets', 'Kept', 'bundle', 'InPage', 'Panel', 'working', 'CurvePicture']
+           'close_tree', 'show_if', 'open_widgets', 'Kept', 'bundle', 'said', 'InPage', 'Panel', 'working',
+           'CurvePicture']
 
 # %% ../../nbs/api/widgets/base.ipynb #15bc86dc
 def as_bytes(
@@ -167,10 +169,22 @@ def _cut(text: str, most: int = 110) -> str:
     return text if len(text) <= most else f'{text[:most]}…'
 
 
-def bundle(widget, rgb: np.ndarray) -> tuple:  # (data, metadata)
-    "What a cell keeps: the widget, and a picture (H, W, 3) for pages without it."
+def bundle(
+    widget,
+    rgb: np.ndarray,  # (H, W, 3) for pages without it
+    words: str,  # what this shows, for those who cannot see it
+) -> tuple:  # (data, metadata)
+    "What a cell keeps of a widget: itself, a picture, and words."
     data, about = anywidget.AnyWidget._repr_mimebundle_(widget)
-    return {**data, 'text/plain': _cut(data['text/plain']), 'image/png': png64(rgb)}, about
+    kept = {**data, 'text/plain': _cut(data['text/plain']), 'image/png': png64(rgb)}
+    return kept, {**about, 'image/png': {'alt': words}}
+
+
+def said(widget) -> str:
+    "The texts in a box, without their tags, one after the other."
+    own = unescape(re.sub('<[^>]*>|■', ' ', widget.value)) if isinstance(widget, W.HTML) else ''
+    texts = [own, *map(said, getattr(widget, 'children', ()))]
+    return ' '.join(' '.join(texts).split())
 
 
 class InPage(Kept, anywidget.AnyWidget):
@@ -240,7 +254,7 @@ class Panel(Kept, W.VBox):
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **kw):
-        return bundle(self, self.snapshot())
+        return bundle(self, self.snapshot(), f'{type(self).__name__}: {said(self)}'[:300])
 
 # %% ../../nbs/api/widgets/base.ipynb #5d2a06de
 @patch

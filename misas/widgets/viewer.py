@@ -155,7 +155,9 @@ class Viewer(InPage):
         self.send(dict(frame=frame, k=message['need'], keep=keep), pool.bytes)
 
     def _repr_mimebundle_(self, **kw):
-        return super()._repr_mimebundle_(**kw) if self._printed is None else bundle(self, self._printed(self))
+        if self._printed is None: return super()._repr_mimebundle_(**kw)
+        classes = ', '.join(self.look['classes'])
+        return bundle(self, self._printed(self), f'{self.look["name"]}{": " if classes else ""}{classes}')
 
     @property
     def voxel(self) -> tuple:
