@@ -161,7 +161,8 @@ class Kept:
     if not hasattr(W.DOMWidget, '_repr_mimebundle_'):  # as in Colab
         def _ipython_display_(self, **kw):
             from IPython.display import display
-            display(self._repr_mimebundle_(), raw=True)
+            data, about = self._repr_mimebundle_()
+            display(data, metadata=about, raw=True)
 
 
 def _cut(text: str, most: int = 110) -> str:
