@@ -488,6 +488,15 @@ def test_live(lab):
     page.close()
 
 
+@pytest.mark.parametrize('name, extra', [('embed', "EmbeddingExplorer(places, 'height')"), ('stack', '')])
+def test_its_notebook_fits(lab, name, extra):
+    "Widgets that no other test here opens: see `check_fit`."
+    page = opened(lab, f'api/widgets/{name}', extra)
+    assert page.locator('.jupyter-widgets canvas, .jupyter-widgets img').count() > 0
+    assert not page.errors, page.errors
+    page.close()
+
+
 # --- kernels and observers
 
 PARTS = 'base', 'look', 'part', 'answers', 'tiles', 'layers', 'svg', 'html'  # notebooks that show no panel
