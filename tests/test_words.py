@@ -370,7 +370,7 @@ def test_thin_structures_are_painted():
     thick = np.zeros((400, 400), int)
     thick[100:300, 100:300] = 1
     fig = plot.show(sample.replace(labels=thick), thick)
-    assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ['vessel, predicted', 'vessel, true']
+    assert [text.get_text() for text in fig.axes[0].get_legend().get_texts()] == ['vessel, predicted', 'true']  # a white line, whatever the class
     assert too_thin(lines > 0, .5) and not too_thin(thick > 0, .5)
     assert [part.sum() for part in thin_parts(lines > 0, None)] == [lines.sum(), 0, 0]
     matplotlib.pyplot.close('all')
