@@ -499,7 +499,7 @@ def test_its_notebook_fits(lab, name, extra):
 
 # --- kernels and observers
 
-PARTS = ('base', 'look', 'part', 'answers', 'tiles', 'curve', 'svg', 'html', 'reports', 'stage', 'sweep_pages')  # notebooks that show no panel
+PARTS = ('base', 'look', 'part', 'answers', 'tiles', 'curve', 'heat', 'svg', 'html', 'reports', 'stage', 'sweep_pages')  # notebooks that show no panel
 
 
 @pytest.mark.parametrize('name', [p.stem for p in sorted((nbrun.NBS/'api/widgets').glob('*.ipynb'))])
