@@ -37,7 +37,7 @@ def tidy():
 
 # ---- in which order ----
 
-LARGE = 'test_views.py', 'test_instances.py'  # take some 900 MB for a moment
+LARGE = 'test_views.py', 'test_instances.py', 'test_maximise.py'  # take more than 1 GB for a moment
 
 
 def pytest_collection_modifyitems(config, items):
