@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from contextlib import contextmanager
+from functools import lru_cache
 from html import escape, unescape
 from typing import Any
 
@@ -23,8 +24,8 @@ from ..view.page import asset
 
 # %% auto #0
 __all__ = ['STAYS', 'PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'png64', 'enlarged', 'with_text', 'Picture',
-           'close_tree', 'show_if', 'open_widgets', 'Kept', 'bundle', 'said', 'InPage', 'Panel', 'working',
-           'CurvePicture']
+           'close_tree', 'show_if', 'open_widgets', 'Kept', 'bundle', 'said', 'InPage', 'with_classes', 'Panel',
+           'working', 'CurvePicture']
 
 # %% ../../nbs/api/widgets/base.ipynb #15bc86dc
 def as_bytes(
@@ -200,6 +201,16 @@ class InPage(Kept, anywidget.AnyWidget):
         "Take over what a hand did; of links only what is not known otherwise."
         by_hand = 'hand' in sync_data
         super().set_state({k: value for k, value in sync_data.items() if by_hand or k not in self.joined})
+
+# %% ../../nbs/api/widgets/base.ipynb #24a2c052
+@lru_cache
+def with_classes(
+    kind: type,  # of widgets in the page
+    n: int,  # classes
+) -> type:
+    "The same with a trait for each class that says whether it is shown: class_1, class_2, ..."
+    shown = {f'class_{k}': T.Bool(True).tag(sync=True) for k in range(1, n + 1)}
+    return type(kind.__name__, (kind,), {'__module__': kind.__module__, **shown})
 
 # %% ../../nbs/api/widgets/base.ipynb #d683c9f2
 PANELS = {}  # cell -> (its execution count, panels made in it)

@@ -5,20 +5,20 @@
 # %% ../../nbs/api/widgets/curve.ipynb #0384db10
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import traitlets as T
 
 from ..sweep.sensitivity import Sensitivity
 from ..view import draw
 from ..view.page import asset
 from ..view.words import change_text, score_text
-from .base import InPage
+from .base import CurvePicture, InPage, close_tree, with_classes
 from .svg import curve_svg
 
 # %% auto #0
-__all__ = ['curves_of', 'CurveView', 'curve_view']
+__all__ = ['curves_of', 'CurveView', 'curve_view', 'curve_picture']
 
 # %% ../../nbs/api/widgets/curve.ipynb #ce5f2743
 def curves_of(
@@ -67,10 +67,22 @@ def _names(result):
     return dict(classes=classes, colours=colours, values=result.transform.texts(result.values))
 
 
-@lru_cache
 def curve_view(
     n: int,  # classes
 ) -> type:  # of curves
-    "A `CurveView` with a trait for each class that says whether it is shown: class_1, class_2, ..."
-    shown = {f'class_{k}': T.Bool(True).tag(sync=True) for k in range(1, n + 1)}
-    return type('CurveView', (CurveView,), {'__module__': __name__, **shown})
+    "A `CurveView` with a trait for each class, see `with_classes`."
+    return with_classes(CurveView, n)
+
+
+def curve_picture(
+    result: Sensitivity,
+    i: int,  # number of the value that is marked
+    metric: str,
+) -> np.ndarray:  # (H, W, 3)
+    "What stays of a curve where there is no page."
+    change, picture = result.transform, CurvePicture()
+    units = {name: kind.unit_in(result.sample.ndim) for name, kind in result.scoring.metrics.items()}
+    own = result._scores[result._scores.metric == metric]
+    picture.draw(own, change.identity, change.scale, i, units=units, zero=change.zero)
+    close_tree(picture)
+    return picture.rgb

@@ -5,7 +5,6 @@
 # %% ../../nbs/api/widgets/linked.ipynb #3edaba7b
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import ipywidgets as W
@@ -18,9 +17,9 @@ from ..data.sample import Sample
 from ..data.slices import cuts
 from ..view.maps import palette
 from ..view.slices import View, as_volume, make_views, mark
-from .base import Panel, beside
+from .base import Panel, beside, with_classes
 from .controls import Joined
-from .viewer import Pool, Viewer, scripts, viewer_of
+from .viewer import Pool, Viewer, scripts
 
 # %% auto #0
 __all__ = ['TOP', 'numbers', 'voxel_index', 'within', 'in_patient', 'value_names', 'class_at', 'coded', 'with_map', 'MapViewer',
@@ -130,12 +129,11 @@ class MapViewer(Viewer):
         self.look = self.look | dict(mapColours=colours, pointed=True)
 
 
-@lru_cache
 def map_viewer_of(
     n: int,  # classes
 ) -> type:  # of viewers
-    "A `MapViewer` with a trait for each class, see `viewer_of`."
-    return type('MapViewer', (MapViewer, viewer_of(n)), {'__module__': __name__})
+    "A `MapViewer` with a trait for each class, see `with_classes`."
+    return with_classes(MapViewer, n)
 
 # %% ../../nbs/api/widgets/linked.ipynb #0c810e8f
 class Linked(Panel):
@@ -196,8 +194,7 @@ def move(
     voxel,  # an index for each axis
 ):
     "To a voxel: the slices through it are shown."
-    with self.viewer.hold_sync(), self.quietly():
-        for axis, at in enumerate(voxel): setattr(self.viewer, f'index_{axis}', int(at))
+    with self.quietly(): self.viewer.move(voxel)
     self._told = self.voxel
     self.tell()
 

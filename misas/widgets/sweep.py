@@ -12,9 +12,9 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..sweep.sensitivity import Sensitivity
-from .base import CurvePicture, Panel, beside, close_tree, show_if, with_text, working
+from .base import Panel, beside, show_if, with_text, working
 from .controls import Controls, Joined
-from .curve import curve_view
+from .curve import curve_picture, curve_view
 from .look import as_frame, channel_windows
 from .viewer import PAGE, Pool, packed, printed, viewer_of
 
@@ -169,14 +169,10 @@ def _link(self: SweepExplorer):
 def snapshot(self: SweepExplorer) -> np.ndarray:  # (H, W, 3)
     "Picture and curve side by side, and the scores."
     result, i, metric = self.result, self.index, self.metric.value
-    frame = result._scores[result._scores.metric == metric]
-    change, curve = result.transform, CurvePicture()
-    units = {name: kind.unit_in(result.sample.ndim) for name, kind in result.scoring.metrics.items()}
-    curve.draw(frame, change.identity, change.scale, i, units=units, zero=change.zero)
     scores = ', '.join(f'{name} {score}' for name, score, _ in self.curve.words)
     seen = printed(result.samples[i], result.predictions[i], self.viewer, self.frames.windows)
-    close_tree(curve)
-    return with_text(beside(seen, curve.rgb), f'{change.name} {self.slider.label}: {metric} {scores}')
+    both = beside(seen, curve_picture(result, i, metric))
+    return with_text(both, f'{result.transform.name} {self.slider.label}: {metric} {scores}')
 
 # %% ../../nbs/api/widgets/sweep.ipynb #8eaaea99
 @patch

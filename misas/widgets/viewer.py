@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from ..data.sample import Sample
 from ..data.slices import cuts, slice_axes, slice_letters
 from ..view import draw
 from ..view.page import asset
-from .base import InPage, beside, bundle
+from .base import InPage, beside, bundle, with_classes
 from .look import Frame, as_frame, channel_windows
 
 # %% auto #0
@@ -164,14 +163,17 @@ class Viewer(InPage):
         "Where the slices cross."
         return tuple(getattr(self, f'index_{i}') for i in range(self.ndim))
 
+    def move(self, voxel: Iterable[int]):  # an index for each axis
+        "Let the slices cross there."
+        with self.hold_sync():
+            for axis, at in enumerate(voxel): setattr(self, f'index_{axis}', int(at))
 
-@lru_cache
+
 def viewer_of(
     n: int,  # classes
 ) -> type:  # of viewers
-    "A `Viewer` with a trait for each class that says whether it is shown: class_1, class_2, ..."
-    shown = {f'class_{k}': T.Bool(True).tag(sync=True) for k in range(1, n + 1)}
-    return type('Viewer', (Viewer,), {'__module__': __name__, **shown})
+    "A `Viewer` with a trait for each class, see `with_classes`."
+    return with_classes(Viewer, n)
 
 # %% ../../nbs/api/widgets/viewer.ipynb #ee4e03df
 def view(

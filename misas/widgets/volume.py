@@ -119,8 +119,7 @@ def move(
     voxel,  # three indices within the volume
 ):
     "To a voxel: all views show the slices through it."
-    with self.viewer.hold_sync(), self.quietly():
-        for axis, at in enumerate(voxel): setattr(self.viewer, f'index_{axis}', int(at))
+    with self.quietly(): self.viewer.move(voxel)
     self.tell()
 
 # %% ../../nbs/api/widgets/volume.ipynb #f00cc1ef
