@@ -1,11 +1,9 @@
 "Maps over images in the viewer: colours, legend and words in a real page, and what is sent to it."
-import base64
-import json
-
 import numpy as np
 import pytest
 import torch
 from browser import chromium
+from viewer_page import page_with
 
 from misas.attribution.attribute import Attribution
 from misas.data.phantom import disc, short_axis_stack
@@ -22,15 +20,8 @@ from misas.widgets.base import open_widgets
 from misas.widgets.instances import InstanceExplorer, surroundings
 from misas.widgets.linked import TOP, coded, with_map
 from misas.widgets.look import as_frame, channel_windows
-from misas.widgets.viewer import Pool, extent, packed, scripts
+from misas.widgets.viewer import Pool, packed
 
-PAGE = '''<!doctype html><meta charset="utf-8"><title>v</title><body style="margin:8px"><div id="v"></div><p id="below">below</p>
-<script type="module">%s
-const pool = %s.map(s => Uint8Array.from(atob(s), c => c.charCodeAt(0))), frames = %s.map(f => unpacked(f, n => pool[n]));
-const viewer = new Viewer(document.getElementById('v'), %s);
-viewer.show(frames[0], %s);
-Object.assign(window, {viewer, frames, Cut, pixels, ready: true});
-</script>'''
 SIGNS = 'both', 'positive', 'negative'
 
 
@@ -42,15 +33,7 @@ def browser():
 def open_page(browser, tmp_path, frames, pool, width=900):
     "A page with a viewer of frames with maps."
     look = dict(name='heart', pointed=True, mapColours=(255*palette(opacity=1.).astype(float)).round(2).tolist())
-    arrays, script = [base64.b64encode(data).decode() for data in pool.bytes], scripts('viewer_map.js')
-    path = tmp_path/'page.html'
-    path.write_text(PAGE % (script, *map(json.dumps, (arrays, frames, look, extent(frames)))))
-    page = browser.new_page(viewport=dict(width=width, height=800))
-    page.errors = []
-    page.on('pageerror', lambda e: page.errors.append(str(e)))
-    page.goto(f'file://{path}')
-    page.wait_for_function('window.ready && viewer.scale')
-    return page
+    return page_with(browser, tmp_path, frames, pool, look, width, more=['viewer_map.js'])
 
 
 def framed(sample, map, percentiles=(99.5,), unit='logit', region=None):

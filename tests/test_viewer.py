@@ -1,27 +1,18 @@
 "The viewer in a real browser: exact pixels, orientations, hands on it, and how long a picture takes."
-import base64
 import itertools
-import json
 import statistics
 
 import numpy as np
 import pytest
 from browser import chromium
+from viewer_page import page_with
 
 from misas.data.phantom import short_axis_stack
 from misas.data.sample import Sample
 from misas.data.slices import slice_array, slice_letters
 from misas.view import draw
 from misas.widgets.look import as_frame, channel_windows
-from misas.widgets.viewer import Pool, extent, packed, scripts
-
-PAGE = '''<!doctype html><meta charset="utf-8"><title>v</title><body style="margin:8px"><div id="v"></div><p id="below">below</p>
-<script type="module">%s
-const pool = %s.map(s => Uint8Array.from(atob(s), c => c.charCodeAt(0))), frames = %s.map(f => unpacked(f, n => pool[n]));
-const viewer = new Viewer(document.getElementById('v'), %s);
-viewer.show(frames[0], %s);
-Object.assign(window, {viewer, frames, Cut, pixels, ready: true});
-</script>'''
+from misas.widgets.viewer import Pool, packed
 
 
 @pytest.fixture(scope='module')
@@ -30,19 +21,11 @@ def browser():
 
 
 def open_page(browser, tmp_path, samples, predictions, width=1280, scale=1, classes=('a', 'b', 'c'), other=None):
-    "A page with a viewer of some frames; errors of the page are raised at its end."
+    "A page with a viewer of some samples and predictions."
     pool, look = Pool(), dict(classes=list(classes), palette=[draw.rgb(k).tolist() for k in range(1, len(classes) + 1)], name='heart')
     windows = channel_windows(samples[0].image)
     frames = [packed(as_frame(s, p, windows), windows, pool, other=other) for s, p in zip(samples, predictions)]
-    arrays = [base64.b64encode(data).decode() for data in pool.bytes]
-    path = tmp_path/'page.html'
-    path.write_text(PAGE % (scripts(), *map(json.dumps, (arrays, frames, look, extent(frames)))))
-    page = browser.new_page(viewport=dict(width=width, height=800), device_scale_factor=scale)
-    page.errors = []
-    page.on('pageerror', lambda e: page.errors.append(str(e)))
-    page.goto(f'file://{path}')
-    page.wait_for_function('window.ready && viewer.scale')
-    return page
+    return page_with(browser, tmp_path, frames, pool, look, width, scale)
 
 
 def pixels(page, plane, frame=0):
