@@ -27,11 +27,8 @@ def no_luck():
 def tidy():
     "After a file of tests, its figures are closed, and what it held goes back to the system."
     yield
-    import gc
-
     import nbrun
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
-    gc.collect()
     nbrun.give_back()
 
 
@@ -55,14 +52,32 @@ def pytest_collection_modifyitems(config, items):
 # ---- what the workers measured, told at the end ----
 
 MEASURED = []  # of each worker: its name, times of the widgets, memory
+LARGEST = {}  # test -> MB that this process held at most while it ran
+WORKERS = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+
+
+def shared():
+    "MB of a worker that others hold, too: all map the same libraries, which the machine holds once."
+    import nbrun
+    return nbrun.memory('RssFile')*(WORKERS - 1)//WORKERS
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    "What a process held at most is counted for each test, so that one sees which is large."
+    import nbrun
+    nbrun.forget_peak()
+    try: return (yield)
+    finally: LARGEST[item.nodeid] = nbrun.memory('VmHWM') - shared()
 
 
 def measured():
     "What this process measured."
     import nbrun
     server = nbrun.memory('RssAnon', multiprocessing.forkserver._forkserver._forkserver_pid)  # libraries are shared with this process
-    alone = nbrun.memory('VmHWM') + server
-    return dict(worker=os.environ.get('PYTEST_XDIST_WORKER', 'pytest'), alone=alone, notebooks=nbrun.PEAKS,
+    alone = max(LARGEST.values(), default=0) + server
+    return dict(worker=os.environ.get('PYTEST_XDIST_WORKER', 'pytest'), alone=alone, largest=LARGEST,
+                notebooks={name: (ours - shared(), its) for name, (ours, its) in nbrun.PEAKS.items()},
                 times=getattr(sys.modules.get('test_widgets'), 'TIMES', {}))
 
 
@@ -103,4 +118,6 @@ def tell_memory(terminalreporter):
         told = f'{one["worker"]}: {peak(one)} at most with what ran in it, {one["alone"]} without notebooks'
         terminalreporter.write_line(told if peak(one) <= LIMIT else f'{told}: MORE THAN {LIMIT}', red=peak(one) > LIMIT)
     notebooks = [(its, name) for one in MEASURED for name, (_, its) in one['notebooks'].items()]
-    for its, name in sorted(notebooks, reverse=True)[:8]: terminalreporter.write_line(f'{its:6} {name}')
+    tests = [(its, name) for one in MEASURED for name, its in one['largest'].items()]
+    for several in (notebooks, tests):
+        for its, name in sorted(several, reverse=True)[:8]: terminalreporter.write_line(f'{its:6} {name}')

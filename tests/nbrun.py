@@ -71,8 +71,10 @@ def same_luck():
 
 
 def give_back():
-    "What malloc holds of freed memory goes back to the system, where that is glibc."
+    "What is not needed any more goes back to the system, where its malloc is that of glibc."
     import ctypes
+    import gc
+    gc.collect()
     try: ctypes.CDLL('libc.so.6').malloc_trim(0)
     except (OSError, AttributeError): pass
 
@@ -193,6 +195,12 @@ def memory(what='VmHWM', pid='self'):
     try: lines = Path(f'/proc/{pid}/status').read_text().splitlines()
     except OSError: return 0
     return next((int(line.split()[1])//1024 for line in lines if line.startswith(what)), 0)
+
+
+def forget_peak():
+    "From now on 'VmHWM' tells of what comes, where the system lets it."
+    try: Path('/proc/self/clear_refs').write_text('5')
+    except OSError: pass
 
 
 def _context():

@@ -13,7 +13,7 @@ import torch
 from torch.utils import checkpoint
 
 from .method import Method, Raw
-from .ruled import Ruled, overwritten, takes_constants, ways_to, why_not
+from .ruled import Ruled, multiplied, overwritten, takes_constants, ways_to, why_not
 from .rules import AlphaBetaRule, EpsilonRule, ExcitationRule, GammaRule
 from ..inside.layers import bring_home
 from ..inside.operations import following, tensors
@@ -100,14 +100,17 @@ def _plan(q, rule):
     if why := _closed(q): return Plan(why)
     x, outs = q.once('first call', lambda: network_calls(q, count=False)[0])  # the same for all rules
     x.requires_grad_()
-    with q.refusing():
-        for keep in (False, True):
-            ruled = Ruled(q.module, rule, keep, check=True)
-            again = answers(q, x, ruled)
-            wanted = [out for out, (_, grad) in zip(again, outs) if grad is not None]
-            ways = ways_to(wanted, x)
-            if not any(map(overwritten, ways)): break
-        why = why_not(wanted, x, ruled) or _another(again, outs)
+    with q.refusing(): return _tried(q, rule, x, outs, keep=False) or _tried(q, rule, x, outs, keep=True)
+
+
+def _tried(q, rule, x, outs, keep):
+    "The plan, or None where features are overwritten that were not kept. Its graph, which is large, ends with it."
+    ruled = Ruled(q.module, rule, keep, check=True)
+    again = answers(q, x, ruled)
+    wanted = [out for out, (_, grad) in zip(again, outs) if grad is not None]
+    ways = ways_to(wanted, x)
+    if not keep and any(map(overwritten, ways)): return Plan(why) if (why := multiplied(ways)) else None
+    why = why_not(wanted, x, ruled) or _another(again, outs)
     return Plan(why, keep, any(takes_constants(*one) for one in ways.items()))
 
 

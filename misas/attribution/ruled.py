@@ -14,11 +14,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .rules import LAYERS, EpsilonRule, called, hand_on, lives, merged, named, norm_of, steady
 from ..inside.operations import PRODUCTS, Followed, behind, is_linear, kind, leading, without_axes
+from ..models.hold import forgetful
 
 # %% auto #0
-__all__ = ['OURS', 'NO', 'PASSING', 'SWITCHES', 'SHARING', 'SCALING', 'WRITING', 'PREPARED', 'FOR_RELEVANCE', 'CHOOSING',
-           'MOVING', 'MIXING', 'COMBINING', 'NORM_OF', 'WORDS', 'overwritten', 'Ruled', 'no_rule', 'takes_constants',
-           'why_not', 'ways_to']
+__all__ = ['OURS', 'NO', 'PASSING', 'SWITCHES', 'SHARING', 'SCALING', 'WRITING', 'PREPARED', 'FOR_RELEVANCE', 'OTHERS',
+           'CHOOSING', 'MOVING', 'MIXING', 'COMBINING', 'NORM_OF', 'WORDS', 'overwritten', 'Ruled', 'multiplied',
+           'no_rule', 'takes_constants', 'why_not', 'ways_to']
 
 # %% ../../nbs/api/attribution/ruled.ipynb #9b77df92
 class _Handed(torch.autograd.Function):
@@ -165,11 +166,19 @@ def _share(mode, func, args, kwargs):
     if len(places) != wanted or kwargs.get('alpha', 1) < 0: return NO
     return _Shared.apply(_of(func, args, kwargs, *places), mode.rule.epsilon, *(args[i] for i in places))
 
+
+def _forget(mode, func, args, kwargs):
+    "A BatchNorm by itself: its gradient does not need what it got, which is as large as what layers keep."
+    weights = [arg for arg in (*args[1:], *kwargs.values()) if isinstance(arg, torch.Tensor)]
+    if norm_of(func, args, kwargs) is None or any(weight.requires_grad for weight in weights): return NO
+    return forgetful(func, *args, **kwargs)
+
 # %% ../../nbs/api/attribution/ruled.ipynb #661b9eac
 WRITING = {'setitem', 'copy', 'zero', 'fill', 'add', 'sub', 'relu'}  # into a part of a tensor
 PREPARED = [(set(LAYERS), _hand), ({'batch_norm'}, _merge), ({'addmm', 'addmv', 'baddbmm'}, _in_two),
             ({'pad'}, _around), (PASSING, _pass)]
 FOR_RELEVANCE = [(SWITCHES, _pass), (SCALING, _scale), (SHARING, _share)]
+OTHERS = [({'batch_norm'}, _forget)]
 
 
 class _Values(WeakTensorKeyDictionary):
@@ -189,7 +198,7 @@ class Ruled(Followed):
         self.hidden = _Values()
         self.rule, self.keep, self.check, self.written = rule, keep, check, set()
         self.why = None  # something that it came upon is not as it should be
-        self._ways = PREPARED + (FOR_RELEVANCE if rule.relevance else [])
+        self._ways = PREPARED + (FOR_RELEVANCE if rule.relevance else []) + OTHERS
 
     def call(self, func, args, kwargs):
         "What a function of torch does, ready for relevance."
@@ -251,6 +260,13 @@ def _product_of_features(name, ways):
     factors = ways - {0} if name.endswith('mm') and 'dd' in name else ways
     if len(factors) > 1: return 'there is no rule for a product of features (a gate, or attention)'
     return None if name == 'Mul' else f'weights are used in a way that cannot be followed ({name})'
+
+
+def multiplied(
+    ways: dict,  # operation of a graph -> which of its inputs depend on the image
+) -> str | None:
+    "Why not, where features are multiplied with each other: seen in any graph, whether or not layers keep copies."
+    return next(filter(None, (_product_of_features(without_axes(kind(o)), its) for o, its in ways.items())), None)
 
 
 def _by_itself(node, name, ways, ruled):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from weakref import WeakKeyDictionary
@@ -21,8 +22,8 @@ from ..doors import changed_for_a_while, open_changes
 from .kept import Kept
 
 # %% auto #0
-__all__ = ['CONVOLUTIONS', 'NORMS', 'same_luck', 'evaluating', 'hookable', 'untouched', 'noted_once', 'out_of_place', 'frugal',
-           'trace']
+__all__ = ['CONVOLUTIONS', 'NORMS', 'same_luck', 'evaluating', 'hookable', 'untouched', 'noted_once', 'out_of_place', 'forgetful',
+           'frugal', 'trace']
 
 # %% ../../nbs/api/models/hold.ipynb #618b1555
 def _luck():
@@ -254,8 +255,10 @@ def _others_decide():
     return ask is None or ask(False) is not None
 
 
-def _forgetful(forward, input, *args, **kwargs):
-    "Run a module that keeps nothing but the shape of its input."
+def forgetful(
+    forward: Callable, input: torch.Tensor, *args, **kwargs,  # linear in its input, with weights that want no gradient
+) -> torch.Tensor:
+    "What an operation says; of its input it keeps nothing but the shape."
     if _others_decide(): return forward(input, *args, **kwargs)
     place, shape = input.data_ptr(), input.shape  # not the input: what `keep` knows lives as long as the graph
     def keep(t): return (t.new_empty(0), t.shape, t.stride()) if (t.data_ptr(), t.shape) == (place, shape) else t
@@ -270,7 +273,7 @@ def frugal(
     able = hookable(module) and torch.is_grad_enabled()
     changed = [m for m in module.modules() if _linear(m)] if able else []
     def begin():
-        for m in changed: m.__dict__['forward'] = partial(_forgetful, m.forward)
+        for m in changed: m.__dict__['forward'] = partial(forgetful, m.forward)
         return changed
     def end():
         for m in changed: m.__dict__.pop('forward', None)

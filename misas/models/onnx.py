@@ -84,9 +84,41 @@ def _beside(path):
     return [file for file in files if file.is_file()]
 
 # %% ../../nbs/api/models/onnx.ipynb #18aadb37
+class _Session:
+    "A network that onnxruntime has opened. Copies of a model share it, so that what it took to work in is given back once."
+    def __init__(self, graph, device):
+        self.graph, self.device = graph, device  # a file, or bytes
+        self.open()
+
+    def open(self):
+        "As many threads as torch has now, and nothing taken to work in yet."
+        ort = need('onnxruntime', 'predicting with an ONNX file')
+        providers = ['CUDAExecutionProvider']*(self.device.type == 'cuda') + ['CPUExecutionProvider']
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads = torch.get_num_threads()
+        options.enable_mem_pattern = False  # it takes twice the memory, and no less time
+        self.opened = ort.InferenceSession(self.graph, options, providers=providers)
+        self.used = False
+
+    def inputs(self): return self.opened.get_inputs()  # they keep what is open: ask again rather than hold them
+    def names(self): return [o.name for o in self.opened.get_outputs()]
+
+    def run(self, x):
+        "The outputs for a batch, by their names."
+        if self.threads != torch.get_num_threads(): self.open()
+        self.used = True
+        found = self.opened.run(None, {self.inputs()[0].name: x.detach().cpu().numpy()})
+        return {name: torch.from_numpy(array).to(x.device) for name, array in zip(self.names(), found)}
+
+    def rest(self):
+        "Give back what it took to work in; where the file is gone, it goes on with what it has."
+        there = isinstance(self.graph, bytes) or Path(self.graph).is_file()
+        if self.used and there and self.device.type == 'cpu': self.open()
+
+
 class OnnxModel(Model):
     "A model made of an ONNX file."
-    graph: bytes | None = None  # that is run instead of the file
+    is_cut = False  # does it end before the last softmax or sigmoid of its file?
 
     def __init__(
         self, path: str | Path,  # file with one input (N, C, *S); of several outputs see `choose_output`
@@ -101,36 +133,30 @@ class OnnxModel(Model):
         if gpu and 'CUDAExecutionProvider' not in ort.get_available_providers(): raise ValueError(
             "device='cuda' needs onnxruntime with CUDA (pip install onnxruntime-gpu); or use to_torch()")
         self._torch = self._failed = None  # the translation, or why there is none
-        self._cut = {}  # number of threads -> (graph without the last softmax, what was cut off, session)
+        self._cut = None  # (what was cut off at the end, session without it), once that was asked for
         self._taken = None  # name of the output that is taken, where there are several
         self._open()
         self.one_by_one = bool(self.input.shape) and self.input.shape[0] == 1  # the file takes no more
         if self.one_by_one: kw['batch_size'] = 1
         super().__init__(**{'name': self.path.stem, **kw})
 
-    def _session(self, graph):
-        "A file, or a graph as bytes, that can be run. It gets as many threads as torch has."
-        ort = need('onnxruntime', 'predicting with an ONNX file')
-        providers = ['CUDAExecutionProvider']*(self.device.type == 'cuda') + ['CPUExecutionProvider']
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads = torch.get_num_threads()
-        options.enable_mem_pattern = False  # it takes twice the memory, and no less time
-        return ort.InferenceSession(graph, options, providers=providers)
-
     def _open(self):
         "Read the file."
-        self._arena = {'used': False}  # has the session taken memory to work in? Copies of the model share it
-        try: self.session = self._session(str(self.path))
+        try: self.session = _Session(str(self.path), self.device)
         except Exception as e:
             why = str(e).strip().splitlines()[0][:120]
             raise ValueError(f'{self.path}: cannot be read as an ONNX network ({why})') from e
-        inputs = self.session.get_inputs()  # of this session: an old one would live as long as its inputs
+        inputs = self.session.inputs()
         if len(inputs) != 1:
             raise ValueError(f'{self.path}: the network has {len(inputs)} inputs, only one can be served')
-        self.input = inputs[0]
+
+    @property
+    def input(self):
+        "Name, shape and type of what goes in."
+        return self.session.inputs()[0]
 
     def made_of(self): return tuple(_digest(path) for path in (self.path, *_beside(self.path)))
-    def __getstate__(self): return {**self.__dict__, 'session': None, 'input': None, '_torch': None, '_cut': {}}
+    def __getstate__(self): return {**self.__dict__, 'session': None, '_torch': None, '_cut': None}
 
     def __setstate__(self, state):
         "In another process, which reads the file itself."
@@ -142,20 +168,10 @@ class OnnxModel(Model):
 # %% ../../nbs/api/models/onnx.ipynb #8e45ea45
 @patch
 def forward(self: OnnxModel, x):
-    if self._threads != torch.get_num_threads(): self._reopen()
-    self._arena['used'] = True
-    found = self.session.run(None, {self.input.name: x.detach().cpu().numpy()})
-    out = {o.name: torch.from_numpy(a).to(x.device) for o, a in zip(self.session.get_outputs(), found)}
+    out = self.session.run(x)
     self._note(out, x)
     by_name = self.output is not None and not callable(self.output)
     return next(iter(out.values())) if len(out) == 1 and not by_name else out
-
-
-@patch
-def _reopen(self: OnnxModel):
-    "With another number of threads."
-    if self.graph is None: self._open()
-    else: self.session = self._session(self.graph)
 
 
 @patch
@@ -196,7 +212,7 @@ def _by_name(f, names, outputs): return f(dict(zip(names, outputs)))
 @patch
 def _for_translation(self: OnnxModel, graph):
     "The graph for the translation, what was cut off at its end, and how the translation chooses its output."
-    names, output = [o.name for o in self.session.get_outputs()], self.output
+    names, output = self.session.names(), self.output
     if callable(output): return graph, None, partial(_by_name, output, names) if len(names) > 1 else output
     name = self._taken
     if isinstance(output, str): name = output
@@ -208,17 +224,14 @@ def _for_translation(self: OnnxModel, graph):
 @patch
 def _without_last(self: OnnxModel):
     "The same by onnxruntime, before its last softmax or sigmoid; this model itself where there is none."
-    if self.graph is not None: return self
-    threads = torch.get_num_threads()
-    if threads not in self._cut:
+    if self.is_cut: return self
+    if self._cut is None:
         graph, kind, _ = self._for_translation(need('onnx', 'logits of an ONNX file').load(str(self.path)))
-        graph = None if kind is None else graph.SerializeToString()
-        self._cut.clear()
-        self._cut[threads] = graph, kind, None if kind is None else self._session(graph)
-    graph, kind, session = self._cut[threads]
+        self._cut = kind, None if kind is None else _Session(graph.SerializeToString(), self.device)
+    kind, session = self._cut
     if kind is None: return self
     new = self.copy()
-    new.graph, new.output, new.activation, new.session = graph, None, kind, session
+    new.is_cut, new.output, new.activation, new.session = True, None, kind, session
     new.said, new.seen = say(kind, self.classes), None
     if self.overlapping: new.said = Output(kind, self.n_classes, True)
     return new
@@ -240,7 +253,8 @@ def for_logits(self: OnnxModel, gradient):
 @patch
 def rest(self: OnnxModel):
     "Give back what onnxruntime took to work in; it would keep it beside the gradients of the translation."
-    if self._arena['used'] and self.device.type == 'cpu' and self.path.is_file(): self._open()
+    self.session.rest()
+    if self._cut is not None and self._cut[1] is not None: self._cut[1].rest()
 
 # %% ../../nbs/api/models/onnx.ipynb #0a97a971
 class Translation(TorchModel):
@@ -254,19 +268,24 @@ class Translation(TorchModel):
         self.translated, self.origin, self.confirmed = module, origin, set()  # sizes for which they agree
 
     def forward(self, x):
+        if self.module is not self.translated or x.shape[1:] in self.confirmed: return super().forward(x)
+        theirs = self._theirs(x[:1])
         out = super().forward(x)
-        if self.module is self.translated and x.shape[1:] not in self.confirmed:  # else it is meant to differ
-            self._compare(x, out)
-            self.confirmed.add(x.shape[1:])
+        self._compare(self.plain(choose_output(out, self.output, tuple(x.shape[2:])))[:1].detach(), theirs)
+        self.confirmed.add(x.shape[1:])
         return out
 
-    def _compare(self, x, out):
-        "NoGradient where it does not answer as the file does."
+    def _theirs(self, x):
+        "What onnxruntime says; asked before the gradients take their memory, and a copy, as it would keep its own."
         said = self.origin.for_logits(False)
-        with same_luck(): theirs = said.forward(x[:1])
-        theirs = said.plain(choose_output(theirs, said.output, tuple(x.shape[2:])))
-        own = self.plain(choose_output(out, self.output, tuple(x.shape[2:])))[:1].detach()
-        if alike(theirs.to(own), own, x.ndim - 2, LOOSE): return
+        with same_luck(): out = said.forward(x)
+        out = said.plain(choose_output(out, said.output, tuple(x.shape[2:]))).clone()
+        self.origin.rest()
+        return out
+
+    def _compare(self, own, theirs):
+        "NoGradient where it does not answer as the file does."
+        if alike(theirs.to(own), own, own.ndim - 2, LOOSE): return
         worst = int((theirs.to(own) - own).abs().argmax()) if theirs.shape == own.shape else 0
         here, there = (float(answer.flatten()[worst]) for answer in (own, theirs))
         raise NoGradient(
