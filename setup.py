@@ -8,7 +8,7 @@ here = Path(__file__).parent
 ini = ConfigParser(delimiters=['='])
 ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-extras = {o: cfg[f'{o}_requirements'].split() for o in ('demo', 'onnx', 'mri', 'dask', 'dev')}
+extras = {o: cfg[f'{o}_requirements'].split() for o in ('demo', 'onnx', 'mri', 'dask', 'nnunet', 'huggingface', 'dicom', 'dev')}
 extras['dev'] = sorted({o for v in extras.values() for o in v})  # the tests run everything
 
 setup(
