@@ -10,7 +10,7 @@ from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 # %% auto #0
 __all__ = ['STATISTICS', 'Interval', 'check_level', 'as_clusters', 'bootstrap', 'differences', 'averages', 'signed_rank',
@@ -67,7 +67,7 @@ def _interval(resampled, tail):  # (n, columns) sorted; share to leave out at ea
 
 def _median_interval(values, group, groups, level, draws):  # -> estimate, low, high
     "Expanded percentile interval."
-    expanded = stats.norm.cdf(-stats.t.ppf((1 + level)/2, max(groups - 1, 1)))
+    expanded = special.ndtr(-special.stdtrit(max(groups - 1, 1), (1 + level)/2))
     estimate = _medians(values, group, np.ones((groups, 1), np.int32))[0]
     resampled = np.concatenate([_medians(values, group, counts) for counts in draws])
     return estimate, *_interval(np.sort(resampled, 0), expanded)
@@ -230,6 +230,7 @@ def signed_rank(
     "Wilcoxon signed-rank test, two-sided, exact up to 50 differences that are not 0; (1, 0) where all are."
     changed = d[d != 0]
     if not len(changed): return 1., 0.
+    from scipy import stats
     rank = stats.rankdata(abs(changed))
     up, down = rank[changed > 0].sum(), rank[changed < 0].sum()
     if len(changed) <= 50: p_value = _exact_p(rank, max(up, down))
@@ -319,5 +320,5 @@ def ends(
     if share and drawn[0] in (0, 1):
         far = tail**(1/patients)
         return (0., 1 - far) if drawn[0] == 0 else (far, 1.)
-    wider = stats.norm.cdf(-np.sqrt(patients/(patients - 1))*stats.t.ppf(1 - tail, patients - 1))
+    wider = special.ndtr(-np.sqrt(patients/(patients - 1))*special.stdtrit(patients - 1, 1 - tail))
     return tuple(np.nanquantile(drawn[1:], [wider, 1 - wider]))

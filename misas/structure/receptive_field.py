@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..models.anatomy import of_the_image
@@ -287,7 +286,9 @@ def _named(func, args, kwargs):
 class _Follower(TorchDispatchMode):
     "Keeps the origin of each tensor; its methods `enter` and `leave` are hooks of modules."
     def __init__(self, module, x):
+        from torch.utils.flop_counter import flop_registry  # it imports a compiler
         super().__init__()
+        self.counts = flop_registry
         self.found, self.stack = Followed(), ['']
         self.names = {m: name for name, m in module.named_modules()}
         self.origins, self.written = WeakTensorKeyDictionary(), {}  # where parts were written: places in memory
@@ -297,7 +298,7 @@ class _Follower(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        count = flop_registry.get(func.overloadpacket)
+        count = self.counts.get(func.overloadpacket)
         if count:
             name = self.stack[-1]
             self.found.costs[name] = self.found.costs.get(name, 0) + count(*args, **kwargs, out_val=out)//2
