@@ -32,10 +32,11 @@ from misas.sweep.sensitivity import sensitivity
 from misas.sweep.tolerance import tolerance
 from misas.transforms.intensity import Brightness, Noise
 from misas.transforms.spatial import Rotation
-from misas.transforms.voxels import Flip
+from misas.transforms.voxels import Flip, Resolution
 from misas.trust.calibration import calibration
 from misas.trust.failure import risk_coverage
 from misas.view import draw, map_views, maps, panels, plot, thin
+from misas.view.cohort import cohort_curves
 from misas.view.layout import SMALL
 
 # ---- what a figure is asked ----
@@ -263,6 +264,30 @@ def test_volume_and_maps():
     fine(maps.side_by_side(HEART, {'one': HEART.image, 'another': -HEART.image}, units='logit', size=2.))
     fine(map_views.volume_views(v, v.image - 300, target=v.labels == 3, unit='logit', title='a map\nof a volume'))
     fine(map_views.plot_attribution(HEART, HEART.image - 300, title='saliency', about='mean logit of LV', unit='logit'))
+
+
+# ---- all that is drawn is inside ----
+
+
+def outside(fig):
+    "Finite points of lines that are above or below their axes."
+    out = []
+    for ax in fig.axes:
+        low, high = sorted(ax.get_ylim())
+        heights = [np.asarray(line.get_ydata(), float) for line in ax.lines if line.get_transform() == ax.transData]
+        out += [(ax.get_ylabel(), y) for line in heights for y in line[np.isfinite(line)] if not low <= y <= high]
+    return out
+
+
+@pytest.mark.parametrize('metric, near, far', [('hausdorff95', 3., 12.), ('volume_difference', -2., -40.), ('volume', 90., 200.)])
+def test_a_perfect_model_is_inside(metric, near, far):
+    "It can be worse than the model that is judged, far beyond its scores; where it is undefined or infinite, nothing is drawn."
+    best = [near/2, far, np.nan, np.inf]
+    rows = [('resolution', v, '', name, metric, near, c) for name in ('LV', 'MYO') for v, c in zip((1., 2., 3., 4.), best)]
+    frame = pd.DataFrame(rows, columns='transform value unit class metric score ceiling'.split())
+    assert not outside(plot.curves(frame, 1.))
+    cases = pd.concat([frame.assign(model='one', sample=name) for name in 'abc'])
+    assert not outside(cohort_curves(cases, {'resolution': Resolution([1, 2, 3, 4])}, n=100))
 
 
 # ---- classes can be told apart ----

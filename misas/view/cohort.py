@@ -46,7 +46,12 @@ def _spread(table, band, clusters, **kw):
     return found.estimate, *ends
 
 
-def _all_ends(tables): return score_ends(np.concatenate([table.to_numpy().ravel() for table in tables.values()]))
+def _all_ends(
+    *drawn,  # dicts of tables or columns of scores
+):
+    "Lowest and highest of all that is drawn."
+    tables = [table for one in drawn for table in one.values()]
+    return score_ends(np.concatenate([table.to_numpy().ravel() for table in tables]))
 
 # %% ../../nbs/api/view/cohort.ipynb #491c0098
 def _cohort_line(ax, at, scores, spread, ends, ordered, cases, color, ls):
@@ -131,7 +136,7 @@ def cohort_curves(
     perfect, (part, look) = _perfect(frame, transforms, metric), looks(tables, colours)
     names = list(dict.fromkeys(key[1] for key in tables))
     rows = [None] if part else list(dict.fromkeys(key[2] for key in tables))
-    axs, ends = panels(len(rows), len(names), n_cols, size, axs), _all_ends(tables)
+    axs, ends = panels(len(rows), len(names), n_cols, size, axs), _all_ends(tables, perfect)
     for (i, j), ax in np.ndenumerate(axs):
         here = {key: table for key, table in tables.items() if key[1] == names[j] and rows[i] in (None, key[2])}
         scale = transforms[names[j]].scale

@@ -291,9 +291,15 @@ def score_ends(
     return min(0., finite.min(initial=0.)), max(1., finite.max(initial=1.))
 
 
+def _panel_ends(part):
+    "Lowest and highest of all that is drawn: the scores, and the ceilings that bend."
+    ceilings = [one.ceiling for _, one in part.groupby('class') if _bends(one)] if 'ceiling' in part else []
+    return score_ends(np.concatenate([part.score, *ceilings]))
+
+
 def _curve(ax, part, name, k, count, scale):
     "The line of one class, number `k` of `count`; what is undefined stands below all, what is infinite above."
-    low, high = score_ends(part.score)
+    low, high = _panel_ends(part)
     one = part[part['class'] == name]
     at, score = scale.places(one.value, part.value) + scale.beside(k - 1, count), one.score.to_numpy(float)
     look = dict(ms=3, lw=1.5, ls=dash(k)) if scale.ordered else dict(ms=5, lw=0)
@@ -311,7 +317,7 @@ def _marks(ax, at, height, mark, k, label):
 
 def _score_axis(ax, part, label):
     "The axis of the scores, with room for what is no number."
-    low, high = score_ends(part.score)
+    low, high = _panel_ends(part)
     room = .05*(high - low)
     rows = part['class'].nunique() + 1
     below = room*(rows if part.score.isna().any() else 1)
