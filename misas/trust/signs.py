@@ -22,7 +22,7 @@ from .uncertainty import agreement, certainty, soft_dice
 if TYPE_CHECKING: import pandas
 
 # %% auto #0
-__all__ = ['SIGNS', 'WORDS', 'mild_changes', 'as_changes', 'Asked', 'ask_mildly', 'agreements', 'signs_of']
+__all__ = ['SIGNS', 'WORDS', 'mild_changes', 'as_changes', 'Asked', 'ask_mildly', 'agreements', 'signs_of', 'disagreement']
 
 # %% ../../nbs/api/trust/signs.ipynb #629aca3f
 SIGNS = dict(agreement=1, least=1, soft_dice=1, certainty=1, size=0, calm=0)  # 1: more is better; 0: either
@@ -103,3 +103,20 @@ def signs_of(
         agree = found[:, k - 1] if len(found) and mask.any() else np.zeros(1)
         rows.append((name, agree.mean(), agree.min(), promised[k - 1], sure, np.log1p(mask.sum()), calm))
     return pd.DataFrame(rows, columns=['class', *SIGNS])
+
+# %% ../../nbs/api/trust/signs.ipynb #f296b3e4
+def disagreement(
+    asked: Asked,
+    tolerated: np.ndarray | None = None,  # (changes,) bool: those that count; None: all
+) -> np.ndarray:  # float32 (*S), 0: always the same answer, 1: always another one
+    "Of each voxel the share of the mild changes under which its answer is another one."
+    shape = asked.sample.shape
+    differs, told = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for k, (answer, known) in enumerate(asked.answers):
+        if tolerated is not None and not tolerated[k]: continue
+        other = np.asarray(answer) != asked.prediction
+        if is_stack(asked.prediction): other = other.any(0)
+        there = np.ones(shape, bool) if known is None else known
+        differs += other & there
+        told += there
+    return differs/np.maximum(told, 1)

@@ -29,7 +29,7 @@ from .distance import deal
 from .expected import Expected, learn_expected
 from .lessons import Lessons, learn_from, patient_of, texts_of, with_agreement
 from .lessons import corruptions as usual_corruptions
-from .signs import SIGNS, as_changes, ask_mildly, mild_changes, signs_of
+from .signs import SIGNS, as_changes, ask_mildly, disagreement, mild_changes, signs_of
 from .strangeness import surroundings
 from .verdict import Past, Verdict, reasons_of
 
@@ -144,7 +144,7 @@ def of(
     return Verdict(
         sample, asked.prediction, self.expect(signs, strange), reasons_of(signs, unchanged, DIRECTIONS),
         bool(strange[0] <= self.limit), float(strange[0]), self.limit,
-        self._p(strange[0]), self.level, self._past(), self.model.name)
+        self._p(strange[0]), self.level, self._past(), self.model.name, disagreement(asked, self.tolerated))
 
 
 @patch

@@ -73,6 +73,7 @@ class Verdict:
     level: float  # of the intervals
     past: Past
     model: str = 'model'
+    doubt: np.ndarray | None = None  # (*S) share of mild changes under which a voxel gets another class
 
     def __repr__(self): return str(self.summary())
 
