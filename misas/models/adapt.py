@@ -17,6 +17,7 @@ from .base import Model
 from .fastai import FastaiModel
 from .files import check_there, load_file
 from .function import FunctionModel
+from .huggingface import is_hugging_face, is_pretrained, load_pretrained, of_hugging_face
 from .onnx import OnnxModel
 from .torch import TorchModel
 
@@ -69,10 +70,12 @@ def _no_model(obj):
 def _adapt(obj, device, trusted, kw):
     "The adapter for `obj`."
     if isinstance(obj, (str, Path)):
-        check_there(obj)
-        if str(obj).lower().endswith('.onnx'): return OnnxModel(obj, device=device, **kw)
+        if str(obj).lower().endswith('.onnx'):
+            check_there(obj)
+            return OnnxModel(obj, device=device, **kw)
         kw.setdefault('name', Path(obj).stem)
-        obj = load_file(obj, trusted)
+        obj = load_pretrained(obj) if is_pretrained(obj) else load_file(obj, trusted)
+    if is_hugging_face(obj): obj, kw = of_hugging_face(obj, kw)
     kw = _as_it_says(obj, kw)
     if isinstance(obj, torch.nn.Module):
         check_askable(obj)
@@ -89,7 +92,7 @@ def as_model(
     obj: object,  # a Learner, nn.Module, function, Model, or path to .onnx, TorchScript, a Learner export or an MLCSC
     *,
     classes: tuple | list | dict | None = None,  # names by label value, background first; None: those of a Learner
-    preprocess: Callable | None = None,  # f(image) -> image, or (image, undo); image: float32 tensor (C, *S)
+    preprocess: Callable | None = None,  # f(image) -> image, or (image, undo), of float32 (C, *S); or an image processor
     activation: str = 'auto',  # 'softmax' or 'sigmoid': logits, 'none' or 'masks': probabilities, 'labels': label maps
     multiple_of: int | tuple | None = None,  # pad every axis to a multiple of this
     size: int | tuple | None = None,  # resize to this spatial shape
