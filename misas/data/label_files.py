@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .dicom import SEGMENTATIONS, count_frames, is_dicom, plane_of, tag
+from .grids import on_grid, to_grid, together
 
 # %% auto #0
 __all__ = ['without_rounding', 'check_clean', 'is_segmentation', 'segmentation_on']
@@ -77,28 +78,10 @@ def segmentation_on(
     "The classes of a DICOM SEG on the grid of an image. ValueError where they do not lie on it."
     import pydicom
     ds, path = pydicom.dcmread(path), Path(path)
-    shape, to_image = part['image'].shape[1:], part.get('affine') if len(part['image'].shape) > 3 else part.get('plane')
-    if to_image is None: raise ValueError(f'{path.name} lies in the patient, but where the image lies is not known')
+    shape, to_image = part['image'].shape[1:], to_grid(part, path.name)
     _check_world(ds, part, path)
     names = {int(one.SegmentNumber): str(one.SegmentLabel) for one in ds.SegmentSequence}
-    count, labels = max(names), np.zeros(shape, np.int32)
-    placed = list(_placed(ds, np.linalg.inv(to_image), shape, path))
-    for number, at in placed:
-        if np.isin(labels[at], (0, number)).all(): labels[at] = number
-        else: return _overlapping(placed, count, shape), _names(names, count)
-    return labels, ('background', *_names(names, count))
-
-
-def _names(names, count):
-    "Names of the classes, different ones."
-    found = [names.get(number, f'class {number}') for number in range(1, count + 1)]
-    return tuple(name if found.count(name) == 1 else f'{name} {k + 1}' for k, name in enumerate(found))
-
-
-def _overlapping(placed, count, shape):
-    masks = np.zeros((count, *shape), bool)
-    for number, at in placed: masks[(number - 1, *at)] = True
-    return masks
+    return together(_placed(ds, to_image, shape, path), names, shape)
 
 
 def _check_world(ds, part, path):
@@ -119,7 +102,7 @@ def _placed(ds, to_voxels, shape, path):
         rows, columns = np.nonzero(frame)
         if not len(rows): continue
         at = to_voxels @ plane @ np.array([columns, rows, 0*rows, 1 + 0*rows])
-        voxels = _on_grid(at[:3], shape, path)
+        voxels = on_grid(at[:3], shape, path.name)
         if voxels is None: continue
         classes = frame[rows, columns] if _is_label_map(ds) else [tag(ds, 'ReferencedSegmentNumber', number)]
         for value in np.unique(classes):
@@ -128,15 +111,3 @@ def _placed(ds, to_voxels, shape, path):
 
 
 def _is_label_map(ds): return str(ds.SOPClassUID) == SEGMENTATIONS[1]
-
-
-def _on_grid(at, shape, path):
-    "Voxels as index arrays; of a 2D image (rows, columns), or None for a frame of another slice."
-    if len(shape) == 2:
-        if np.abs(at[2]).max() > .5: return None  # mm
-        at = at[[1, 0]]
-    voxels = np.rint(at).astype(int)
-    if np.abs(at - voxels).max() > .1: raise ValueError(f'{path.name} lies on another grid than the image; resample it')
-    if (voxels < 0).any() or (voxels >= np.reshape(shape, (-1, 1))).any():
-        raise ValueError(f'{path.name} reaches beyond the image, so it belongs to another one')
-    return tuple(voxels)
