@@ -5,9 +5,6 @@
 # %% ../../nbs/api/metrics/masks.ipynb #96a1a428
 from __future__ import annotations
 
-import random
-import warnings
-
 import numpy as np
 
 from ..data.labels import as_labels, is_stack, to_numpy
@@ -105,12 +102,40 @@ def surface_distance(
         raise ValueError(f'percentile must be above 0 and at most 100, got {percentile}')
     found = prediction.any(), truth.any()
     if not all(found): return np.inf if any(found) else np.nan  # MONAI: NaN or infinite, depending on the percentile
-    if isinstance(spacing, Spacing): return _sheared_distance(prediction > 0, truth > 0, spacing, percentile)
-    average, hausdorff = _monai('assd' if percentile is None else f'hausdorff{percentile:g}')
-    how = dict(y_pred=prediction[None, None], y=truth[None, None], include_background=True, spacing=spacing)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)  # MONAI 1.6 warns about an argument that it passes to itself
-        return float(average(symmetric=True, **how) if percentile is None else hausdorff(percentile=percentile, **how))
+    places = [_surface(mask > 0, spacing) for mask in (prediction, truth)]
+    apart = [_nearest(here, there) for here, there in (places, places[::-1])]
+    if percentile is None: return float(np.concatenate(apart).mean())
+    return float(max(np.percentile(one, percentile) for one in apart))
+
+
+def _surface(mask, spacing):
+    "Where the outermost voxels of a mask lie in mm: (n, axes). Outside the image is outside the mask."
+    box = tuple(_box(mask))
+    wide = np.pad(mask[box], 1)
+    middle = (slice(1, -1),)*mask.ndim
+    deep = wide[middle].copy()
+    for axis in range(mask.ndim):
+        for side in (slice(None, -2), slice(2, None)): deep &= wide[(*middle[:axis], side, *middle[axis + 1:])]
+    return _places(wide[middle] & ~deep, spacing, [part.start for part in box])
+
+
+def _box(mask):
+    "Slices that just hold a mask that is not empty."
+    for axis in range(mask.ndim):
+        along = mask.any(tuple(i for i in range(mask.ndim) if i != axis))
+        yield slice(along.argmax(), len(along) - along[::-1].argmax())
+
+
+def _places(mask, spacing, start=0):
+    "Where the voxels of a mask that begins at `start` lie in mm."
+    at = np.argwhere(mask) + start
+    return at @ spacing.steps.T if isinstance(spacing, Spacing) else at*spacing
+
+
+def _nearest(here, there):
+    "How far each place is from the nearest of the others."
+    from scipy.spatial import cKDTree
+    return cKDTree(there, balanced_tree=False, compact_nodes=False).query(here)[0]
 
 
 def _two_masks(prediction, truth):
@@ -124,30 +149,7 @@ def _two_masks(prediction, truth):
     return prediction, truth
 
 
-def _monai(what):
-    "MONAI's functions; the first import is slow, and must not move Python's random state."
-    state = random.getstate()
-    try: from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
-    except ImportError as e: raise ImportError(f'{what} needs MONAI: pip install "misas[mri]"') from e
-    finally: random.setstate(state)
-    return compute_average_surface_distance, compute_hausdorff_distance
-
 # %% ../../nbs/api/metrics/masks.ipynb #8b5c1d03
-def _places(mask, spacing):
-    "Where the voxels of a mask lie in mm."
-    return np.argwhere(mask) @ spacing.steps.T
-
-
-def _sheared_distance(prediction, truth, spacing, percentile):
-    "`surface_distance` of two masks that are not empty, between places."
-    from scipy.ndimage import binary_erosion
-    from scipy.spatial import cKDTree
-    places = [_places(mask & ~binary_erosion(mask), spacing) for mask in (prediction, truth)]
-    apart = [cKDTree(there).query(here)[0] for here, there in (places, places[::-1])]
-    if percentile is None: return float(np.concatenate(apart).mean())
-    return float(max(np.percentile(one, percentile) for one in apart))
-
-
 def depth_mm(
     mask,  # (*S) bool
     spacing,  # mm: one number, or one for each axis, as a sample has it
