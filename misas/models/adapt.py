@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..doors import door
 from .base import Model
+from .command import CommandModel
 from .fastai import FastaiModel
 from .files import check_there, load_file
 from .function import FunctionModel
@@ -86,10 +87,25 @@ def _adapt(obj, device, trusted, kw):
     if device is not None: raise ValueError('device is for networks; a function runs where it runs')
     return FunctionModel(obj, **kw)
 
+
+def _of_command(command, timeout, obj, kw):
+    "The adapter for a program. ValueError for what is said of networks."
+    if obj is not None: raise ValueError('obj and command exclude each other: a command is a model by itself')
+    fine = {name: kw.pop(name) for name in ('classes', 'preprocess', 'activation', 'name') if name in kw}
+    given = [name for name, value in kw.items() if value is not None and value is not False]
+    if given: raise ValueError(f'{given[0]} is for networks; a command does it by itself, if at all')
+    return CommandModel(command, timeout=timeout, **fine)
+
 # %% ../../nbs/api/models/adapt.ipynb #ad089047
+def _check_together(window, overlap, command, timeout):
+    "ValueError for an option without the one that it belongs to."
+    if window is None and overlap != .25: raise ValueError('overlap is that of windows: pass window= too')
+    if command is None and timeout is not None: raise ValueError('timeout is that of a command: pass command= too')
+
+
 @door
 def as_model(
-    obj: object,  # a Learner, nn.Module, function, Model, or path to .onnx, TorchScript, a Learner export or an MLCSC
+    obj: object = None,  # Learner, nn.Module, function, Model, or path to .onnx, TorchScript, Learner export or MLCSC
     *,
     classes: tuple | list | dict | None = None,  # names by label value, background first; None: those of a Learner
     preprocess: Callable | None = None,  # f(image) -> image, or (image, undo), of float32 (C, *S); or an image processor
@@ -106,6 +122,8 @@ def as_model(
     name: str | None = None,  # in tables and errors
     version: str | None = None,  # of what it depends on and a study cannot see, such as files that a function reads
     trusted: bool = False,  # may code in a .pkl, .pt or TorchScript file be run?
+    command: str | list | None = None,  # instead of `obj`: 'program -i {image} -o {out}', see `CommandModel`
+    timeout: float | None = None,  # seconds that a command may take for an image; None: as long as it takes
 ) -> Model:
     """A `Model` of anything that segments. Predictions lie on the grid of the image that was asked about.
     With several channels, 'sigmoid' and 'masks' mean classes that may overlap; `classes` has no background then."""
@@ -114,10 +132,12 @@ def as_model(
         if any(v is not None for v in given) or activation != 'auto' or resize_output:
             raise ValueError('obj is a Model already; pass the options when you make it')
         return obj
-    if window is None and overlap != .25: raise ValueError('overlap is that of windows: pass window= too')
+    _check_together(window, overlap, command, timeout)
     kw = dict(
         classes=classes, preprocess=preprocess, activation=activation, multiple_of=multiple_of, size=size,
         batch_size=batch_size, threshold=threshold, output=output, resize_output=resize_output)
     if name is not None: kw['name'] = name
-    model = _adapt(obj, device, trusted, kw)
+    if command is None: model = _adapt(obj, device, trusted, kw)
+    else: model = _of_command(command, timeout, obj, dict(kw, device=device, window=window))
+    if version is not None: model.version = version
     return model if window is None else model.sliding(window, overlap)
