@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..doors import door
 from .base import Model
+from .bundle import is_bundle, load_bundle, of_bundle
 from .command import CommandModel
 from .fastai import FastaiModel
 from .files import check_there, load_file
@@ -75,6 +76,7 @@ def _adapt(obj, device, trusted, kw):
             check_there(obj)
             return OnnxModel(obj, device=device, **kw)
         kw.setdefault('name', Path(obj).stem)
+        if is_bundle(obj): return of_bundle(load_bundle(obj, trusted), device=device, **kw)
         obj = load_pretrained(obj) if is_pretrained(obj) else load_file(obj, trusted)
     if is_hugging_face(obj): obj, kw = of_hugging_face(obj, kw)
     kw = _as_it_says(obj, kw)
