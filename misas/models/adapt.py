@@ -20,6 +20,7 @@ from .fastai import FastaiModel
 from .files import check_there, load_file
 from .function import FunctionModel
 from .huggingface import is_hugging_face, is_pretrained, load_pretrained, of_hugging_face
+from .nnunet import NnunetModel, is_nnunet, load_nnunet
 from .onnx import OnnxModel
 from .torch import TorchModel
 
@@ -69,8 +70,10 @@ def _no_model(obj):
     return type(obj).__name__
 
 
-def _adapt(obj, device, trusted, kw):
+def _adapt(obj, device, trusted, kw, how):
     "The adapter for `obj`."
+    if is_nnunet(obj): return _of_nnunet(obj, how, device, trusted, kw)
+    _check_alone(how)
     if isinstance(obj, (str, Path)):
         if str(obj).lower().endswith('.onnx'):
             check_there(obj)
@@ -90,6 +93,17 @@ def _adapt(obj, device, trusted, kw):
     return FunctionModel(obj, **kw)
 
 
+def _of_nnunet(obj, how, device, trusted, kw):
+    "The adapter for an nnU-Net. ValueError for what its plans say."
+    name = kw.pop('name', None)
+    given = [k for k, v in kw.items() if v is not None and v is not False and not (k == 'activation' and v == 'auto')]
+    if given: raise ValueError(f'{given[0]} is for other networks; the plans of an nnU-Net say it: leave it out')
+    if isinstance(obj, (str, Path)): return load_nnunet(obj, trusted=trusted, device=device, name=name, **how)
+    if how['folds'] is not None or how['checkpoint'] is not None: raise ValueError(
+        'folds and checkpoint are for a results folder; the nnUNetPredictor has its weights already')
+    return NnunetModel(obj, mirroring=how['mirroring'], device=device, name=name)
+
+
 def _of_command(command, timeout, obj, kw):
     "The adapter for a program. ValueError for what is said of networks."
     if obj is not None: raise ValueError('obj and command exclude each other: a command is a model by itself')
@@ -99,6 +113,13 @@ def _of_command(command, timeout, obj, kw):
     return CommandModel(command, timeout=timeout, **fine)
 
 # %% ../../nbs/api/models/adapt.ipynb #ad089047
+def _check_alone(how):
+    "ValueError for what is asked of an nnU-Net only."
+    given = [name for name, value in how.items() if value is not None]
+    if given: raise ValueError(
+        f'{given[0]} is for an nnU-Net: its results folder (the one with plans.json in it), or an nnUNetPredictor')
+
+
 def _check_together(window, overlap, command, timeout):
     "ValueError for an option without the one that it belongs to."
     if window is None and overlap != .25: raise ValueError('overlap is that of windows: pass window= too')
@@ -126,6 +147,9 @@ def as_model(
     trusted: bool = False,  # may code in a .pkl, .pt or TorchScript file be run?
     command: str | list | None = None,  # instead of `obj`: 'program -i {image} -o {out}', see `CommandModel`
     timeout: float | None = None,  # seconds that a command may take for an image; None: as long as it takes
+    folds: int | str | tuple | None = None,  # of an nnU-Net, averaged: numbers, or 'all'; None: those that are there
+    checkpoint: str | None = None,  # of an nnU-Net; None: checkpoint_final.pth
+    mirroring: bool | None = None,  # of an nnU-Net: eight times the passes in 3D; None: as it was trained
 ) -> Model:
     """A `Model` of anything that segments. Predictions lie on the grid of the image that was asked about.
     With several channels, 'sigmoid' and 'masks' mean classes that may overlap; `classes` has no background then."""
@@ -139,7 +163,8 @@ def as_model(
         classes=classes, preprocess=preprocess, activation=activation, multiple_of=multiple_of, size=size,
         batch_size=batch_size, threshold=threshold, output=output, resize_output=resize_output)
     if name is not None: kw['name'] = name
-    if command is None: model = _adapt(obj, device, trusted, kw)
+    how = dict(folds=folds, checkpoint=checkpoint, mirroring=mirroring)
+    if command is None: model = _adapt(obj, device, trusted, kw, how)
     else: model = _of_command(command, timeout, obj, dict(kw, device=device, window=window))
     if version is not None: model.version = version
     return model if window is None else model.sliding(window, overlap)
