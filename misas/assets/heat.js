@@ -2,16 +2,19 @@
 // Blocks: [{title, head, rows, columns, places}]; cells are counted row by row through all blocks. A map has for each cell
 // [text, level (0 to 255; -1: no number), marks, note], and what the ends of its colours mean.
 
+const LEAST = 20;  // pixels of a cell: what is narrower cannot be read
+
 const STYLE = `
 .mh { container-type: inline-size; min-width: 0; color: var(--jp-ui-font-color1, CanvasText);
   font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif) }
-.mh table { width: 100%; table-layout: fixed; border-collapse: separate; border-spacing: 2px; font-variant-numeric: tabular-nums }
+.mh-wide { overflow-x: auto; padding: 2px }
+.mh table { width: 100%; min-width: var(--least); table-layout: fixed; border-collapse: separate; border-spacing: 2px; font-variant-numeric: tabular-nums }
 .mh col.names { width: var(--names) }
-.mh th { font-weight: normal; overflow-wrap: anywhere; padding: 1px 3px; font-size: clamp(10px, var(--room), 13px) }
+.mh th { font-weight: normal; overflow-wrap: anywhere; white-space: normal; text-align: center; border: 0; padding: 1px 3px; font-size: clamp(10px, var(--room), 13px) }
 .mh th[scope=row] { text-align: right }
 .mh .mh-title th { text-align: left; font-weight: 600; padding-top: 6px; font-size: 13px }
-.mh td { padding: 0 }
-.mh button { display: block; width: 100%; min-height: 30px; padding: 2px 0; border: 0; border-radius: 2px; cursor: pointer;
+.mh td { padding: 0; border: 0 }
+.mh button { display: block; width: 100%; min-height: 30px; print-color-adjust: exact; padding: 2px 0; border: 0; border-radius: 2px; cursor: pointer;
   font: inherit; line-height: 1.15; font-size: clamp(9px, var(--room), 13px); overflow: hidden; outline-offset: -1px }
 .mh button small { display: block; font-size: .8em }
 .mh button.none { color: inherit; box-shadow: inset 0 0 0 1px;
@@ -47,7 +50,7 @@ export class Heat {
     this.root = element('div', 'mh', parent);
     this.root.heat = this;                           // for whoever wants to know what is shown
     element('style', '', this.root).textContent = STYLE;
-    this.table = element('table', '', this.root);
+    this.table = element('table', '', element('div', 'mh-wide', this.root));
     this.table.setAttribute('role', 'grid');
     this.told = element('div', 'mh-told', this.root);
     this.told.setAttribute('aria-live', 'polite');
@@ -64,6 +67,7 @@ export class Heat {
     const most = Math.max(...blocks.map(block => block.columns.length));
     const longest = Math.max(...blocks.flatMap(block => [block.head, ...block.rows]).map(text => text.length));
     this.root.style.setProperty('--names', `min(${Math.min(longest + 2, 16)}ch, 24cqi)`);
+    this.table.style.setProperty('--least', `calc(var(--names) + ${LEAST*most}px)`);
     this.table.style.maxWidth = `calc(var(--names) + ${110*most}px)`;
     this.root.style.setProperty('--room', `calc((100cqi - var(--names))/${3.2*most})`);
     const columns = element('colgroup', '', this.table);

@@ -1,5 +1,5 @@
 // Pictures in a page: frames that are unpacked when they are asked for, shown by the viewer, moved by sliders and choices.
-// Needs Viewer and unpacked (viewer.js), Curves (curve.js), and what Python left in the page: #misas-known, and the arrays #misas-0, ...
+// Needs Viewer and unpacked (viewer.js), Curves (curve.js), inflated (packed.js), and what Python left in the page: #misas-known, and the arrays #misas-0, ...
 
 const KEEP = 100e6;  // bytes of arrays that stay unpacked
 const by = id => document.getElementById(`misas-${id}`);
@@ -22,10 +22,7 @@ class Arrays {
   }
 
   async unpacked(number) {
-    const text = atob(by(number).textContent), packed = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream('deflate'));
-    const array = new Uint8Array(await new Response(stream).arrayBuffer());
+    const array = await inflated(`misas-${number}`);
     this.size += array.length;
     for (const [old, promise] of this.kept) {
       if (this.size <= KEEP || old === number) break;
@@ -82,6 +79,13 @@ class Stage {
     this.addBoxes();
     this.addLook();
     window.addEventListener('beforeprint', () => this.print());
+    document.getElementById('misas').stage = this;   // for whoever wants to show a picture
+  }
+
+  /** To the picture at these places of the axes. */
+  go(places) {
+    places.forEach((at, n) => { this.axes[n].at = at; });
+    return this.show();
   }
 
   /** Number of the frame that is asked for. */

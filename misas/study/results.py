@@ -268,7 +268,7 @@ def to_html(
     self: Results,
     path: str | PathLike,  # file ending in .html
     metric: object = None,  # name or Metric; None: the first one
-    **kw: object,  # see `summary` and `misas.widgets.reports.study_page`
+    **kw: object,  # see `summary` and `misas.widgets.study_pages.study_page`
 ) -> str:  # the path
     "Write summary, worst cases, curves and ranking as one page."
-    return page.write_result(self, path, 'reports.study_page', metric=metric, **kw)
+    return page.write_result(self, path, 'study_pages.study_page', metric=metric, **kw)

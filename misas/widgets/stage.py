@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -22,13 +22,21 @@ from .base import beside
 from .linked import with_map
 from .look import as_frame, channel_windows
 from .tiles import first_slice
-from .viewer import PARTS, extent, packed
+from .viewer import PARTS, class_look, extent, packed
 
 # %% auto #0
-__all__ = ['LIMIT', 'SCRIPTS', 'Arrays', 'Shown', 'Axis', 'Stage', 'staged']
+__all__ = ['LIMIT', 'SCRIPTS', 'packed_script', 'Arrays', 'Shown', 'Axis', 'Stage', 'staged', 'scripted']
 
 # %% ../../nbs/api/widgets/stage.ipynb #e93d392b
 LIMIT = 100e6  # characters of a page
+
+
+def packed_script(
+    name: str | int,  # by which the page finds it, see `packed.js`
+    data: bytes,
+) -> str:  # HTML
+    "Bytes as a part of a page."
+    return f'<script type="text/plain" id="misas-{name}">{b64encode(zlib.compress(data)).decode()}</script>'
 
 
 class Arrays:
@@ -45,13 +53,13 @@ class Arrays:
         key = sha256(data).digest()
         if key not in self._numbers:
             self._numbers[key] = len(self._numbers)
-            self._new.append((self._numbers[key], b64encode(zlib.compress(data)).decode()))
-            self.size += len(self._new[-1][1])
+            self._new.append(packed_script(self._numbers[key], data))
+            self.size += len(self._new[-1])
         return self._numbers[key]
 
     def written(self) -> Iterator[str]:
         "What is new since the last call, as HTML."
-        for number, text in self._new: yield f'<script type="text/plain" id="misas-{number}">{text}</script>'
+        yield from self._new
         self._new = []
 
     def check(
@@ -166,7 +174,7 @@ class Stage(NamedTuple):
         return tuple(ends if self.window is None else (np.full_like(e, x) for e, x in zip(ends, self.window)))
 
 # %% ../../nbs/api/widgets/stage.ipynb #9c21f9f1
-SCRIPTS = ([*PARTS, 'viewer_map.js'], 'Viewer', 'unpacked'), (['curve.js'], 'Curves')
+SCRIPTS = ([*PARTS, 'viewer_map.js'], 'Viewer', 'unpacked'), (['curve.js'], 'Curves'), (['packed.js'], 'inflated')
 
 
 def staged(
@@ -182,15 +190,22 @@ def staged(
         yield from arrays.written()
         arrays.check(len(frames)/stage.count, stage.cure)
     yield f'<script type="application/json" id="misas-known">{embedded(_known(stage, frames))}</script>'
-    yield '\n'.join(['<script type="module">', *(module(*one) for one in SCRIPTS), asset('stage.js'), '</script>'])
+    yield scripted(SCRIPTS, 'stage.js')
+
+
+def scripted(
+    modules: Iterable,  # of (files, names that they make), see `misas.view.page.module`
+    last: str,  # a file that needs these names
+) -> str:  # HTML
+    "A script of a page."
+    return '\n'.join(['<script type="module">', *(module(*one) for one in modules), asset(last), '</script>'])
 
 
 def _known(stage, frames) -> dict:
     "What the script has to know."
     curves, names = stage.curves or (None, None)
-    look: dict[str, Any] = dict(classes=list(stage.classes), name=stage.name)
+    look: dict[str, Any] = dict(class_look(stage.classes), name=stage.name)
     if stage.sides: look['sides'] = list(stage.sides)
-    look['palette'] = [draw.rgb(k).tolist() for k in range(1, len(stage.classes) + 1)]
     if any(frame['map'] is not None for frame in frames):
         look['mapColours'] = (255*palette(opacity=1.).astype(float)).round(2).tolist()
     return dict(look=look, frames=frames, extent=extent(frames), axes=[axis._asdict() for axis in stage.axes],
