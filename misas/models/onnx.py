@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .base import Model
+from .forms import back_first, channels_last, formed, in_kind, in_single
 from .hold import same_luck
 from .output import NoGradient, Output, say
 from .several import choose_output
@@ -107,8 +108,11 @@ class _Session:
         "The outputs for a batch, by their names."
         if self.threads != torch.get_num_threads(): self.open()
         self.used = True
-        found = self.opened.run(None, {self.inputs()[0].name: x.detach().cpu().numpy()})
-        return {name: torch.from_numpy(array).to(x.device) for name, array in zip(self.names(), found)}
+        wanted = self.inputs()[0]
+        last = channels_last(wanted.shape, x.shape[1])
+        found = self.opened.run(None, {wanted.name: in_kind(x.movedim(1, -1) if last else x, wanted.type)})
+        found = [torch.from_numpy(array).to(x.device) for array in found]
+        return dict(zip(self.names(), [back_first(one, x) for one in found] if last else found))
 
     def rest(self):
         "Give back what it took to work in; where the file is gone, it goes on with what it has."
@@ -185,25 +189,30 @@ def _note(self: OnnxModel, out, x):
 
 @patch
 def _misfits(self: OnnxModel, image):
-    return any(isinstance(n, int) and n != have for n, have in zip(self.input.shape[1:], image.shape))
+    return any(isinstance(n, int) and n != have for n, have in zip(self._wants(image), image.shape))
+
+
+@patch
+def _wants(self: OnnxModel, image):
+    "Channels and size, as far as the file says."
+    shape = self.input.shape[1:]
+    return [shape[-1], *shape[:-1]] if channels_last(self.input.shape, len(image)) else shape
 
 
 @patch
 def missing(self: OnnxModel, image):
-    channels, *size = self.input.shape[1:]
+    channels, *size = self._wants(image)
     fits = len(size) == image.ndim - 1 and (channels == len(image) or not isinstance(channels, int))
     return ('size', tuple(size)) if fits and self._misfits(image) and all(isinstance(n, int) for n in size) else None
 
 
 @patch
 def hint(self: OnnxModel, image):
-    fixed = self.input.shape[1:]
+    fixed = self._wants(image)
     if not self._misfits(image): return ''
     wants = f' (the file wants {" x ".join(map(str, fixed))}'
     if self.missing(image): return f'{wants}: channels first; size=({", ".join(map(str, fixed[1:]))}) resizes)'
-    if len(fixed) == image.ndim and fixed[-1] == len(image) != fixed[0]:
-        return f'{wants}, channels last: export it with channels first, or pass a function that asks it)'
-    return f'{wants}: channels first)'
+    return f'{wants}: channels {"last" if channels_last(self.input.shape) else "first"})'
 
 # %% ../../nbs/api/models/onnx.ipynb #649622ca
 def _by_name(f, names, outputs): return f(dict(zip(names, outputs)))
@@ -303,8 +312,9 @@ def to_torch(self: OnnxModel) -> TorchModel:
     what = 'gradients of an ONNX file'
     onnx, convert = need('onnx', what), need('onnx2torch', what).convert
     graph, kind, output = self._for_translation(onnx.load(str(self.path)))
+    in_single(graph)
     try:
-        with same_luck(): net = convert(graph)
+        with same_luck(): net = formed(convert(graph), self.input.type, self.input.shape)
     except NotImplementedError as e:
         raise ValueError(f'{self.path}: onnx2torch cannot translate it, so it has no gradients ({e})') from e
     # a warning about its own code, and harmless
