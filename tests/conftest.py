@@ -13,7 +13,7 @@ os.environ.setdefault('MALLOC_MMAP_THRESHOLD_', str(4*2**20))  # glibc gives bac
 os.environ.setdefault('THP_MEM_ALLOC_ENABLE', '1')  # ... and torch asks for large pages, which makes up for the time that takes
 sys.path.insert(0, str(Path(__file__).parent))
 
-LIMIT = 3000  # MB that a worker may hold together with the notebook it runs; the goal is 2500
+LIMIT = 3*1024  # MB that a worker may hold together with the notebook it runs; the goal is 2500
 
 
 @pytest.fixture(autouse=True)
