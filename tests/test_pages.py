@@ -9,13 +9,22 @@ from functools import lru_cache
 import browser
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from misas.attribution.attribute import attribute
+from misas.data.cohort import Case
 from misas.data.phantom import ThresholdModel, disc, short_axis, short_axis_stack
 from misas.data.sample import Sample
 from misas.inside.target import Target
 from misas.instances.find import find_instances
 from misas.models.adapt import as_model
+from misas.sparse.atoms import atoms, explained, used
+from misas.sparse.contributions import contributions
+from misas.structure.autoencoder import autoencoder
+from misas.structure.concept import concept
+from misas.structure.embed import embed
+from misas.structure.latent import latent_factors, traverse
 from misas.study.compare import compare
 from misas.study.diagnose import diagnose
 from misas.study.study import Study
@@ -25,6 +34,8 @@ from misas.sweep.tolerance import tolerance
 from misas.transforms.intensity import Brightness, Gamma, Noise
 from misas.transforms.spatial import Rotation
 from misas.transforms.voxels import Dihedral, Flip, Resize
+from misas.trust.calibration import calibration
+from misas.trust.trust import Trust
 from misas.view import draw
 from misas.widgets.html import to_html
 from misas.widgets.look import as_frame, channel_windows
@@ -86,7 +97,33 @@ def diagnosis(): return diagnose(two_classes(127., 'trained on 0 to 255'), spots
 @lru_cache
 def studied():
     models = {name: two_classes(level, name) for name, level in (('a', .5), ('b', .6))}
-    return Study(tempfile.mkdtemp(), models, [Noise([0, .1, .3]), Gamma([.5, 1, 2])]).run(spots(), **QUIET)
+    cases = [Case(s.name, s, info={'site': 'AB'[i % 2]}) for i, s in enumerate(spots())]
+    return Study(tempfile.mkdtemp(), models, [Noise([0, .1, .3]), Gamma([.5, 1, 2])], metrics=('dice', 'hausdorff95')).run(cases, **QUIET)
+
+
+@lru_cache
+def finder():
+    "A network without training: mean of 3 x 3 pixels, logit 20 (x - 0.5)."
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 1, 1))
+    with torch.no_grad():
+        net[0].weight[0], net[0].weight[1], net[0].bias[:] = 1/9, -1/9, torch.tensor([-.5, .5])
+        net[2].weight[0, 0], net[2].weight[0, 1], net[2].bias[:] = 20, -20, 0
+    return as_model(net, activation='sigmoid', classes=('background', 'disc'), name='finder')
+
+
+@lru_cache
+def trust(shape=(24, 28)):
+    "Learned from discs, some of which are too faint."
+    rng = np.random.default_rng(0)
+    def one(i):
+        middle = rng.uniform(-.1, .1, len(shape))*min(shape)
+        s = disc(shape, radius=.3*min(shape), centre=middle, object=rng.uniform(.5, .9))
+        return s.replace(image=s.image + rng.normal(0, .05, s.image.shape), name=f'disc {i}')
+    known = [one(i) for i in range(21)]
+    return Trust(finder(), known[1:], copies=1, changes=[(Rotation(), 12.), (Noise(), .01)], **QUIET), known[0]
+
+
+def judged(): return trust()[0].of(trust()[1])
 
 
 def maps(): return [attribute(two_classes(.5, 'threshold'), spots()[0], Target('disc'), k) for k in ('saliency', 'occlusion')]
@@ -99,7 +136,7 @@ def pair(): return {name: sensitivity(two_classes(level, name), spots()[0], Nois
 
 
 KINDS = dict(sweep=noise, volumes=bright_stack, volume=short_axis_stack, grid=both, tolerance=held, maps=maps, diagnosis=diagnosis, untrue=without,
-             study=studied, compare=lambda: compare(studied()), lesions=lesions, cases=cases, pair=pair)
+             study=studied, verdict=judged, compare=lambda: compare(studied()), lesions=lesions, cases=cases, pair=pair)
 
 
 @pytest.fixture(scope='module')
@@ -483,6 +520,161 @@ def test_diagnosis_of_a_clinician(opened):
     assert p.locator('#misas-told').inner_text() == 'dice: disc 1.00'
     assert d.code in p.locator('code').text_content() and not p.locator('table').first.is_visible()
     assert 'WITHOUT TRUTH' in opened('untrue').page.locator('.note').first.inner_text()
+
+
+SEEN = "document.getElementById('misas-map').cells"
+
+
+def in_cell(study, metric, cell, cases=None):
+    "Scores of a cell by case, from the frame: name -> score."
+    from misas.widgets.cohort import StudyMaps
+    row, value = StudyMaps(study).places[cell]
+    frame = study.frame
+    here = frame[(frame.model == row.model) & (frame['transform'] == row.transform) & (frame.value == value) & (frame.metric == metric)]
+    return {k: x for k, x in zip(here['sample'], here.score) if cases is None or k in cases}
+
+
+def test_a_cell_opens_its_cases(opened):
+    "Keyboard and mouse in the map; the gallery of the cell is that of the frame; a case with a picture opens in the viewer."
+    page, study = opened('study'), studied()
+    p = page.page
+    page.until("document.querySelector('.mh') !== null")
+    cells, tiles = p.locator('.mh button'), p.locator('#misas-tiles li')
+    listed = lambda: [tuple(tile.inner_text().split('\n')) for tile in tiles.all()]
+    def right(cell, metric='dice', best=False, cases=None):
+        found = in_cell(study, metric, cell, cases)
+        values = sorted(found.values(), reverse=best != (metric != 'dice'))
+        assert [text.split()[0] for _, text in listed()] == [f'{x:.3f}' for x in values]
+        assert all(f'{found[name]:.3f}' == text.split()[0] for name, text in listed())
+
+    right(p.evaluate(f'{SEEN}.cell'))  # the cell with most harm is open
+    cells.nth(2).click()
+    right(2)
+    assert p.locator('#misas-cell-title').inner_text() == 'a, noise 0.3: 8 cases, worst first'
+    p.keyboard.press('ArrowDown')
+    assert p.locator('.mh-told').inner_text().startswith('b, noise 0.3: dice of disc')
+    right(2)  # not yet
+    p.keyboard.press('Enter')
+    right(5)
+    p.locator('#misas-cells-order').select_option('1')
+    right(5, best=True)
+    p.locator('#misas-cells-order').select_option('2')
+    assert [name for name, _ in listed()] == [s.name for s in spots()]
+    p.locator('#misas-cells-order').select_option('0')
+    p.locator('#misas-cells-metric').select_option(label='hausdorff95')
+    right(5, 'hausdorff95')
+    assert listed()[0][1].endswith('mm') and 'mm' in p.locator('.mh-told').inner_text()
+    p.locator('#misas-cells-group').select_option(label='site: B')
+    right(5, 'hausdorff95', cases={s.name for s in spots()[1::2]})
+    p.locator('#misas-cells-group').select_option(label='all')
+    p.locator('#misas-cells-metric').select_option(label='dice')
+
+    tile = tiles.locator('button').first
+    tile.focus()
+    p.keyboard.press('Enter')
+    assert tile.get_attribute('aria-pressed') == 'true'
+    number = p.evaluate(f"{SEEN}.shown")
+    page.settled(2*number)
+    name, score = listed()[0]
+    sample = next(s for s in spots() if s.name == name)
+    changed = Noise()(sample, .3)
+    assert (page.frame('prediction') == study.models['b'].segment(changed)[0].ravel()).all()
+    assert p.locator('#misas-axis-0 option:checked').inner_text() == f'{name}: b, noise 0.3'
+    assert p.locator('#misas-told').inner_text() == f'dice: disc {float(score):.2f}'
+    p.locator('#misas-axis-1').select_option('1')
+    page.settled(2*number + 1)
+    assert (page.frame('prediction') == study.models['b'].segment(sample)[0].ravel()).all()
+    assert p.evaluate("[...document.querySelectorAll('#misas-tiles button, #misas-tiles div')].every(e => e.tagName === 'BUTTON' || e.tabIndex < 0)")
+    page.shot('study_cell')
+
+
+def test_a_study_that_is_only_read(opened):
+    "The map and its cases, and a sentence on why there are no pictures."
+    page = opened(Study(studied().folder))
+    p = page.page
+    page.until("document.querySelectorAll('.mh button').length === 12")
+    assert 'There are no pictures: the study was opened for reading.' in p.locator('main').inner_text()
+    assert p.locator('#misas-tiles li').count() == 8 and p.locator('#misas-tiles button').count() == 0
+    assert p.locator('#misas-cell-said').is_visible() and p.locator('#misas').count() == 0
+
+
+def test_many_cases_are_listed_in_parts(opened):
+    small = [disc((16, 16), radius=r).replace(name=f'radius {r}') for r in np.linspace(3, 6, 30).round(2)]
+    study = Study(tempfile.mkdtemp(), two_classes(.5, 'a'), Noise([0, .5])).run(small, **QUIET)
+    page = opened(study, pictures=1)
+    p = page.page
+    page.until("document.querySelectorAll('#misas-tiles li').length === 24")
+    p.locator('#misas-more').click()
+    assert p.locator('#misas-tiles li').count() == 30 and p.locator('#misas-more').is_hidden()
+    assert p.locator('#misas-tiles button').count() == 1 and p.locator('#misas-cells-metric').is_hidden()
+
+
+def test_may_it_be_believed(opened, tmp_path):
+    "The map in the viewer is where answers waver; how good is good enough can be said."
+    verdict = judged()
+    page = opened(verdict)
+    p = page.page
+    assert p.locator('.verdict').inner_text().startswith(('Believe', 'Look', 'Do not believe'))
+    assert [text.split(' ')[0] for text in p.locator('main > ul li').all_inner_texts()] == ['Expected', 'For', 'Not']
+    assert verdict.doubt.max() > 0 and p.locator('#misas-shows-map').is_checked()
+    strict = opened(verdict, enough=.995).page.locator('.verdict')
+    assert not strict.inner_text().startswith('Believe') and 'good' not in strict.get_attribute('class')
+    for enough in (0, 1, 'good'):
+        with pytest.raises(ValueError, match='enough must be the Dice'): to_html(verdict, tmp_path/'a.html', enough=enough)
+    with pytest.raises(TypeError, match=r'to_html\(trust.of\(sample\), path\)'): to_html(trust()[0], tmp_path/'a.html')
+
+
+def test_an_image_unlike_the_known_ones_is_not_believed(opened):
+    learned, sample = trust()
+    rng = np.random.default_rng(1)
+    odd = learned.of(sample.replace(image=rng.uniform(-3, 3, sample.image.shape), name='noise only'))
+    assert not odd.known and 'unlike' in opened(odd).page.locator('.verdict.bad').inner_text()
+
+
+def dictionaries():
+    "A network of dictionaries without training, and an image for it."
+    from test_sparse import net, scan
+    return net(), scan()
+
+
+def inside():
+    "What looks into networks, by name; of all of it there are words and a figure."
+    discs, model = [s.replace(name=f'{i}') for i, s in enumerate(spots())]*2, finder()
+    discs = [s.replace(name=f'disc {i}') for i, s in enumerate(discs)]
+    sizes, ae = [float(s.labels.sum()) for s in discs], autoencoder(discs, latent=3)
+    (coded, image), size = dictionaries(), concept(model, discs, values=sizes, name='size')
+    points = embed(model, discs)
+    return dict(
+        embedding=points, path=points.path(discs[0], Brightness([.8, 1, 1.2])), autoencoder=ae,
+        traversal=traverse(ae, discs[0], model=model), ways=[traverse(ae, discs[0], k) for k in (0, 1)],
+        factors=latent_factors(ae, discs[:2], model=model, components=2), concept=size, tcav=size.tcav(discs[:4], 'disc'),
+        atoms=atoms(coded), used=used(coded, [image]), explained=explained(coded, image),
+        contributions=contributions(coded, image, Target('disc', 'labels')), calibration=calibration(model, discs))
+
+
+def test_pages_of_what_looks_inside(opened):
+    "Words in the box, a figure, numbers folded; no scrollbar on a phone and on a screen."
+    for name, what in inside().items():
+        page = opened(what, dict(width=390))
+        p = page.page
+        for width in (390, 1280):
+            p.set_viewport_size(dict(width=width, height=900))
+            for one in p.locator('details').all(): one.locator('summary').first.click()
+            assert page.fits(), f'{name} is wider than {width}'
+        first = p.locator('h1 + p')
+        assert first.get_attribute('class').startswith('verdict') and not first.inner_text().endswith(':'), name
+        assert p.locator('figure img').count() and all(p.locator('figure img').evaluate_all('all => all.map(one => one.alt)')), name
+        page.shot(f'inside_{name}')
+
+
+def test_a_figure_that_needs_more(tmp_path):
+    "What has to be given is named."
+    from misas.widgets.reports import summary_page
+    class Needy:
+        __module__ = 'misas.of_a_test'
+        def summary(self): return 'x'
+        def plot(self, sample, **look): raise AssertionError('not asked')
+    with pytest.raises(TypeError, match=r'sample is needed for the figure: to_html\(result, path, sample=...\)'): summary_page(Needy())
 
 
 def test_too_large_a_page(tmp_path):

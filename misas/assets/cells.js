@@ -118,7 +118,7 @@ class Cells {
     const tile = write(item, stored ? 'button' : 'div', '');
     if (stored) {
       const image = write(tile, 'img', '');
-      Object.assign(image, {src: `data:image/png;base64,${stored.thumbnail}`, alt: ''});
+      Object.assign(image, {src: `data:image/png;base64,${stored.thumbnail}`, alt: 'picture'});
       tile.type = 'button';
       tile.title = 'show this picture in the viewer';
       tile.addEventListener('click', () => this.show(tile, stored.number));

@@ -2,20 +2,25 @@
 // Blocks: [{title, head, rows, columns, places}]; cells are counted row by row through all blocks. A map has for each cell
 // [text, level (0 to 255; -1: no number), marks, note], and what the ends of its colours mean.
 
-const LEAST = 20;  // pixels of a cell: what is narrower cannot be read
+const LEAST = 26;  // pixels of a cell: what is narrower cannot be read
+const LONG = 5;  // characters that do not fit above it
 
 const STYLE = `
 .mh { container-type: inline-size; min-width: 0; color: var(--jp-ui-font-color1, CanvasText);
   font: 13px/1.4 var(--jp-ui-font-family, system-ui, sans-serif) }
 .mh-wide { overflow-x: auto; padding: 2px }
-.mh table { width: 100%; min-width: var(--least); table-layout: fixed; border-collapse: separate; border-spacing: 2px; font-variant-numeric: tabular-nums }
+.mh table { width: 100%; min-width: var(--least); table-layout: fixed; border-collapse: separate; border-spacing: 2px;
+  font-variant-numeric: tabular-nums }
 .mh col.names { width: var(--names) }
-.mh th { font-weight: normal; overflow-wrap: anywhere; white-space: normal; text-align: center; border: 0; padding: 1px 3px; font-size: clamp(10px, var(--room), 13px) }
-.mh th[scope=row] { text-align: right }
+.mh th { font-weight: normal; overflow-wrap: anywhere; hyphens: auto; white-space: normal; text-align: center; border: 0; padding: 1px 0;
+  font-size: clamp(10px, var(--room), 13px) }
+.mh th[scope=row] { text-align: right; padding-right: 3px; position: sticky; left: 0;
+  background: var(--paper, var(--jp-layout-color0, Canvas)) }
 .mh .mh-title th { text-align: left; font-weight: 600; padding-top: 6px; font-size: 13px }
 .mh td { padding: 0; border: 0 }
-.mh button { display: block; width: 100%; min-height: 30px; print-color-adjust: exact; padding: 2px 0; border: 0; border-radius: 2px; cursor: pointer;
-  font: inherit; line-height: 1.15; font-size: clamp(9px, var(--room), 13px); overflow: hidden; outline-offset: -1px }
+@container (max-width: 520px) { .mh th.long { writing-mode: vertical-rl; padding: 0 } }
+.mh button { display: block; width: 100%; min-height: 30px; padding: 2px 0; border: 0; border-radius: 2px; cursor: pointer;
+  print-color-adjust: exact; font: inherit; line-height: 1.15; font-size: clamp(9px, var(--room), 13px); overflow: hidden; outline-offset: -1px }
 .mh button small { display: block; font-size: .8em }
 .mh button.none { color: inherit; box-shadow: inset 0 0 0 1px;
   background: repeating-linear-gradient(45deg, transparent 0 5px, color-mix(in srgb, currentColor 22%, transparent) 5px 7px) }
@@ -82,7 +87,7 @@ export class Heat {
     if (block.title) write(element('tr', 'mh-title', body), 'th', block.title).colSpan = most + 1;
     const heads = element('tr', '', body);
     write(heads, 'th', block.head);
-    for (const text of block.columns) write(heads, 'th', text).scope = 'col';
+    for (const text of block.columns) write(heads, 'th', text, text.length > LONG ? 'long' : '').scope = 'col';
     for (const name of block.rows) {
       const row = element('tr', '', body), first = this.cells.length;
       write(row, 'th', name).scope = 'row';

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from html import escape
+from inspect import Parameter, signature
 from itertools import chain
 from typing import Any
 
@@ -26,7 +27,7 @@ from ..view.words import score_text
 from .stage import LIMIT, Axis, Shown, Stage, staged
 
 # %% auto #0
-__all__ = ['VOXELS', 'CHANGES', 'STRAINS', 'LONGEST', 'cases_stage', 'diagnosis_page', 'mood_of', 'comparison_page',
+__all__ = ['VOXELS', 'CHANGES', 'STRAINS', 'LONGEST', 'ANY', 'cases_stage', 'diagnosis_page', 'mood_of', 'comparison_page',
            'summary_page']
 
 # %% ../../nbs/api/widgets/reports.ipynb #1eb46372
@@ -198,11 +199,15 @@ def _apart(found, study, n, limit):
 
 # %% ../../nbs/api/widgets/reports.ipynb #b084475c
 LONGEST = 160  # characters of a verdict
+ANY = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
 
 
 def _first_words(text):
     "What stands in the box: the first line, or its first sentence where that is long; and the rest."
     first, _, rest = text.partition('\n')
+    if first.endswith(':') and rest.startswith('- '):  # says nothing alone
+        more, _, rest = rest.partition('\n')
+        first = f'{first} {more[2:]}'
     if len(first) <= LONGEST: return first, rest
     sentence, stop, more = first.partition('. ')
     return sentence + stop.strip(), '\n'.join(filter(None, (more, rest)))
@@ -237,8 +242,7 @@ def _summarised(one, kw) -> Iterable:
 
 def _drawn(one, kw):
     "Its figure. TypeError where that needs something which was not given."
-    from inspect import signature
-    needed = [name for name, part in signature(one.plot).parameters.items() if part.default is part.empty]
-    lost = [name for name in needed if name not in ('kw', 'args') and name not in kw]
+    parts = [part for part in signature(one.plot).parameters.values() if part.kind not in ANY]
+    lost = [part.name for part in parts if part.default is part.empty and part.name not in kw]
     if lost: raise TypeError(f'{lost[0]} is needed for the figure: to_html(result, path, {lost[0]}=...)')
     return one.plot(**kw)
