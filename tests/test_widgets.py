@@ -267,7 +267,7 @@ def phantom_sweep():
 
 
 SHOWN = """([cls, n]) => { const v = document.querySelectorAll('.' + cls)[n].querySelector('.mv')?.viewer;
-  return v && v.frame && {shape: v.frame.shape, state: v.state, grey: Array.from(v.frame.grey), prediction: Array.from(v.frame.prediction)} }"""
+  return v && v.frame && {shape: v.frame.shape, state: v.state, grey: Array.from(v.frame.grey), prediction: v.frame.prediction && Array.from(v.frame.prediction)} }"""
 MARKED = """([cls, n]) => { const c = document.querySelectorAll('.' + cls)[n].querySelector('.mc')?.curves;
   return c && {x: Number(c.svg.querySelector('.mark').getAttribute('x1')), places: c.curve.places, label: c.curve.label} }"""
 
@@ -448,42 +448,120 @@ display(LiveExplorer(heart, model, transforms=[Brightness(), Rotation()]))
 """
 
 
+def frame_seen(page, cls, sample, prediction, windows):
+    "Are a frame, and the prediction on it, what is painted: voxel for voxel, and their bytes those that were made?"
+    found, frame = page.evaluate(SHOWN, [cls, 0]), as_frame(sample, prediction, windows)
+    if not found or found['shape'] != list(sample.shape) or (found['prediction'] is None) != (prediction is None): return False
+    grey = sample.replace(image=frame.grey, labels=None, valid=None)
+    wanted = draw.overlay(grey, prediction, window=(0, 255), scale=1)
+    counts = np.ones(sample.shape, bool) if sample.valid is None else sample.valid  # the others are hatched
+    return np.array_equal(found['grey'], frame.grey.ravel()) and np.array_equal(voxels(page, 0, cls)[counts], wanted[counts])
+
+
 def test_live(lab):
+    "Both pictures are the frames rendered directly; the kernel is asked for predictions only; hands move both."
     from misas.data.phantom import ThresholdModel, short_axis
     from misas.data.sample import Sample
+    from misas.metrics.scores import score
     from misas.models.adapt import as_model
     from misas.transforms.intensity import Brightness
     from misas.transforms.spatial import Rotation
+    from misas.widgets.part import slider_range
     page = opened(lab, None, LIVE)
     view, model = View(page), as_model(ThresholdModel(500.), classes=('background', 'bright'))
     image = short_axis((128, 128), spacing=2.4, seed=2).image
     heart = Sample(image, image[0] > 500, spacing=2.4, classes=model.classes, name='phantom')
-    window = plot.grey_window(image)
+    windows = channel_windows(image)
     number = lambda k: float(view[f'N-part{k}'].inner_text().rstrip('°'))
+    values = [float(f'{2**(-3*slider_range(Brightness())[2]):.12g}'), 4*slider_range(Rotation())[2]]          # three and four steps
+    moved = (Brightness() + Rotation())(heart, values)
 
-    def after(predicted):
-        s = (Brightness() + Rotation())(heart, (number(1), number(2)))
-        return plot.overlay(s, model.label(s)[0] if predicted else None, window=window)
+    def shown(cls, sample, predicted):
+        return frame_seen(page, cls, sample, model.label(sample)[0] if predicted else None, windows)
 
-    plain = plot.overlay(heart, window=window)
-    until(page, lambda: nearest(view.settled('O-before'), [plain])[1] < 5 and number(1) == 1 and number(2) == 0)
+    until(page, lambda: shown('O-before', heart, False) and number(1) == 1 and number(2) == 0)
     view.press('S-part2', 'ArrowRight', 4)
     view.press('S-part1', 'ArrowLeft', 3)
-    until(page, lambda: number(2) > 0 and number(1) < 1)
-    until(page, lambda: nearest(view.settled('O-after'), [after(False), after(True), plain])[0] == 0)      # moved, and not predicted unasked
-    until(page, lambda: 'not predicted' in view['N-scores'].inner_text())
+    until(page, lambda: [view[f'N-part{k}'].inner_text() for k in (1, 2)] == [t.text(v) for t, v in zip((Brightness(), Rotation()), values)])
+    until(page, lambda: shown('O-after', moved, False) and shown('O-before', heart, False))               # moved, and not predicted unasked
+    until(page, lambda: 'not predicted' in view['N-scores'].inner_text() and 'not predicted yet' in view['O-after'].inner_text())
     view['B-predict'].click()
-    until(page, lambda: nearest(view.settled('O-after'), [after(False), after(True), plain])[0] == 1)
-    s = (Brightness() + Rotation())(heart, (number(1), number(2)))
-    from misas.metrics.scores import score
-    got = score(model.label(s)[0], s.labels, n_classes=2, valid=s.valid).score.item()
+    until(page, lambda: shown('O-after', moved, True) and shown('O-before', heart, True))
+    got = score(model.label(moved)[0], moved.labels, n_classes=2, valid=moved.valid).score.item()
     until(page, lambda: f'{got:.3f}' in view['N-scores'].inner_text() and f'{abs(got - 1):.3f}' in view['N-scores'].inner_text())
+    move_both(page, view)
     view['B-reset1'].click()
     until(page, lambda: number(1) == 1 and 'not predicted' in view['N-scores'].inner_text())
     view['B-remove2'].click()
-    known = plot.overlay(heart, model.label(heart)[0], window=window)                         # nothing is changed any more, and that was predicted
-    until(page, lambda: page.locator('.S-part2').count() == 0 and nearest(view.settled('O-after'), [plain, known])[0] == 1)
+    until(page, lambda: page.locator('.S-part2').count() == 0 and shown('O-after', heart, True))            # nothing is changed any more, and that was predicted
     page.screenshot(path=str(SHOTS/'live.png'))
+    no_bars(page)
+    assert not page.errors, page.errors
+    page.close()
+
+
+def move_both(page, view):
+    "Window, zoom, and a place that is pointed at: what is done to one picture happens to both, and the kernel has no part in it."
+    state = lambda cls: page.evaluate(VIEWED, [cls, 0])['state']
+    zoom = lambda cls: page.evaluate("cls => { const p = document.querySelector(`.${cls} .mv`).viewer.planes[0]; return [p.zoom, ...p.pan] }", cls)
+    told = lambda cls: view[cls].locator('.mv-told').inner_text()
+    place = lambda text: re.search(r'voxel (\d+, \d+)', text)[1]
+    canvas = view['O-after'].locator('canvas')
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    x, y = box['x'] + .3*box['width'], box['y'] + .4*box['height']
+    page.mouse.move(x, y)
+    until(page, lambda: place(told('O-before')) == place(told('O-after')) and 'prediction' in told('O-before'))
+    page.mouse.down(button='right')
+    page.mouse.move(x + 30, y + 10)
+    page.mouse.up(button='right')
+    until(page, lambda: state('O-before')['window'] == state('O-after')['window'] != [0, 255])
+    canvas.dispatch_event('wheel', dict(deltaY=-100, ctrlKey=True, clientX=x, clientY=y))
+    until(page, lambda: zoom('O-before') == zoom('O-after') and zoom('O-after')[0] > 1)
+    page.screenshot(path=str(SHOTS/'live_zoomed.png'))
+    page.mouse.dblclick(x, y)
+    assert page.locator('.lm-Menu').count() == 0                                                    # the right button is the window's
+    until(page, lambda: zoom('O-before') == [1, 0, 0] and state('O-before')['window'] == [0, 255])
+    view['M-filled'].get_by_text('errors').click()
+    until(page, lambda: state('O-before')['mode'] == state('O-after')['mode'] == 'errors')
+    until(page, lambda: 'only predicted' in view['N-legend'].inner_text())
+    view['M-filled'].get_by_text('fill').click()
+    until(page, lambda: state('O-after')['mode'] == 'fill')
+
+
+STACK = """
+from misas.all import *
+from misas.widgets.stack import StackExplorer
+volume = phantom.short_axis_stack((64, 60, 9))
+StackExplorer(volume, [Resize().at(.5), Brightness()])
+"""
+
+
+def test_stack_of_a_volume(lab):
+    "Pictures of other voxels: slices at the same place; three directions; a picture that cannot be made disappears."
+    from misas.data.phantom import short_axis_stack
+    from misas.data.slices import best_slice
+    page = opened(lab, None, STACK)
+    view, volume = View(page), short_axis_stack((64, 60, 9))
+    seen = lambda cls: page.evaluate(VIEWED, [cls, 0])['state']['voxel']
+    begin = [best_slice(volume.labels, axis) for axis in range(3)]
+    until(page, lambda: seen('O-before') == begin)
+    shape = page.evaluate(SHOWN, ['O-after', 0])['shape']
+    there = lambda voxel: [int((i + .5)*m/n) for i, n, m in zip(voxel, volume.shape, shape)]
+    until(page, lambda: seen('O-after') == there(begin))
+    canvas = view['O-before'].locator('canvas')
+    assert canvas.count() == 1
+    canvas.hover()
+    page.mouse.wheel(0, 100)
+    up = [*begin[:2], begin[2] + 1]
+    until(page, lambda: seen('O-before') == up and seen('O-after') == there(up))
+    view['M-direction'].locator('select').select_option('all three')
+    until(page, lambda: view['O-before'].locator('canvas').count() == view['O-after'].locator('canvas').count() == 3)
+    no_bars(page)
+    page.screenshot(path=str(SHOTS/'stack_volume.png'))
+    view.press('S-sagittal', 'ArrowRight', 2)
+    up[0] += 2
+    until(page, lambda: seen('O-before') == up and seen('O-after') == there(up))
     assert not page.errors, page.errors
     page.close()
 

@@ -24,3 +24,32 @@ def page_with(browser, tmp_path, frames, pool, look, width=1280, scale=1, more=(
     page.goto(f'file://{path}')
     page.wait_for_function('window.ready && viewer.scale')
     return page
+
+
+PAIR = '''<!doctype html><meta charset="utf-8"><title>p</title><body style="margin:8px"><div id="v"></div><p id="below">below</p>
+<script type="module">%s
+const state = %s, heard = {};
+for (const pool of [state.pool, state.changed.pool ?? []]) pool.forEach((s, n) => { pool[n] = Uint8Array.from(atob(s), c => c.charCodeAt(0)) });
+const model = {get: k => state[k], save_changes() {}, on(k, f) { (heard[k] ??= []).push(f) }, off() {},
+  set(k, v) { if (state[k] !== v) { state[k] = v; (heard[`change:${k}`] ?? []).forEach(f => f()) } }};
+widget.render({model, el: document.getElementById('v')});
+const halves = [...document.querySelectorAll('.mv')].map(e => e.viewer);
+Object.assign(window, {model, halves, Cut, pixels, ready: true});
+</script>'''
+
+
+def page_with_pair(browser, tmp_path, pair, width=1280):
+    "A page with a `BeforeAfter`, whose kernel has ended."
+    def text(value):
+        if isinstance(value, bytes): return base64.b64encode(value).decode()
+        return {k: text(v) for k, v in value.items()} if isinstance(value, dict) else [text(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    state = text({k: getattr(pair, k) for k in pair.keys if not k.startswith('_') and k not in ('layout', 'tabbable', 'tooltip', 'comm')})
+    path = tmp_path/'pair.html'
+    path.write_text(PAIR % (pair._esm.replace('export default', 'const widget =') if isinstance(pair._esm, str) else str(pair._esm), json.dumps(state)))
+    page = browser.new_page(viewport=dict(width=width, height=800))
+    page.errors = []
+    page.on('pageerror', lambda e: page.errors.append(str(e)))
+    page.goto(f'file://{path}')
+    page.wait_for_function('window.ready && halves[0].scale')
+    return page

@@ -7,6 +7,8 @@
 
 const DEFAULTS = {
   palette: [],          // [r, g, b] of class 1, 2, ...
+  hatches: [],          // patterns of their fillings, '' (none), '////', '....' or 'xxxx', as in figures
+  dashes: [],           // patterns of their lines: '-', '--', ':' or '-.'
   classes: [],          // their names
   mapColours: null,     // [r, g, b, a], 0 to 255, of maps: see viewer_map.js
   height: 560,          // of the stage at most, in pixels
@@ -158,19 +160,32 @@ function runs(mask, width, height) {
   return path;
 }
 
-/** Diagonal lines in a colour, to fill with. */
-function hatching(pen, colour, rising) {
-  const tile = element('canvas');
+const FALLING = '\\\\\\\\', RISING = '////', DOTS = '....', CROSSED = 'xxxx';  // as figures call them
+const DASHES = {'-': [], '--': [6, 3], ':': [1.5, 3], '-.': [6, 3, 1.5, 3]};
+
+/** Lines or dots in a colour, to fill with. */
+function hatching(pen, colour, pattern) {
+  const tile = element('canvas'), ink = tile.getContext('2d');
   tile.width = tile.height = 8;
-  const ink = tile.getContext('2d');
-  ink.strokeStyle = colour;
-  ink.lineWidth = 2.5;
-  for (const shift of [-8, 0, 8]) {
-    ink.moveTo(shift, rising ? 8 : 0);
-    ink.lineTo(shift + 8, rising ? 0 : 8);
+  ink.strokeStyle = ink.fillStyle = colour;
+  ink.lineWidth = pattern === CROSSED ? 1.5 : 2.5;
+  if (pattern === DOTS) ink.arc(4, 4, 2, 0, 2*Math.PI);
+  for (const shift of pattern === DOTS ? [] : [-8, 0, 8]) {
+    if (pattern !== RISING) { ink.moveTo(shift, 0); ink.lineTo(shift + 8, 8); }
+    if (pattern !== FALLING) { ink.moveTo(shift, 8); ink.lineTo(shift + 8, 0); }
   }
-  ink.stroke();
+  if (pattern === DOTS) ink.fill();
+  else ink.stroke();
   return pen.createPattern(tile, 'repeat');
+}
+
+/** Masks of the classes in a cut whose fillings have a pattern: by the numbers of the classes. */
+function patterned(frame, cut, state, look) {
+  const with_ = look.hatches.flatMap((name, n) => (name && !state.hidden.includes(n + 1) ? [n + 1] : []));
+  if (!with_.length) return new Map();
+  if (frame.overlapping) return new Map(with_.map(k => [k, predicted(frame, cut, state, k)]));
+  const labels = predicted(frame, cut, state), there = new Set(labels);
+  return new Map(with_.filter(k => there.has(k)).map(k => [k, labels.map(v => (v === k ? 1 : 0))]));
 }
 
 /** The voxels of a cut as pixels: grey values, fillings and map; exact, one pixel a voxel. */
@@ -226,6 +241,14 @@ class Plane {
     return {x, y, left: this.canvas.width/2 - middle[0]*x, top: this.canvas.height/2 - middle[1]*y};
   }
 
+  /** Enlarge and move as another picture, whose voxels may be of another size. */
+  zoomAs(other) {
+    const {width, height} = other.cut, mine = this.cut, ratio = [mine.width/width, mine.height/height];
+    this.zoom = other.zoom;
+    this.pan = other.pan.map((at, k) => at*ratio[k]);
+    this.draw();
+  }
+
   resize(left, top, width, height) {
     this.ratio = window.devicePixelRatio || 1;
     Object.entries({left, top, width, height}).forEach(([k, v]) => { this.box.style[k] = `${v}px`; });
@@ -240,7 +263,8 @@ class Plane {
     this.shown = shown;
     pen.drawImage(this.painted, 0, 0);
     if (frame.other && state.mode !== 'differ') this.drawWipe(pen, cut, fit);
-    if (this.viewer.pointed && state.cross) this.drawCross(pen, cut, fit);
+    if (this.viewer.pointed && state.cross) this.drawCross(pen, cut, fit, state.voxel);
+    if (this.viewer.mirrored) this.drawCross(pen, cut, fit, this.viewer.mirrored);
     this.drawSides(pen, cut, fit);
     const where = cut.plane.across < 0 ? '' : `, slice ${state.voxel[cut.plane.across] + 1} of ${frame.shape[cut.plane.across]}`;
     this.canvas.setAttribute('aria-label', `${look.name}${cut.plane.name ? `, ${cut.plane.name}` : ''}${where}`);
@@ -264,16 +288,17 @@ class Plane {
     const on = path => { const out = new Path2D(); out.addPath(path, placed); return out; };
     const line = (labels, ...ways) => {
       const path = on(edges(labels, cut.width, cut.height));
+      pen.lineCap = 'square';
       for (const [width, colour] of ways) { pen.lineWidth = width*this.ratio; pen.strokeStyle = colour; pen.stroke(path); }
     };
-    pen.lineCap = 'square';
     const numbers = look.classes.map((_, n) => n + 1).filter(k => !state.hidden.includes(k));
     const coloured = state.prediction && state.mode !== 'fill' && frame.prediction;
     for (const k of coloured ? numbers : []) {
       const colour = `rgb(${look.palette[k - 1]})`;
-      if (state.mode === 'outline') line(predicted(frame, cut, state, k), [1.75, colour]);
-      else this.hatch(pen, on, cut, colour, this.differences(cut, k));
+      if (state.mode !== 'outline') this.hatch(pen, on, cut, colour, this.differences(cut, k));
+      else this.dashed(pen, look.dashes[k - 1], () => line(predicted(frame, cut, state, k), [1.75, colour]));
     }
+    if (state.prediction && state.mode === 'fill' && frame.prediction) this.drawPatterns(pen, on, cut);
     for (const k of state.truth && frame.truth ? (frame.overlapping ? numbers : [0]) : [])
       line(labelsOf(frame, 'truth', cut, state.hidden, k), [3, '#000'], [1.25, '#fff']);
     if (state.region && frame.region) line(cut.values(frame.region), [3, '#000'], [1.25, '#fff']);
@@ -289,14 +314,32 @@ class Plane {
 
   /** Masks filled with lines, each of a direction of its own. */
   hatch(pen, on, cut, colour, wrong) {
-    wrong.forEach((mask, rising) => {
-      pen.fillStyle = hatching(pen, colour, rising);
+    wrong.forEach((mask, n) => {
+      pen.fillStyle = hatching(pen, colour, [FALLING, RISING][n]);
       pen.fill(on(runs(mask, cut.width, cut.height)));
     });
   }
 
-  drawCross(pen, cut, fit) {
-    const [i, j] = cut.place(this.viewer.state.voxel), x = fit.left + (i + .5)*fit.x, y = fit.top + (j + .5)*fit.y;
+  /** On fillings: what tells classes of one colour apart. */
+  drawPatterns(pen, on, cut) {
+    const {frame, state, look} = this.viewer;
+    pen.globalAlpha = Math.min(1, 2*state.opacity);
+    for (const [k, mask] of patterned(frame, cut, state, look)) {
+      pen.fillStyle = hatching(pen, `rgb(${look.palette[k - 1]})`, look.hatches[k - 1]);
+      pen.fill(on(runs(mask, cut.width, cut.height)));
+    }
+    pen.globalAlpha = 1;
+  }
+
+  /** Draw lines as dashes. */
+  dashed(pen, name, draw) {
+    pen.setLineDash((DASHES[name] ?? []).map(length => length*this.ratio));
+    draw();
+    pen.setLineDash([]);
+  }
+
+  drawCross(pen, cut, fit, voxel) {
+    const [i, j] = cut.place(voxel), x = fit.left + (i + .5)*fit.x, y = fit.top + (j + .5)*fit.y;
     const gap = 8*this.ratio, {width, height} = this.canvas;
     pen.strokeStyle = CROSS;
     pen.lineWidth = this.ratio;
@@ -406,7 +449,8 @@ export class Viewer {
 
   /** Show another frame; slices, window and zoom stay. */
   show(frame, extent = null) {
-    const same = this.frame && String(this.frame.shape) === String(frame.shape);
+    const size = one => String([one.shape, one.planes.length]), same = this.frame && size(this.frame) === size(frame);
+    const before = String(this.extent);
     this.frame = frame;
     this.shown = (this.shown ?? 0) + 1;  // frames so far
     const mm = axis => frame.shape[axis]*frame.spacing[axis];
@@ -414,7 +458,8 @@ export class Viewer {
     const middle = frame.shape.map(n => n >> 1), voxel = this.state.voxel || frame.voxel || middle;
     this.state.voxel = voxel.map((at, i) => clamp(at, 0, frame.shape[i] - 1));
     while (this.planes.length < frame.planes.length) this.planes.push(new Plane(this, this.planes.length));
-    if (same && this.scale) this.draw();
+    while (this.planes.length > frame.planes.length) this.planes.pop().box.remove();
+    if (same && this.scale && before === String(this.extent)) this.draw();
     else this.layout();
   }
 
@@ -447,6 +492,15 @@ export class Viewer {
 
   get pointed() { return this.look.pointed || this.frame.planes.length > 1; }
 
+  /** After a picture was enlarged or moved by hand. */
+  zoomed(plane) { plane.draw(); }
+
+  /** A hand points at a voxel; null: at none. */
+  point(voxel) {
+    if (voxel) this.tellAt(voxel);
+    else this.tell('');
+  }
+
   tell(text) { this.told.textContent = text; }
 
   /** What is at a voxel, in words. */
@@ -472,9 +526,11 @@ export class Viewer {
     return affine.slice(0, 3).map(row => row.slice(0, 3).reduce((sum, a, i) => sum + a*voxel[i], row[3]));
   }
 
+  get canvases() { return this.planes.map(plane => plane.canvas); }
+
   /** All planes as one picture. */
   async picture() {
-    const canvases = this.planes.map(plane => plane.canvas), gap = 4, out = element('canvas');
+    const {canvases} = this, gap = 4, out = element('canvas');
     out.width = canvases.reduce((sum, c) => sum + c.width + gap, -gap);
     out.height = Math.max(...canvases.map(c => c.height));
     const pen = out.getContext('2d');

@@ -15,8 +15,8 @@ class Hands {
     on('pointerdown', this.down);
     on('pointermove', this.move);
     for (const name of ['pointerup', 'pointercancel']) on(name, this.up);
-    on('pointerleave', () => this.plane.viewer.tell(''));
-    on('contextmenu', event => event.preventDefault());
+    for (const name of ['pointerleave', 'blur']) on(name, () => this.plane.viewer.point(null));
+    on('contextmenu', event => { event.preventDefault(); event.stopPropagation(); });  // neither the browser's nor Jupyter's
     on('dblclick', () => this.reset());
   }
 
@@ -31,7 +31,7 @@ class Hands {
   enlarge(factor) {
     this.plane.zoom = clamp(this.plane.zoom*factor, 1, 16);
     if (this.plane.zoom === 1) this.plane.pan = [0, 0];
-    this.plane.draw();
+    this.plane.viewer.zoomed(this.plane);
   }
 
   wheel(event) {
@@ -44,7 +44,7 @@ class Hands {
   key(event) {
     const steps = {ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10}, by = steps[event.key];
     if (by ? !this.step(by) : !this.pressed(event.key)) return;
-    this.plane.viewer.tellAt(this.plane.viewer.state.voxel);
+    this.plane.viewer.point(this.plane.viewer.state.voxel);
     event.preventDefault();
   }
 
@@ -59,7 +59,7 @@ class Hands {
   reset() {
     [this.plane.zoom, this.plane.pan] = [1, [0, 0]];
     this.plane.viewer.set({window: [0, 255]});
-    this.plane.draw();
+    this.plane.viewer.zoomed(this.plane);
   }
 
   down(event) {
@@ -105,8 +105,7 @@ class Hands {
 
   tellUnder(event) {
     const [cut, i, j] = this.plane.under(event), inside = i >= 0 && j >= 0 && i < cut.width && j < cut.height;
-    if (inside) this.plane.viewer.tellAt(cut.voxel(Math.floor(i), Math.floor(j), this.plane.viewer.state.voxel));
-    else this.plane.viewer.tell('');
+    this.plane.viewer.point(inside ? cut.voxel(Math.floor(i), Math.floor(j), this.plane.viewer.state.voxel) : null);
   }
 
   cross(event) {
@@ -124,6 +123,6 @@ class Hands {
     const cut = this.plane.cut, fit = this.plane.fit(cut);
     const moved = [this.plane.pan[0] - dx*this.plane.ratio/fit.x, this.plane.pan[1] - dy*this.plane.ratio/fit.y];
     this.plane.pan = moved.map((at, k) => clamp(at, -[cut.width, cut.height][k]/2, [cut.width, cut.height][k]/2));
-    this.plane.draw();
+    this.plane.viewer.zoomed(this.plane);
   }
 }

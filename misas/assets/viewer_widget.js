@@ -1,33 +1,6 @@
-// The viewer of viewer.js, in whose text this one follows, as a widget.
+// The viewer of viewer.js as a widget. Follows viewer_model.js in one text.
 
-const MODES = ['fill', 'outline', 'errors', 'differ'], FRAMES = ['at', 'frames', 'pool'];
-const SAME = ['opacity', 'channel', 'wipe', 'truth', 'prediction', 'map', 'cross'];
-
-/** What is seen, from single numbers that sliders and boxes can be linked to. */
-function read(model) {
-  const classes = (model.get('look').classes ?? []).map((_, n) => n + 1), ndim = model.get('ndim');
-  return {
-    ...Object.fromEntries(SAME.map(k => [k, model.get(k)])),
-    voxel: [0, 1, 2].slice(0, ndim).map(i => model.get(`index_${i}`)),
-    mode: MODES[model.get('way')],
-    window: [model.get('black'), model.get('white')],
-    hidden: classes.filter(k => model.get(`class_${k}`) === false),
-  };
-}
-
-function write(model, change) {
-  const {voxel, window: shown, ...rest} = change;
-  for (const [i, at] of (voxel ?? []).entries()) model.set(`index_${i}`, at);
-  if (shown) { model.set('black', shown[0]); model.set('white', shown[1]); }
-  for (const [name, value] of Object.entries(rest)) if (SAME.includes(name)) model.set(name, value);
-  model.set('hand', model.get('hand') + 1);  // see InPage
-  model.save_changes();
-}
-
-function linked(model) {
-  const classes = (model.get('look').classes ?? []).map((_, n) => `class_${n + 1}`);
-  return [...SAME, ...classes, 'index_0', 'index_1', 'index_2', 'way', 'black', 'white'];
-}
+const FRAMES = ['at', 'frames', 'pool'];
 
 export default {
   render({model, el}) {
@@ -48,7 +21,8 @@ export default {
     };
     const follow = () => { if (viewer.frame) viewer.set(read(model), true); };
     viewer.state = {...viewer.state, ...read(model)};
-    const heard = [['msg:custom', take], ['change:frames', () => late.clear()], ...FRAMES.map(name => [`change:${name}`, show]), ...linked(model).map(name => [`change:${name}`, follow])];
+    const heard = [['msg:custom', take], ['change:frames', () => late.clear()],
+      ...FRAMES.map(name => [`change:${name}`, show]), ...linked(model).map(name => [`change:${name}`, follow])];
     for (const [name, f] of heard) model.on(name, f);
     show();
     return () => {

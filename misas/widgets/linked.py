@@ -19,7 +19,7 @@ from ..view.maps import palette
 from ..view.slices import View, as_volume, make_views, mark
 from .base import Panel, beside, with_classes
 from .controls import Joined
-from .viewer import Pool, Viewer, scripts
+from .viewer import WIDGET, Pool, Viewer, scripts
 
 # %% auto #0
 __all__ = ['TOP', 'numbers', 'voxel_index', 'within', 'in_patient', 'value_names', 'class_at', 'coded', 'with_map', 'MapViewer',
@@ -115,7 +115,7 @@ def with_map(
 
 class MapViewer(Viewer):
     "A viewer of frames with maps; also in a picture a voxel can be chosen."
-    _esm = scripts('viewer_widget.js', 'viewer_map.js')
+    _esm = scripts(*WIDGET, 'viewer_map.js')
     strength, threshold = T.Float(.85).tag(sync=True), T.Float(0).tag(sync=True)  # opacity; hidden below, of the limit
     sign = T.Int(0).tag(sync=True)  # 0: both, 1: what is above zero, 2: what is below
     limit = T.Int(0).tag(sync=True)  # number of the limit

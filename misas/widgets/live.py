@@ -32,7 +32,7 @@ class LiveExplorer(StackExplorer):
         self, sample,  # a Sample, or anything `as_sample` takes
         model=None,  # a Model, or anything `as_model` takes; None: only pictures
         transforms=None,  # the stack to begin with: transforms, or a stack such as another explorer's `transform`
-        width=340,  # of each picture, in pixels
+        width=None,  # of each picture at most, in pixels; None: what the cell has
     ):
         self.model, self.view = None if model is None else as_model(model), None  # the sweep
         super().__init__(sample, transforms, width)
@@ -89,6 +89,7 @@ def predict(self: LiveExplorer):
     self._need_model()
     if self.problem is not None: raise self.problem.with_traceback(None)
     with working(self.predict_button, 'predicting ...'):
+        self.pictures.say(*(text.replace(YET, 'predicting ...') for text in self.pictures.captions))
         try:
             if not self.known: self._begin()
             self.asked.ask(self.key, self.moved)
@@ -101,8 +102,7 @@ def _begin(self: LiveExplorer):
     self.asked.begin()
     self._still = None
     if self.asked.own: self.moved = self.transform(self.base)
-    if not self.look.rename(self.names): return
-    for box in self.look.boxes: self.watch(box, lambda _: self.redraw())
+    if list(self.names) != self.pictures.look['classes']: self.make_pictures()
 
 
 @patch
@@ -126,12 +126,12 @@ def tell(self: LiveExplorer):
 
 @patch
 def legend_text(self: LiveExplorer) -> str:
-    "What is filled and what is a line."
+    "What is filled, hatched, and a line."
     if self.base.labels is None: return ''
     lines = 'labels' if self.sample.labels is not None else 'its own prediction on the unchanged image'
     if not self.known: return f'line: {lines}'
-    first, second = ('filled', 'line') if self.look.filled.value else ('coloured line', 'white line')
-    return f'{first}: prediction, {second}: {lines}'
+    filled, found, errors = 'filled: prediction', 'coloured line: prediction', f'\\ only predicted, / only in the {lines}'
+    return f'{(filled, found, errors)[self.look.filled.index]}, white line: {lines}'
 
 
 @patch

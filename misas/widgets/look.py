@@ -14,14 +14,13 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..data.sample import Sample
-from ..data.slices import best_slice, cuts
 from ..view import draw
 from ..view.words import change_text, score_text
-from .base import close_tree, show_if
+from .base import show_if
 
 # %% auto #0
-__all__ = ['Frame', 'channel_windows', 'as_frame', 'Frames', 'class_boxes', 'check_box', 'Look', 'class_table', 'pairs_table',
-           'score_table']
+__all__ = ['SQUARES', 'CLOSE', 'Frame', 'channel_windows', 'as_frame', 'Frames', 'class_boxes', 'check_box', 'Look',
+           'class_table', 'pairs_table', 'score_table']
 
 # %% ../../nbs/api/widgets/look.ipynb #e9d93ae9
 class Frame(NamedTuple):
@@ -119,28 +118,27 @@ def check_box(text: str):
     return W.Checkbox(True, description=text, indent=False, layout=W.Layout(width='auto', margin='0 14px 0 0'))
 
 
-def _mark(k): return f'<span style="color:{draw.colour(k)}; font-size:18px" aria-hidden="true">■</span>'
+def _mark(k):
+    "A small square as the class is drawn: the colour, and beyond 20 classes a pattern."
+    return f'<span style="color:{draw.colour(k)}; font-size:18px" aria-hidden="true">{SQUARES[draw.hatch(k)]}</span>'
+
+SQUARES = {'': '■', '////': '▨', '....': '▒', 'xxxx': '▩'}
 
 # %% ../../nbs/api/widgets/look.ipynb #88f2c537
 class Look(W.VBox):
-    "Controls of an overlay: classes, filling, opacity, channel, and of a volume axis and slice."
+    "Controls of an overlay: classes, filling, opacity, channel."
     def __init__(self, sample, classes):  # a Sample or a Frame; classes without the background
         self.boxes, row = class_boxes(classes)
         tips = ['prediction filled, truth as a line', 'prediction as a coloured line, truth as a white one']
         ways = [('fill', True), ('outline', False)]
         self.filled = W.ToggleButtons(options=ways, tooltips=tips, style={'button_width': '70px'})
         self.opacity = W.FloatSlider(.45, min=0, max=1, step=.05, description='opacity', layout=W.Layout(width='230px'))
-        self.channel, self.axis = (W.Dropdown(layout=W.Layout(width='130px')) for _ in range(2))
-        self.slice = W.IntSlider(0, min=0, max=0, description='slice', layout=W.Layout(width='300px'))
-        named = dict(slice='S-slice', opacity='S-opacity', filled='M-filled', axis='M-axis', channel='M-channel')
+        self.channel = W.Dropdown(layout=W.Layout(width='130px'))
+        named = dict(opacity='S-opacity', filled='M-filled', channel='M-channel')
         for k, name in named.items(): getattr(self, k).add_class(name)
-        super().__init__([row, W.HBox([self.filled, self.opacity]), W.HBox([self.axis, self.slice, self.channel])])
+        super().__init__([row, W.HBox([self.filled, self.opacity]), self.channel])
         self.fit(sample)
 
-    @property
-    def controls(self):
-        "Whose change means another picture."
-        return [*self.boxes, *self.ways, self.channel, self.slice]
     @property
     def ways(self): "How an overlay is drawn."; return [self.filled, self.opacity]
     @property
@@ -154,60 +152,17 @@ def fit(
     self: Look,
     sample,  # a Sample or a Frame
 ):
-    "Offer its channels, axes and slices; the channel and the direction chosen stay, if it has them too."
-    self.sample = sample
-    _offer(self.channel, [(f'channel {c}', c) for c in range(sample.n_channels)])
-    _offer(self.axis, cuts(sample.affine))
-    self.to_axis(self.axis.value)
-    show_if(sample.ndim == 3, self.axis, self.slice)
+    "Offer its channels; the one that is chosen stays, if this has it, too."
+    label, options = self.channel.label, [(f'channel {c}', c) for c in range(sample.n_channels)]
+    if self.channel.options != tuple(options):
+        self.channel.options = options
+        self.channel.label = label if label in dict(options) else options[0][0]
     show_if(sample.n_channels > 1, self.channel)
 
-
-@patch
-def rename(
-    self: Look,
-    classes,  # names, without the background
-) -> bool:  # are there other checkboxes now?
-    "Offer other classes."
-    if [box.description for box in self.boxes] == list(classes): return False
-    old, (self.boxes, row) = self.children[0], class_boxes(classes)
-    self.children = (row, *self.children[1:])
-    close_tree(old)
-    return True
-
-
-def _offer(menu, options):
-    "Other options; what is chosen stays, if there still is something of that name."
-    if menu.options == tuple(options): return
-    label, menu.options = menu.label, options
-    menu.label = label if label in dict(options) else options[0][0]
-
-
-
-@patch
-def to_axis(
-    self: Look,
-    axis: int,  # of the volume
-):
-    "Cut across another axis, at the slice with most labels."
-    if self.sample.ndim != 3: return
-    labels, count = self.sample.labels, self.sample.shape[axis]
-    self.slice.max = count - 1
-    self.slice.value = count//2 if labels is None else best_slice(labels, axis, self.sample.valid)
-
-
-@patch
-def picture(
-    self: Look,
-    frame: Frame,
-) -> np.ndarray:  # (H, W, 3)
-    "The overlay as chosen; of a volume the same place, also where the number of slices differs."
-    axis, index = self.axis.value, None
-    if self.sample.ndim == 3: index = draw.same_place(self.slice.value, self.sample.shape[axis], frame.shape[axis])
-    kw = dict(alpha=self.opacity.value, filled=self.filled.value, classes=self.classes, channel=self.channel.value)
-    return frame.picture(index, axis, **kw)
-
 # %% ../../nbs/api/widgets/look.ipynb #1afbaf6b
+CLOSE = 'line-height:1.5'  # of tables: texts of widgets have lines as high as their controls
+
+
 def class_table(
     classes,  # without the background
     columns,  # heading -> a text for each class
@@ -220,7 +175,7 @@ def class_table(
         mark = f'<span style="color:{draw.colour(k)}">■</span>'
         rows.append(f'<tr><td style="padding-right:10px">{mark} {escape(name)}</td>{"".join(map(cell, row))}</tr>')
     head = ''.join(cell(h, 'th') for h in columns)
-    return f'<table class="misas-scores"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
+    return f'<table class="misas-scores" style="{CLOSE}"><tr><th></th>{head}</tr>{"".join(rows)}</table>'
 
 
 def pairs_table(
@@ -228,7 +183,7 @@ def pairs_table(
 ) -> str:  # HTML
     "What is known of something, a row each."
     cells = (f'<tr><td style="padding-right:12px">{escape(k)}</td><td>{escape(v)}</td></tr>' for k, v in rows.items())
-    return f'<table>{"".join(cells)}</table>'
+    return f'<table style="{CLOSE}">{"".join(cells)}</table>'
 
 
 def score_table(

@@ -9,15 +9,21 @@ from html import escape
 
 import ipywidgets as W
 import numpy as np
+import traitlets as T
 from fastcore.basics import patch
 
 from ..data.io import as_sample
 from ..data.sample import Sample
+from ..data.slices import cuts
 from ..transforms.base import Stack
+from ..view.draw import same_place
 from .answers import known_names
-from .base import Panel, Picture, beside, enlarged, show_if, with_text
-from .look import Look, as_frame, channel_windows
+from .base import Panel, beside, close_tree, enlarged, show_if, with_classes, with_text
+from .controls import Controls
+from .look import Frame, as_frame, channel_windows
 from .part import Menu, Rows, change_words, parts_of
+from .tiles import first_slice
+from .viewer import WIDGET, Pool, Viewer, extent, packed, scripts
 
 # %% auto #0
 __all__ = ['checked', 'BeforeAfter', 'StackExplorer']
@@ -29,39 +35,69 @@ def checked(sample) -> Sample:
     except TypeError as e: raise TypeError(f'sample: {e}') from None
 
 
-class BeforeAfter(W.Box):
-    "Two pictures with captions."
-    def __init__(
-        self, name: str,  # of the sample
-        width: int,  # of each picture, in pixels
-    ):
-        self.before, self.after = (Picture(width, name=f'{name}, {what}') for what in ('unchanged', 'changed'))
-        self.said, self.captions, self._drawn = [W.HTML(), W.HTML()], ['', ''], None
-        self.before.add_class('O-before')
-        self.after.add_class('O-after')
-        columns = [W.VBox([text, picture]) for text, picture in zip(self.said, (self.before, self.after))]
-        super().__init__(columns, layout=W.Layout(flex_flow='row wrap'))
+def _sent(frame, *pools):
+    "A frame as the page wants it; its arrays go into a pool."
+    unit = 'mm' if frame.sample.spacing_known else 'pixels'
+    return packed(frame, frame.window, *pools, unit=unit)
 
-    def show(
-        self, look: Look,
-        before, after,  # Frames; of the second None: it could not be made
+
+class BeforeAfter(Viewer):
+    "Two frames next to each other in the page; what a hand does to one, it does to both."
+    _esm = scripts(WIDGET[0], 'viewer_pair.js')
+    changed = T.Dict().tag(sync=True)  # the second frame and its arrays; {}: there is none
+    captions = T.List(['', '']).tag(sync=True)  # above the pictures
+    direction = T.Int(0).tag(sync=True)  # of a volume: number of the pictures that are shown; 3: all three
+
+    def __init__(
+        self, before: Frame,
+        classes,  # names, without the background
+        name: str,  # of the sample
+        width: int | None = None,  # of each picture at most, in pixels; None: what there is
     ):
-        "Draw what has changed."
-        chosen = before, look.axis.value, *(control.value for control in look.controls)
-        if self._drawn is None or self._drawn[0] is not before or self._drawn[1:] != chosen[1:]:
-            self.before.show(enlarged(look.picture(before), self.before.width))
-            self._drawn = chosen
-        if after is None: self.after.show(np.full_like(self.before.rgb, 200))
-        else: self.after.show(enlarged(look.picture(after), self.after.width))
+        self.before, self.after, self.width, pool = before, None, width, Pool()
+        super().__init__([_sent(before, pool)], pool, classes, printed=type(self).snapshot, name=name)
+        halves = ('unchanged', 'O-before'), ('changed', 'O-after')
+        self.look = self.look | {'halves': [dict(name=f'{name}, {what}', mark=mark) for what, mark in halves]}
+        if width is not None: self.layout.max_width = f'{2*width + 12}px'
 
     def say(self, *captions: str):
         "What stands above the pictures."
         self.captions = list(captions)
-        style = f'width:{self.before.width}px; line-height:1.3; margin-right:12px'
-        for text, caption in zip(self.said, captions): text.value = f'<div style="{style}">{escape(caption)}</div>'
 
-    def snapshot(self) -> np.ndarray:  # (H, W, 3)
-        return beside(*(with_text(p.rgb, caption) for p, caption in zip((self.before, self.after), self.captions)))
+# %% ../../nbs/api/widgets/stack.ipynb #1344909f
+@patch
+def show(
+    self: BeforeAfter,
+    before: Frame, after: Frame | None,  # of the second None: it could not be made
+):
+    "Send what is new."
+    with self.hold_sync():
+        if before is not self.before:
+            pool = Pool()
+            self.frames, self.pool = [_sent(before, pool)], pool.bytes
+        self.before, self.after, pool = before, after, Pool()
+        sent = None if after is None else _sent(after, pool)
+        self.extent = extent([one for one in (self.frames[0], sent) if one])
+        self.changed = dict(frame=sent, pool=pool.bytes) if sent else {}
+
+
+@patch
+def paint(self: BeforeAfter, frame: Frame | None) -> np.ndarray:  # (H, W, 3)
+    "A frame as it is printed; of none an empty picture. Of volumes the same place, also where there are more slices."
+    if frame is None: return np.full_like(self.paint(self.before), 200)
+    shown = [k for k in range(1, len(self.look['classes']) + 1) if getattr(self, f'class_{k}')]
+    look = dict(filled=self.way == 0, alpha=self.opacity, channel=self.channel, classes=shown)
+    if frame.ndim == 2: return enlarged(frame.picture(**look), self.width or 256)
+    at, counts, now = self.voxel, self.before.shape, frame.shape
+    places = {axis: same_place(at[axis], counts[axis], now[axis]) for axis in range(3)}
+    seen = [axis for n, (_, axis) in enumerate(cuts(frame.affine)) if self.direction in (n, 3)]
+    return enlarged(beside(*(frame.picture(places[axis], axis, **look) for axis in seen)), self.width or 256)
+
+
+@patch
+def snapshot(self: BeforeAfter) -> np.ndarray:  # (H, W, 3)
+    "Both with their captions, for print."
+    return beside(*(with_text(self.paint(one), text) for one, text in zip((self.before, self.after), self.captions)))
 
 # %% ../../nbs/api/widgets/stack.ipynb #468a8d0f
 class StackExplorer(Panel):
@@ -69,16 +105,16 @@ class StackExplorer(Panel):
     def __init__(
         self, sample,  # a Sample, or anything `as_sample` takes
         transforms=None,  # the stack to begin with: transforms, or a stack such as another explorer's `transform`
-        width=340,  # of each picture, in pixels
+        width=None,  # of each picture at most, in pixels; None: what the cell has
     ):
         self.sample, begin = checked(sample), parts_of(transforms)
         self.prepare()
         super().__init__()
         self.window = channel_windows(self.sample.image)  # black and white
-        self.rows, self.pictures = Rows(), BeforeAfter(self.sample.name or 'sample', width)
-        self.parts, self.before, self.after = self.rows.parts, self.pictures.before, self.pictures.after
-        self.look, self._still = Look(self.sample, self.names), None  # the unchanged frame
+        self.rows, self.width, self.problem = Rows(), width, None
+        self.parts, self.controls, self.legend = self.rows.parts, None, W.HTML()
         self._build()
+        self.make_pictures()
         for change, value in begin: self._row(change, value)
         self.rows.fit()
         self.guarded(self.refresh)
@@ -87,6 +123,14 @@ class StackExplorer(Panel):
     def key(self): "What the sliders do: equal keys, equal images."; return self.rows.key
     @property
     def transform(self) -> Stack: "The stack as it is now, every value fixed."; return self.rows.transform
+    @property
+    def look(self): "Classes, way of drawing, opacity, channel."; return self.controls.look
+    @property
+    def pictures(self) -> BeforeAfter: return self.controls.viewer
+
+    def close(self):
+        if vars(self).get('controls'): self.controls.unlink()
+        super().close()
 
     swept = False  # can a row be swept over?
     known = {}  # key -> prediction, as far as a model was asked
@@ -102,19 +146,55 @@ class StackExplorer(Panel):
 
 # %% ../../nbs/api/widgets/stack.ipynb #2737908f
 @patch
+def make_pictures(self: StackExplorer):
+    "The pictures and their controls, for the classes that are known by now."
+    old, names, sample = self.controls, self.names, self.sample
+    self._still = as_frame(self.base, self.known.get(()), self.window)
+    pictures = with_classes(BeforeAfter, len(names))(self._still, names, sample.name or 'sample', self.width)
+    self.controls = Controls(pictures, sample, names, errors=self.swept)
+    if sample.ndim == 3: self._directions(old)
+    if sample.labels is None and not self.swept: show_if(False, *self.look.ways)  # nothing to fill or to outline
+    self.watch(self.look.filled, lambda _: self.say_look(), 'index')
+    self.stage.children, self.under.children = [pictures], [self.controls, *self.also]
+    if old is None: return
+    old.unlink()
+    for one in (old.viewer, old): close_tree(one)
+
+
+@patch
+def _directions(self: StackExplorer, old):
+    "Of a volume: which pictures are shown, large ones of one direction to begin with, and which slices."
+    named = cuts(self.sample.affine)
+    options, axes = [*(name for name, _ in named), 'all three'], [axis for _, axis in named]
+    self.direction = W.Dropdown(options=options, description='direction', layout=W.Layout(width='300px'))
+    self.direction.add_class('M-direction')
+    self.pictures.direction = old.viewer.direction if old else 0
+    self.pictures.move(old.viewer.voxel if old else [first_slice(self.sample, axis) for axis in range(3)])
+    self.controls.link((self.direction, 'index'), (self.pictures, 'direction'))
+    slices = self.controls.children[0]
+    slices.children = [self.direction, *slices.children]
+
+    def fit(direction):
+        for axis, slider in self.controls.sliders.items():
+            show_if(direction in (axes.index(axis), 3) and slider.max > 0, slider)
+        self.say_look()
+
+    fit(self.direction.index)
+    self.watch(self.direction, fit, 'index')
+
+
+@patch
 def _build(self: StackExplorer):
     "The other controls, and where things stand."
     menu = Menu(self.sample.ndim)
     self.choice, self.more = menu.choice, menu.more
-    self.title, self.legend, extras = W.HTML(), W.HTML(), self.extras()
-    if self.sample.labels is None and not extras: show_if(False, *self.look.ways)  # nothing to fill or to outline
-    controls = W.Box([self.look, *extras], layout=W.Layout(flex_flow='row wrap'))
-    self.children = [self.title, menu, self.rows, self.message, self.pictures, self.legend, controls]
+    self.title, self.also = W.HTML(), self.extras()
+    self.legend.add_class('N-legend')
+    self.stage, self.under = W.VBox(), W.Box(layout=W.Layout(flex_flow='row wrap'))
+    self.children = [self.title, menu, self.rows, self.message, self.stage, self.legend, self.under]
     self.watch(self.more, lambda: self.add(self.choice.value))
-    self.watch(self.look.axis, lambda axis: self.to_axis(axis))
-    for control in self.look.controls: self.watch(control, lambda _: self.redraw())
 
-
+# %% ../../nbs/api/widgets/stack.ipynb #9b6774e2
 @patch
 def _row(self: StackExplorer, change, value):
     "A row at the end; it is shown and applied later."
@@ -139,15 +219,15 @@ def refresh(self: StackExplorer):
 def show(self: StackExplorer):
     "Pictures and words for the sample as it was moved."
     if self._still is None: self._still = as_frame(self.base, self.known.get(()), self.window)
-    self._moved = None if self.moved is None else as_frame(self.moved, self.known.get(self.key), self.window)
+    moved = None if self.moved is None else as_frame(self.moved, self.known.get(self.key), self.window)
     self.tell()
-    self.redraw()
+    self.pictures.show(self._still, moved)
+    self.say_look()
 
 
 @patch
-def redraw(self: StackExplorer):
-    "Both pictures, and what is seen in them. A transform that failed says why."
-    self.pictures.show(self.look, self._still, self._moved)
+def say_look(self: StackExplorer):
+    "What is filled and what is a line. A transform that failed says why."
     self.legend.value = self.legend_text()
     if self.problem is not None: raise self.problem.with_traceback(None)
 
@@ -203,13 +283,6 @@ def reset(self: StackExplorer, i: int):  # number of the row, from 0
 def to_json(self: StackExplorer) -> str:
     "The stack as text; `Transform.from_json` reads it."
     return self.transform.to_json()
-
-
-@patch
-def to_axis(self: StackExplorer, axis: int):
-    "Cut a volume across another axis."
-    with self.quietly(): self.look.to_axis(axis)
-    self.redraw()
 
 
 @patch

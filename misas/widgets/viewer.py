@@ -20,7 +20,8 @@ from .base import InPage, beside, bundle, with_classes
 from .look import Frame, as_frame, channel_windows
 
 # %% auto #0
-__all__ = ['PARTS', 'PAGE', 'planes', 'extent', 'Pool', 'packed', 'scripts', 'Viewer', 'viewer_of', 'view', 'printed']
+__all__ = ['PARTS', 'WIDGET', 'PAGE', 'planes', 'extent', 'Pool', 'packed', 'class_look', 'scripts', 'Viewer', 'viewer_of',
+           'view', 'printed']
 
 # %% ../../nbs/api/widgets/viewer.ipynb #f1b055ea
 def planes(
@@ -105,6 +106,15 @@ def _code(overlapping, kind):
     return code
 
 # %% ../../nbs/api/widgets/viewer.ipynb #f85ce923
+def class_look(
+    classes: Iterable[str],  # names, without the background
+) -> dict:
+    "What a page has to know to draw classes as figures do: 20 colours, then the same with patterns."
+    numbers = range(1, len(classes) + 1)
+    return dict(classes=list(classes), palette=[draw.rgb(k).tolist() for k in numbers],
+                hatches=[draw.hatch(k) for k in numbers], dashes=[draw.dash(k) for k in numbers])
+
+
 def scripts(
     *more: str,  # files of JavaScript that follow
 ) -> str:
@@ -112,13 +122,14 @@ def scripts(
     return ''.join(map(asset, (*PARTS, *more)))
 
 
-PARTS = ['viewer.js', 'viewer_hands.js']  # of the viewer: what is drawn, and what hands do with it
+PARTS = 'viewer.js', 'viewer_hands.js'  # of the viewer: what is drawn, and what hands do with it
+WIDGET = 'viewer_model.js', 'viewer_widget.js'  # its traits, and a widget of it
 PAGE = 100e6  # bytes that a page keeps of frames that come when asked for
 
 
 class Viewer(InPage):
     "Frames in the page; `at` says which one is seen. Its numbers can be linked to sliders in the browser (`jslink`)."
-    _esm = scripts('viewer_widget.js')
+    _esm = scripts(*WIDGET)
     frames, pool, extent = T.List().tag(sync=True), T.List().tag(sync=True), T.List().tag(sync=True)
     look, at, ndim = T.Dict().tag(sync=True), T.Int(0).tag(sync=True), T.Int(2).tag(sync=True)
     index_0, index_1, index_2 = (T.Int(0).tag(sync=True) for _ in range(3))  # the voxel where slices cross
@@ -137,8 +148,7 @@ class Viewer(InPage):
         name: str = 'image',
         **kw: Any,  # traits
     ):
-        palette = [draw.rgb(k).tolist() for k in range(1, len(classes) + 1)]
-        look = dict(classes=list(classes), palette=palette, name=name)
+        look = dict(class_look(classes), name=name)
         there = [frame for frame in frames if frame is not None]
         ndim = len(there[0]['shape'])
         kw = {f'index_{i}': n//2 for i, n in enumerate(there[0]['shape'])} | kw
