@@ -91,32 +91,30 @@ def with_text(
 class Picture(W.GridBox):
     "An image with a width on the screen, and a function to call when it is clicked."
     def __init__(
-        self, width=256,  # pixels on the screen
+        self, width=256,  # pixels on the screen; fewer where there is less room
         on_click=None,  # f(x, y), both from 0 (left, top) to 1
         name='picture',  # what it shows, for those who cannot see it
     ):
-        self.rgb, self._height = None, None
+        self.rgb = None
         self.width, self.name, self.on_click = width, name, on_click
-        self.image = W.Image(format='jpeg', layout=W.Layout(grid_area='1/1', width=f'{width}px', margin='0'))
+        self.image = W.Image(format='jpeg', layout=W.Layout(grid_area='1/1', width='100%', height='auto', margin='0'))
         self.layer = W.HTML(layout=W.Layout(grid_area='1/1', margin='0'))
         self.place = W.Text(layout=W.Layout(display='none'))
         self.place.add_class('misas-place')
-        layout = W.Layout(width=f'{width}px', flex='0 0 auto')
+        layout = W.Layout(width=f'{width}px', max_width='100%', grid_template_columns='100%', flex='0 0 auto')
         super().__init__([self.image, self.layer, self.place], layout=layout)
         self.add_class('misas-picture')
         self.place.observe(lambda change: self.clicked(change.new), 'value')
 
     def show(self, rgb, exact=False):
         "Replace the picture."
-        height = round(self.width*len(rgb)/rgb.shape[1])
-        if height != self._height: self._resize(height)
+        if self.rgb is None or self.rgb.shape != rgb.shape: self._fit(*rgb.shape[:2])
         self.rgb = rgb
         self.image.format, self.image.value = 'png' if exact else 'jpeg', as_bytes(rgb, exact)
 
-    def _resize(self, height):
-        "Another height, also of the layer that is clicked."
-        self._height, self.image.layout.height = height, f'{height}px'
-        style = f'width:{self.width}px; height:{height}px;' + ' cursor:crosshair'*bool(self.on_click)
+    def _fit(self, height, width):
+        "Other proportions of the layer that is clicked."
+        style = f'width:100%; aspect-ratio:{width}/{height};' + ' cursor:crosshair'*bool(self.on_click)
         click = f' onclick="{escape(asset("click.js"))}"' if self.on_click else ''
         self.layer.value = f'<div role="img" aria-label="{escape(self.name)}" style="{style}"{click}></div>'
 

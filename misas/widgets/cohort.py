@@ -204,7 +204,12 @@ def _build(self: StudyExplorer):
     for trait in ('metric', 'cls'): self.watch(self.heat, lambda _: self._same_score(), trait)
     menus = W.Box([self.metric, self.cls, self.cases], layout=W.Layout(flex_flow='row wrap'))
     title = f'<b>{escape(self.study.folder.name)}</b>: medians over the cases; press a cell to see them'
-    self.children = [W.HTML(title), menus, self.heat, self.open, self.message, self.below]
+    columns = max(len(row.values) for row in maps.rows)
+    left = W.VBox([self.heat, self.open], layout=W.Layout(flex=f'1 1 {160 + 60*columns}px', min_width='0'))
+    self.heat.layout.max_width = left.layout.max_width = f'{160 + 112*columns}px'
+    self.below.layout.flex, self.below.layout.min_width = '3 1 640px', '0'
+    both = W.Box([left, self.below], layout=W.Layout(flex_flow='row wrap', grid_gap='8px 24px'))
+    self.children = [W.HTML(title), menus, both, self.message]
 
 # %% ../../nbs/api/widgets/cohort.ipynb #55b64b4c
 @patch

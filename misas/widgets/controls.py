@@ -68,10 +68,10 @@ class Controls(W.Box):
         filled = self.look.filled
         filled.options, filled.tooltips = zip(*WAYS[:None if errors else 2])
         filled.index = 0
-        show_if(False, self.look.axis, self.look.slice)  # each direction has its own slider
         show_if(sample.ndim == 3, self.crosshair)
-        rows = [W.VBox(list(self.sliders.values())), W.VBox([self.look, self.crosshair])]
-        super().__init__(rows, layout=W.Layout(flex_flow='row wrap', grid_gap='0 24px'))
+        columns = [list(self.sliders.values()), [self.look, self.crosshair]]
+        columns = [W.VBox(column) for column in columns if column]  # pictures have no slices
+        super().__init__(columns, layout=W.Layout(flex_flow='row wrap', grid_gap='0 24px'))
         self._link()
 
     def _link(self):

@@ -76,7 +76,8 @@ class LesionList(W.VBox):
         self.list = W.Select(options=[], rows=10, layout=W.Layout(width='240px', height='auto'))
         self.order.add_class('D-order')
         self.list.add_class('L-lesions')
-        marks = [W.HBox([W.HTML(f'<span style="color:{GROUPS[name]}" title="{MEANING[name]}">■</span>'), box])
+        mark = '<span style="color:{}; font-size:18px" title="{}">■</span>'
+        marks = [W.HBox([W.HTML(mark.format(GROUPS[name], MEANING[name])), box], layout=W.Layout(align_items='center'))
                  for name, box in self.boxes.items()]
         wrap = W.Layout(flex_flow='row wrap')
         super().__init__([self.order, W.Box(marks, layout=wrap), self.list], layout=W.Layout(width='255px'))
@@ -128,7 +129,7 @@ class LesionLook(W.VBox):
         self.windows = [channel_windows(one[None]) for one in answers.sample.image]
         frames, pool = self.frames(answers.ids[0], False)
         self.close_up = map_viewer_of(0)(frames, pool, name='close-up')
-        self.close_up.look = self.close_up.look | dict(height=280)
+        self.close_up.look = self.close_up.look | dict(height=400)
         sharp = W.Layout(width='400px', max_width='100%')  # of a picture of twice the pixels
         self.numbers, self.curve = W.HTML(), W.Image(format='png', layout=sharp)
         self.numbers.add_class('N-lesion')

@@ -56,8 +56,9 @@ class Steps:
     ):
         wide = {'description_width': 'initial'}
         same = result.values.index(result.transform.identity)
+        layout = W.Layout(width=f'{width}px', margin='2px')  # as that of other sliders
         self.slider = W.SelectionSlider(options=_options(result), value=same, description=result.transform.name,
-                                        style=wide, continuous_update=True, layout=W.Layout(width=f'{width}px'))
+                                        style=wide, continuous_update=True, layout=layout)
         self.play = W.Play(same, min=0, max=len(result.values) - 1, interval=250, show_repeat=True, description='play')
         self.slider.add_class('S-value')
         self.play.add_class('B-play')

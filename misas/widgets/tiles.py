@@ -27,7 +27,7 @@ from .look import Frame, as_frame
 __all__ = ['TILE', 'Item', 'thumbnail', 'nothing', 'first_slice', 'first_look', 'again', 'CaseItems', 'arranged', 'order_words']
 
 # %% ../../nbs/api/widgets/tiles.ipynb #6bbd5e4e
-TILE = 100  # pixels
+TILE = 150  # pixels
 
 
 class Item(NamedTuple):
@@ -41,12 +41,13 @@ class Item(NamedTuple):
 
 def thumbnail(
     picture,  # (H, W, 3)
-) -> np.ndarray:  # (TILE, TILE, 3)
+    size: int = TILE,  # pixels
+) -> np.ndarray:  # (size, size, 3)
     "A picture made small, in the middle of a dark square."
     from PIL import Image, ImageOps
-    small = np.asarray(ImageOps.contain(Image.fromarray(picture), (TILE, TILE), Image.Resampling.BOX))
-    out = np.full((TILE, TILE, 3), 40, np.uint8)
-    top, left = ((TILE - n)//2 for n in small.shape[:2])
+    small = np.asarray(ImageOps.contain(Image.fromarray(picture), (size, size), Image.Resampling.BOX))
+    out = np.full((size, size, 3), 40, np.uint8)
+    top, left = ((size - n)//2 for n in small.shape[:2])
     out[top:top + small.shape[0], left:left + small.shape[1]] = small
     return out
 
