@@ -56,9 +56,16 @@ def check_askable(
 def _as_it_says(obj, kw):
     "A network, or that of a Learner, may say how it is used: a dict `model_options`. What is passed counts more."
     says = getattr(getattr(obj, 'model', obj), 'model_options', None)
-    if not isinstance(says, dict): return kw
+    if not isinstance(says, dict): says = _needs(getattr(obj, 'model', obj))
     if kw.get('size') is not None: says = {name: value for name, value in says.items() if name != 'multiple_of'}
     return kw | {name: value for name, value in says.items() if kw.get(name) in (None, 'auto')}
+
+
+def _needs(network):
+    "Networks of segmentation_models_pytorch that refuse other sizes than multiples of what their encoder divides by."
+    strict = getattr(network, 'requires_divisible_input_shape', False) is True
+    stride = getattr(getattr(network, 'encoder', None), 'output_stride', None)
+    return dict(multiple_of=stride) if strict and isinstance(stride, int) else {}
 
 
 def _no_model(obj):
@@ -70,17 +77,13 @@ def _no_model(obj):
     return type(obj).__name__
 
 
+# %% ../../nbs/api/models/adapt.ipynb #99a26ff5
 def _adapt(obj, device, trusted, kw, how):
     "The adapter for `obj`."
     if is_nnunet(obj): return _of_nnunet(obj, how, device, trusted, kw)
     _check_alone(how)
-    if isinstance(obj, (str, Path)):
-        if str(obj).lower().endswith('.onnx'):
-            check_there(obj)
-            return OnnxModel(obj, device=device, **kw)
-        kw.setdefault('name', Path(obj).stem)
-        if is_bundle(obj): return of_bundle(load_bundle(obj, trusted), device=device, **kw)
-        obj = load_pretrained(obj) if is_pretrained(obj) else load_file(obj, trusted)
+    if isinstance(obj, (str, Path)): obj = _read(obj, device, trusted, kw)
+    if isinstance(obj, Model): return obj
     if is_hugging_face(obj): obj, kw = of_hugging_face(obj, kw)
     kw = _as_it_says(obj, kw)
     if isinstance(obj, torch.nn.Module):
@@ -91,6 +94,16 @@ def _adapt(obj, device, trusted, kw, how):
         f'obj must be a Learner, an nn.Module, a function, or a path to a model file, got {_no_model(obj)}')
     if device is not None: raise ValueError('device is for networks; a function runs where it runs')
     return FunctionModel(obj, **kw)
+
+
+def _read(path, device, trusted, kw):
+    "The network or Learner in a file or folder, or a model where that needs more than a network."
+    kw.setdefault('name', Path(path).stem)
+    if is_bundle(path): return of_bundle(load_bundle(path, trusted), device=device, **kw)
+    if is_pretrained(path): return load_pretrained(path)
+    check_there(path)
+    if str(path).lower().endswith('.onnx'): return OnnxModel(path, device=device, **kw)
+    return load_file(path, trusted)
 
 
 def _of_nnunet(obj, how, device, trusted, kw):
@@ -131,7 +144,7 @@ def as_model(
     obj: object = None,  # Learner, nn.Module, function, Model, or path to .onnx, TorchScript, Learner export or MLCSC
     *,
     classes: tuple | list | dict | None = None,  # names by label value, background first; None: those of a Learner
-    preprocess: Callable | None = None,  # f(image) -> image, or (image, undo), of float32 (C, *S); or an image processor
+    preprocess: Callable | None = None,  # f(image) -> image, or (image, undo): float32 (C, *S); or image processor
     activation: str = 'auto',  # 'softmax' or 'sigmoid': logits, 'none' or 'masks': probabilities, 'labels': label maps
     multiple_of: int | tuple | None = None,  # pad every axis to a multiple of this
     size: int | tuple | None = None,  # resize to this spatial shape

@@ -65,7 +65,7 @@ def _importable(root):
         own = [k for k, m in sys.modules.items() if str(getattr(m, '__file__', None) or '').startswith(str(root))]
         for name in own: del sys.modules[name]
 
-# %% ../../nbs/api/models/bundle.ipynb #8677ec89
+# %% ../../nbs/api/models/bundle.ipynb #1cefd323
 @dataclass
 class Bundle:
     "The parts of a MONAI bundle."
@@ -85,7 +85,7 @@ class _Reader:
         self.root, self.path, self.parser = root, path, ConfigParser()
         found = [file for name in CONFIGS for file in sorted((root/'configs').glob(f'{name}.*'))]
         if not found: raise ValueError(
-            f'{path}: has no configs/inference.json (or .yaml), which would say how its network is asked')
+            f'{path}: has no configs/inference.json (or .yaml), which says how its network is asked: add it')
         self.told = found[0].read_text(encoding='utf-8')
         self.parser.read_config(str(found[0]))
         self.parser.read_meta(str(root/META))
@@ -137,7 +137,7 @@ def load_bundle(
         metadata = json.loads((root/META).read_text(encoding='utf-8'))
         return Bundle(reader.network(), *parts, metadata, reader.told)
 
-# %% ../../nbs/api/models/bundle.ipynb #a253eb0c
+# %% ../../nbs/api/models/bundle.ipynb #7b7358ff
 class Inferred(TorchModel):
     "A network that an inferer of MONAI asks."
     def __init__(
@@ -196,13 +196,18 @@ def options_of(
     cut = _has(steps, 'AsDiscreted', 'threshold')
     if cut is not None and cut.threshold[0] not in (None, True, .5): found['threshold'] = float(cut.threshold[0])
     multiple_of = _multiple_of(_format(bundle.metadata, 'inputs', 'image').get('spatial_shape') or ())
-    if multiple_of and type(bundle.inferer).__name__ in ('NoneType', 'SimpleInferer'): found['multiple_of'] = multiple_of
+    if multiple_of and _asks_at_once(bundle): found['multiple_of'] = multiple_of
     return found
+
+
+def _asks_at_once(bundle):
+    "Does the network get a whole image?"
+    return bundle.inferer is None or type(bundle.inferer).__name__ == 'SimpleInferer'
 
 
 def _steps(composed): return tuple(getattr(composed, 'transforms', ())) or (() if composed is None else (composed,))
 
-# %% ../../nbs/api/models/bundle.ipynb #c2af2ae7
+# %% ../../nbs/api/models/bundle.ipynb #f098f36e
 NOTED = {  # steps after the network whose work is done here
     'Activationsd', 'Invertd', 'EnsureTyped', 'EnsureChannelFirstd', 'SaveImaged', 'ToTensord', 'ToDeviced',
     'CopyItemsd', 'DeleteItemsd', 'SelectItemsd', 'Identityd', 'CastToTyped'}
@@ -222,8 +227,8 @@ class Steps:
         decided = next((i for i, t in enumerate(after) if type(t).__name__ == 'AsDiscreted'), len(after))
         others = [type(t).__name__ for t in after[:decided] if type(t).__name__ not in NOTED]
         if others: raise ValueError(
-            f'{name}: its postprocessing changes probabilities by {others[0]}, which is not followed: pass its network, '
-            'as_model(load_bundle(...).network), with preprocess=')
+            f'{name}: its postprocessing changes probabilities by {others[0]}, which is not followed: '
+            'pass its network, as_model(load_bundle(...).network), with preprocess=')
         self.after = Compose([t for t in after[decided + 1:] if type(t).__name__ not in NOTED])
 
     def __fingerprint__(self): return (self.told,)
@@ -234,14 +239,17 @@ class Steps:
 
     def _through(self, image, affine):
         from monai.data import MetaTensor
-        if affine is None and any(type(t).__name__ in PLACING for t in self.before.transforms): raise ValueError(
-            f'{self.name} must know how an image lies: pass a Sample with an affine, or ask model.on(sample) about an array')
+        placed = any(type(t).__name__ in PLACING for t in self.before.transforms)
+        if placed and affine is None: raise ValueError(
+            f'{self.name} must know how an image lies: '
+            'pass a Sample with an affine, or ask model.on(sample) about an array')
         meta = dict(original_channel_dim=0, filename_or_obj=self.name)
         where = torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(np.asarray(affine, float))
         data = {'image': MetaTensor(_turned(image), affine=where, meta=meta)}
         try: return self.before(data)
         except KeyError as e: raise ValueError(
-            f'{self.name}: its preprocessing asks for {e}, beside the image: leave that out of its configuration') from e
+            f'{self.name}: its preprocessing asks for {e} beside the image: '
+            'leave that out of its configuration') from e
 
     def back(self, answer, ready, empty):
         "An answer (K, *S') on the grid of the image, with `empty` (K,) where the network saw nothing."
@@ -267,7 +275,7 @@ class Steps:
 
 def _turned(image): return image.transpose(1, 2) if image.ndim == 3 else image  # (C, H, W) is (C, W, H) in MONAI
 
-# %% ../../nbs/api/models/bundle.ipynb #a0d4a9ad
+# %% ../../nbs/api/models/bundle.ipynb #db94765e
 class BundleModel(Wrapped):
     "A model that prepares images, and brings answers back, as a MONAI bundle does."
     def __init__(
@@ -326,6 +334,6 @@ def of_bundle(
     if kw.get('size') is not None: says.pop('multiple_of', None)
     kw |= {k: value for k, value in says.items() if kw.get(k) in (None, 'auto')}
     channels = _named(_format(bundle.metadata, 'inputs', 'image').get('channel_def') or {})
-    simple = type(bundle.inferer).__name__ in ('NoneType', 'SimpleInferer')
-    inner = Inferred(bundle.network, _plainly if simple else bundle.inferer, channels, device=device, name=name, **kw)
+    inferer = _plainly if _asks_at_once(bundle) else bundle.inferer
+    inner = Inferred(bundle.network, inferer, channels, device=device, name=name, **kw)
     return BundleModel(inner, Steps(bundle, name))

@@ -56,15 +56,14 @@ def in_single(
 ) -> None:
     "Half precision becomes single precision: weights, constants, casts, and what is declared."
     from onnx import TensorProto, numpy_helper
-    half, single = TensorProto.FLOAT16, TensorProto.FLOAT
-    nodes = graph.graph.node
-    held = [a.t for node in nodes for a in node.attribute if a.HasField('t')]
-    for tensor in (*graph.graph.initializer, *held):
-        if tensor.data_type != half: continue
+    half, single, inside = TensorProto.FLOAT16, TensorProto.FLOAT, graph.graph
+    options = [(node.op_type, option) for node in inside.node for option in node.attribute]
+    held = [option.t for _, option in options if option.HasField('t')]
+    for tensor in [one for one in (*inside.initializer, *held) if one.data_type == half]:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    for to in (a for node in nodes if node.op_type == 'Cast' for a in node.attribute if a.name == 'to'):
-        if to.i == half: to.i = single
-    for declared in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
+    for kind, option in options:
+        if (kind, option.name, option.i) == ('Cast', 'to', half): option.i = single
+    for declared in (*inside.input, *inside.output, *inside.value_info):
         kind = declared.type.tensor_type
         if kind.elem_type == half: kind.elem_type = single
 

@@ -79,8 +79,8 @@ class Semantic(nn.Module):
         if self.processor is None: raise ValueError(
             f'{type(self.network).__name__} answers with masks, of which its image processor makes classes: '
             'pass preprocess=, the image processor')
-        n = len(out['class_queries_logits'])
-        told = self.processor.post_process_semantic_segmentation(out, [size]*n, return_segmentation_scores=True)
+        sizes = [size]*len(out['class_queries_logits'])
+        told = self.processor.post_process_semantic_segmentation(out, sizes, return_segmentation_scores=True)
         return torch.stack([one.segmentation_scores for one in told]).clamp_min(1e-12).log()
 
 # %% ../../nbs/api/models/huggingface.ipynb #04e2efcb
@@ -134,5 +134,5 @@ def of_hugging_face(
         return Semantic(obj, kw['preprocess']), kw | dict(preprocess=None)
     processor = getattr(obj, 'image_processor', None)
     if processor is None: raise ValueError(
-        f'obj is a pipeline for {getattr(obj, "task", "something")!r}; one for image-segmentation has an image processor')
+        f'obj is a pipeline for {getattr(obj, "task", None)!r}: make one for image-segmentation, with an image processor')
     return Semantic(obj.model, processor), kw
