@@ -5,8 +5,6 @@
 # %% ../nbs/api/demo.ipynb #8bfe34de
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from functools import lru_cache
 from importlib import import_module
@@ -20,9 +18,8 @@ import misas.loading  # noqa: F401  (fastai comes quietly)
 from .data.files import whole_files
 
 # %% auto #0
-__all__ = ['HELD_OUT', 'TRAINING', 'WEIGHTS', 'WRITTEN', 'DemoUNet', 'demo_slices', 'demo_sample', 'image_of', 'labels_of',
-           'demo_learner', 'sweeps', 'draw_curves', 'draw_gallery', 'write_results', 'find_case',
-           'own_model_and_sample', 'run_demo', 'main']
+__all__ = ['HELD_OUT', 'TRAINING', 'WEIGHTS', 'DemoUNet', 'demo_slices', 'demo_sample', 'image_of', 'labels_of', 'demo_learner',
+           'sweeps', 'draw_curves', 'draw_gallery', 'write_results', 'find_case', 'own_model_and_sample', 'run_demo']
 
 # %% ../nbs/api/demo.ipynb #cdf145d6
 def _layer(before, after): return nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
@@ -248,126 +245,6 @@ def run_demo(
         write_results(results, part, tell)
     return results
 
-# %% ../nbs/api/demo.ipynb #96b944ce
-class _Parser(argparse.ArgumentParser):
-    def error(self, message): raise ValueError(f'{message}; see {self.prog} --help')
-
-
-def _label(text):
-    old, new = map(int, text.split('='))
-    return old, new
-
-
-def _size(text): return tuple(map(int, text.split('x'))) if 'x' in text else int(text)
-
-
-_label.__name__, _size.__name__ = 'OLD=NEW', 'size'  # what argparse calls them in errors
-
-
-def _add_own(parser):
-    "The options for images and a model of one's own."
-    add = parser.add_argument_group('your own').add_argument
-    add('--data', metavar='FOLDER', help='holds images/ and, if known, masks/ with the same file names')
-    add('--model', metavar='FILE', help='.onnx, TorchScript (.pt) or a fastai Learner export (.pkl)')
-    add('--trusted', action='store_true', help='.pt and .pkl files hold code: run it')
-    add('--case', metavar='NAME', help='which image (default: the first)')
-    add('--size', type=_size, metavar='N|HxW', help='pixels that the model wants; images are resized')
-    add('--classes', nargs='+', metavar='NAME', help='of the labels 0, 1, ..., e.g. background RV LV')
-    renamed = 'values in the masks to labels, e.g. 255=1'
-    add('--label-map', type=_label, nargs='+', metavar='OLD=NEW', help=renamed)
-
-
-def _parser():
-    from misas import __version__
-    parser = _Parser(prog='misas', description='What is a segmentation model sensitive to?')
-    parser.add_argument('--version', action='version', version=f'misas {__version__}')
-    what = ('How a segmentation model bears rotation and brightness, as pictures, a film and a table. '
-            'Without --data and --model: a small network that marks white and grey matter in the MNI152 template.')
-    short = 'try it: on a network that comes along, or on your own'
-    demo = parser.add_subparsers(dest='command', title='commands').add_parser('demo', help=short, description=what)
-    demo.add_argument('--out', default='misas_demo', metavar='FOLDER', help='where to write (default: %(default)s)')
-    _add_own(demo)
-    return parser
-
-# %% ../nbs/api/demo.ipynb #a9de7b33
-def _options(args):
-    "Arguments of `run_demo` from the command line."
-    options = {k: v for k, v in vars(args).items() if k not in ('command', 'out') and v}
-    if bool(args.data) != bool(args.model):
-        raise ValueError('--data and --model belong together: a folder of images, and the model to try on them')
-    if options and not args.data:
-        name = next(iter(options)).replace('_', '-')
-        raise ValueError(f'--{name} is for your own images: it needs --data and --model')
-    if 'label_map' in options: options['label_map'] = dict(options['label_map'])
-    return options
-
-
-def _named(**kw): return ''.join(f', {k}={v!r}' for k, v in kw.items() if v)
-
-
-def _in_python(data=None, model=None, case=None, label_map=None, **kw):
-    "The lines of Python that do what the command did."
-    if data is None: return ['from misas.demo import demo_learner, demo_sample',
-                             'sensitivity(demo_learner(), demo_sample(), Rotation()).plot()']
-    image, mask = find_case(data, case)
-    known = _named(labels=mask and str(mask), label_map=label_map)
-    return [f'model = as_model({str(model)!r}{_named(**kw)})', f'sample = load({str(image)!r}{known})',
-            f'sensitivity(model, sample, Rotation(){_named(reference="" if mask else "prediction")}).plot()']
-
-# %% ../nbs/api/demo.ipynb #242b6e89
-WRITTEN = """
-  rotation.html, brightness.html  each strength, with a slider; open them in a browser
-  curve.png                       score by strength of the change
-  gallery.png                     what the model saw, and what it said
-  rotation.gif                    the rotation as a film
-  sensitivity.csv                 all scores
-"""
-
-
-def _report(results, out, options):
-    "What the command prints in the end."
-    if results[0].reference == 'prediction':
-        print('No masks: the scores tell how stable the model is, not how right.\n')
-    for result in results: print(f'{result.summary()}\n')
-    print(f'Written to {out}:{WRITTEN}')
-    print('The same in Python:', 'from misas.all import *', *_in_python(**options), sep='\n  ')
-    print('\nNext: the tutorial nbs/tutorials/first_steps.ipynb at https://github.com/chfc-cmi/misas')
-
-# %% ../nbs/api/demo.ipynb #1b7dd5b1
-def _option(error):
-    "The option of the command that would cure an error, if it names an argument that would."
-    from misas.models.output import Missing
-    if not isinstance(error, Missing): return ''
-    if error.argument == 'size': return f'; here: add --size {"x".join(map(str, error.value))}'
-    return f'; here: add --{error.argument}' + ' background ...'*(error.argument == 'classes')
-
-
-def _sentence(e):
-    "An exception as one sentence."
-    text = (str(e).strip() or type(e).__name__).splitlines()[0]
-    if not isinstance(e, (ValueError, TypeError, OSError, ImportError)): return f'{type(e).__name__}: {text}'
-    python = isinstance(e, ImportError) and e.name is not None  # Python says what is missing, not how to get it
-    return text + ('; pip install "misas[demo]" brings what the demo needs' if python else _option(e))
-
-
-def main(
-    argv=None,  # arguments; None: those of the command line
-) -> int:  # exit code: 0, 2 for bad input, 130 after Ctrl-C
-    "The command `misas`."
-    if 'matplotlib' not in sys.modules: os.environ['MPLBACKEND'] = 'Agg'  # to files; in a session the backend stays
-    try:
-        parser = _parser()
-        args = parser.parse_args(argv)
-        if args.command is None: return parser.print_help() or 0
-        options = _options(args)
-        results = run_demo(args.out, **options, progress=True)
-        return _report(results, args.out, options) or 0
-    except SystemExit as e: return e.code or 0  # argparse, after --help and --version
-    except KeyboardInterrupt: text, code = 'interrupted, nothing was written', 130
-    except Exception as e: text, code = _sentence(e), 2
-    print(f'misas: {text}', file=sys.stderr)
-    return code
-
 # %% ../nbs/api/demo.ipynb #64faa223
 if __name__ == '__main__' and '__file__' in globals():  # python -m misas.demo; not in a notebook
-    sys.exit(import_module('misas.demo').main())  # as a part of misas, whose libraries come quietly
+    sys.exit(import_module('misas.command_line').main())

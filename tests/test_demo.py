@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from misas.command_line import main
 from misas.data.phantom import ThresholdModel, short_axis
-from misas.demo import main
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ['brightness.html', 'curve.png', 'gallery.png', 'rotation.gif', 'rotation.html', 'sensitivity.csv']
@@ -52,6 +52,8 @@ def test_demo(tmp_path):
 
 def test_help_and_version(tmp_path):
     assert 'demo' in python(cwd=tmp_path).stdout and python('--version', cwd=tmp_path).stdout.startswith('misas ')
+    code = 'import sys, misas.command_line as c; c.main(["--help"]); print("torch" in sys.modules, "numpy" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True).stdout.endswith('False False\n')
     code = 'import sys, misas.demo; print([m for m in ("fastai", "matplotlib", "pandas", "nilearn", "misas.sweep.sensitivity") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == '[]'
 
