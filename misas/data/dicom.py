@@ -32,6 +32,8 @@ def read_dicom(path: Path, frame=None) -> dict:
     ds = pydicom.dcmread(path)
     if _kind(ds) in SEGMENTATIONS:
         raise ValueError('it is a segmentation (DICOM SEG), not an image; pass it as the labels of one')
+    if 'StructureSetROISequence' in ds:
+        raise ValueError('it holds contours (RTSTRUCT), not an image; pass it as the labels of one')
     if frame is None and count_frames(ds) > 1: return volume_of_frames(ds)
     return from_dicom(ds, frame, path.name)
 

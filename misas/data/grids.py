@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 # %% auto #0
-__all__ = ['put_back', 'on_grid', 'to_grid', 'together']
+__all__ = ['put_back', 'on_grid', 'to_grid', 'place_of', 'together']
 
 # %% ../../nbs/api/data/grids.ipynb #f8d166b4
 def put_back(
@@ -70,7 +70,16 @@ def to_grid(
     if place is None: raise ValueError(f'{what} lies in the patient, but where the image lies is not known')
     return np.linalg.inv(place)
 
-# %% ../../nbs/api/data/grids.ipynb #411caa84
+# %% ../../nbs/api/data/grids.ipynb #97f1128e
+def place_of(
+    sample,  # a Sample
+) -> np.ndarray | None:  # (4, 4) voxel index -> mm in RAS; None: not known
+    "The affine of a sample, or what follows from its spacing; of a picture the place of its columns and rows."
+    if sample.ndim == 3 and sample.affine is not None: return sample.affine
+    if not sample.spacing_known: return None
+    return np.diag([*sample.spacing[::-1], 1, 1] if sample.ndim == 2 else [*sample.spacing, 1.])
+
+# %% ../../nbs/api/data/grids.ipynb #f0e61ba6
 def together(
     placed: Iterable,  # of (class from 1, voxels from `on_grid`)
     names: dict,  # class -> its name

@@ -17,6 +17,7 @@ from . import formats
 from .formats import ITK, NIFTI, PICTURES, ending, in_mm, naming, read_itk, read_nifti, read_picture
 from .formats import write_itk
 from .formats import write_nifti
+from .grids import place_of
 from .label_files import check_clean, is_segmentation, segmentation_on, without_rounding
 from .labels import as_labels, as_stack, foreground, is_stack, to_numpy, unions
 from .sample import Sample, why_not
@@ -385,7 +386,7 @@ def save(
     "Write a sample, complete or not at all. Raises ValueError or FileNotFoundError naming the file."
     path = Path(path)
     write, folder = _writer(path), path.parent
-    affine = _affine_to_write(sample)
+    affine = place_of(sample)
     arrays = _arrays_to_write(sample, path.name[:-len(ending(path))], ending(path))
     with naming(path, 'saved'), tempfile.TemporaryDirectory(prefix='.misas_', dir=folder) as tmp:
         for name, array in arrays.items():
@@ -401,12 +402,6 @@ def _writer(path):
     if ending(path) in NIFTI: return write_nifti
     if ending(path) in ('.nrrd', '.mha', '.png', '.tif', '.tiff'): return write_itk
     raise ValueError(f'{path.name}: cannot be saved, use .nii .nii.gz .nrrd .mha .tif or .png')
-
-
-def _affine_to_write(sample):
-    if sample.ndim == 3 and sample.affine is not None: return sample.affine
-    if not sample.spacing_known: return None
-    return np.diag([*sample.spacing[::-1], 1, 1] if sample.ndim == 2 else [*sample.spacing, 1.])
 
 
 def _arrays_to_write(sample, stem, suffix):

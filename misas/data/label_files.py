@@ -11,6 +11,8 @@ import numpy as np
 
 from .dicom import SEGMENTATIONS, count_frames, is_dicom, plane_of, tag
 from .grids import on_grid, to_grid, together
+from .rtstruct import STRUCTURES, contours_on
+from .slicer import is_slicer, slicer_on
 
 # %% auto #0
 __all__ = ['without_rounding', 'check_clean', 'is_segmentation', 'segmentation_on']
@@ -63,21 +65,26 @@ def _smoothed(values, there):
 def is_segmentation(
     given,  # a path, or anything else
 ) -> bool:
-    "Is it a DICOM SEG?"
+    "Is it a DICOM SEG, an RTSTRUCT, or a segmentation of 3D Slicer?"
     path = Path(given) if isinstance(given, (str, Path)) else None
-    if path is None or not path.is_file() or not is_dicom(path): return False
+    if path is None or not path.is_file(): return False
+    if is_slicer(path): return True
+    if not is_dicom(path): return False
     import pydicom
     ds = pydicom.dcmread(path, specific_tags=['SOPClassUID'], stop_before_pixels=True)
-    return str(ds.get('SOPClassUID', '')) in SEGMENTATIONS
+    return str(ds.get('SOPClassUID', '')) in (*SEGMENTATIONS, STRUCTURES)
 
 
 def segmentation_on(
-    path: Path,  # of a DICOM SEG
+    path: Path,  # of one of these
     part: dict,  # an image with its affine, or the plane of a slice, see `misas.data.formats`
 ) -> tuple:  # labels (*S), or masks (K, *S) where they overlap; names of the classes
-    "The classes of a DICOM SEG on the grid of an image. ValueError where they do not lie on it."
+    "The classes of a segmentation on the grid of an image. ValueError where they do not lie on it."
+    path = Path(path)
+    if is_slicer(path): return slicer_on(path, part)
     import pydicom
-    ds, path = pydicom.dcmread(path), Path(path)
+    ds = pydicom.dcmread(path)
+    if str(ds.SOPClassUID) == STRUCTURES: return contours_on(ds, part, path)
     shape, to_image = part['image'].shape[1:], to_grid(part, path.name)
     _check_world(ds, part, path)
     names = {int(one.SegmentNumber): str(one.SegmentLabel) for one in ds.SegmentSequence}
