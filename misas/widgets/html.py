@@ -22,6 +22,8 @@ from ..doors import door
 from ..instances.answers import InstanceAnswers
 from ..instances.results import Instances
 from ..models.adapt import as_model
+from ..sparse.contributions import Contributions
+from ..structure.latent import Traversal
 from ..study.compare import Comparison
 from ..sweep.scoring import Scoring, pack_labels, unpack_labels
 from ..sweep.sensitivity import Sensitivity
@@ -30,13 +32,14 @@ from ..trust.verdict import Verdict
 from ..view import page
 from ..view.maps import focus, map_limit
 from .attribution import check_attributions
+from .inside_pages import split_page, way_page
 from .reports import comparison_page, summary_page
 from .stage import LIMIT, Axis, Shown, Stage, staged
 from .sweep_pages import named_scores, pair_page
 from .trust_pages import verdict_page
 
 # %% auto #0
-__all__ = ['PAGES', 'TAKEN', 'sample_page', 'cases_page', 'attribution_page', 'instances_page', 'page_of', 'to_html']
+__all__ = ['OWN', 'PAGES', 'TAKEN', 'sample_page', 'cases_page', 'attribution_page', 'instances_page', 'page_of', 'to_html']
 
 # %% ../../nbs/api/widgets/html.ipynb #d5b0ec87
 def sample_page(
@@ -192,12 +195,18 @@ def _of_pair(what, model, kw):
     return pair_page(what, **kw) if any(isinstance(one, Sensitivity) for one in given) else None
 
 
-def _of_verdict(what, model, kw): return verdict_page(what, **kw) if isinstance(what, Verdict) else None
-def _of_comparison(what, model, kw): return comparison_page(what, **kw) if isinstance(what, Comparison) else None
+OWN = {Comparison: comparison_page, Verdict: verdict_page, Traversal: way_page, Contributions: split_page}
+
+
+def _of_one(what, model, kw):
+    page_of_it = next((make for kind, make in OWN.items() if isinstance(what, kind)), None)
+    return None if page_of_it is None else page_of_it(what, **kw)
+
+
 def _of_others(what, model, kw): return summary_page(what, **kw)
 
 
-PAGES = _of_pair, _of_attributions, _of_cases, _of_comparison, _of_verdict, _of_others, _of_sample
+PAGES = _of_pair, _of_attributions, _of_cases, _of_one, _of_others, _of_sample
 TAKEN = ('what sensitivity(model, sample, transform), sensitivity_grid, tolerance, diagnose, compare, attribute, '
          'find_instances or trust.of(sample) gives, a Study, Sample(s), or another result of misas that has summary() '
          'and plot()')
