@@ -24,7 +24,7 @@ from misas.sparse.contributions import contributions
 from misas.structure.autoencoder import autoencoder
 from misas.structure.concept import concept
 from misas.structure.embed import embed
-from misas.structure.latent import latent_factors, traverse
+from misas.structure.latent import traverse
 from misas.study.compare import compare
 from misas.study.diagnose import diagnose
 from misas.study.study import Study
@@ -34,7 +34,6 @@ from misas.sweep.tolerance import tolerance
 from misas.transforms.intensity import Brightness, Gamma, Noise
 from misas.transforms.spatial import Rotation
 from misas.transforms.voxels import Dihedral, Flip, Resize
-from misas.trust.calibration import calibration
 from misas.trust.trust import Trust
 from misas.view import draw
 from misas.widgets.html import to_html
@@ -598,6 +597,18 @@ def test_a_study_that_is_only_read(opened):
     assert p.locator('#misas-cell-said').is_visible() and p.locator('#misas').count() == 0
 
 
+def test_a_study_of_volumes_in_what_is_neither_good_nor_bad(opened):
+    "Without pictures where nothing is worse; with them where something is, of all slices."
+    balls = [disc((16, 14, 10), radius=r).replace(name=f'radius {r}') for r in (3, 4)]
+    study = Study(tempfile.mkdtemp(), two_classes(.5, 'a'), Noise([0, .5]), metrics=('volume', 'dice')).run(balls, **QUIET)
+    page = opened(study)
+    page.until("document.querySelectorAll('#misas-tiles li').length === 2")
+    assert 'There are no pictures: volume does not say which case is worse.' in page.page.locator('main').inner_text()
+    assert page.page.locator('#misas-cells-order option').all_inner_texts() == ['lowest first', 'highest first', 'by name']
+    page = opened(study, metric='dice')
+    assert page.page.locator('#misas-tiles button').count() == 2 and page.page.locator('#misas-slices input').count() == 3
+
+
 def test_many_cases_are_listed_in_parts(opened):
     small = [disc((16, 16), radius=r).replace(name=f'radius {r}') for r in np.linspace(3, 6, 30).round(2)]
     study = Study(tempfile.mkdtemp(), two_classes(.5, 'a'), Noise([0, .5])).run(small, **QUIET)
@@ -639,17 +650,15 @@ def dictionaries():
 
 def inside():
     "What looks into networks, by name; of all of it there are words and a figure."
-    discs, model = [s.replace(name=f'{i}') for i, s in enumerate(spots())]*2, finder()
-    discs = [s.replace(name=f'disc {i}') for i, s in enumerate(discs)]
-    sizes, ae = [float(s.labels.sum()) for s in discs], autoencoder(discs, latent=3)
+    discs, model = [s.replace(name=f'disc {i}') for i, s in enumerate(spots()*2)], finder()
+    sizes, ae = [float(s.labels.sum()) for s in discs], autoencoder(discs, kind='linear', latent=3)
     (coded, image), size = dictionaries(), concept(model, discs, values=sizes, name='size')
     points = embed(model, discs)
     return dict(
-        embedding=points, path=points.path(discs[0], Brightness([.8, 1, 1.2])), autoencoder=ae,
-        traversal=traverse(ae, discs[0], model=model), ways=[traverse(ae, discs[0], k) for k in (0, 1)],
-        factors=latent_factors(ae, discs[:2], model=model, components=2), concept=size, tcav=size.tcav(discs[:4], 'disc'),
+        embedding=points, path=points.path(discs[0], Brightness([.8, 1])), traversal=traverse(ae, discs[0], model=model),
+        ways=[traverse(ae, discs[0], k) for k in (0, 1)], concept=size, tcav=size.tcav(discs[:4], 'disc'),
         atoms=atoms(coded), used=used(coded, [image]), explained=explained(coded, image),
-        contributions=contributions(coded, image, Target('disc', 'labels')), calibration=calibration(model, discs))
+        contributions=contributions(coded, image, Target('disc', 'labels')))
 
 
 def test_pages_of_what_looks_inside(opened):
