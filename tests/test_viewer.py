@@ -5,14 +5,17 @@ import statistics
 import numpy as np
 import pytest
 from browser import chromium
-from viewer_page import page_with
+from viewer_page import page_with, page_with_pair
 
 from misas.data.phantom import short_axis_stack
 from misas.data.sample import Sample
 from misas.data.slices import slice_array, slice_letters
+from misas.transforms.voxels import Resize
 from misas.view import draw
+from misas.widgets.base import with_classes
 from misas.widgets.look import as_frame, channel_windows
-from misas.widgets.viewer import Pool, packed
+from misas.widgets.stack import BeforeAfter
+from misas.widgets.viewer import Pool, class_look, packed
 
 
 @pytest.fixture(scope='module')
@@ -22,7 +25,7 @@ def browser():
 
 def open_page(browser, tmp_path, samples, predictions, width=1280, scale=1, classes=('a', 'b', 'c'), other=None):
     "A page with a viewer of some samples and predictions."
-    pool, look = Pool(), dict(classes=list(classes), palette=[draw.rgb(k).tolist() for k in range(1, len(classes) + 1)], name='heart')
+    pool, look = Pool(), dict(class_look(classes), name='heart')
     windows = channel_windows(samples[0].image)
     frames = [packed(as_frame(s, p, windows), windows, pool, other=other) for s, p in zip(samples, predictions)]
     return page_with(browser, tmp_path, frames, pool, look, width, scale)
@@ -94,6 +97,126 @@ def test_more_masks_than_a_page_tells_apart():
     s = Sample(np.zeros((1, 8, 8)))
     with pytest.raises(ValueError, match='at most 32 overlapping classes apart, got 40'):
         packed(as_frame(s, np.zeros((40, 8, 8), bool)), channel_windows(s.image), Pool())
+
+
+@pytest.mark.parametrize('overlapping', [False, True])
+def test_patterns_beyond_20_classes(browser, tmp_path, overlapping):
+    "What tells classes of one colour apart, as in figures: patterns lie on the voxels of these classes and nowhere else."
+    classes = [f'c{k}' for k in range(1, 31 if overlapping else 71)]
+    rng = np.random.default_rng(0)
+    s = Sample(rng.normal(size=(1, 20, 20)))
+    answer = rng.integers(0, len(classes) + 1, s.shape)
+    found = np.stack([answer == k for k in range(1, len(classes) + 1)]) if overlapping else answer
+    page = open_page(browser, tmp_path, [s], [found], classes=classes)
+    hidden = [25, 26]
+    page.evaluate('hidden => viewer.set({hidden})', hidden)
+    page.screenshot(path=str(tmp_path/'patterns.png'))
+    masks = page.evaluate("""[...patterned(viewer.frame, viewer.planes[0].cut, viewer.state, viewer.look)].map(([k, mask]) => [k, Array.from(mask)])""")
+    wanted = {k for k in range(1, len(classes) + 1) if draw.hatch(k)} - set(hidden)
+    assert {k for k, mask in masks if any(mask)} == wanted & set(np.unique(answer))
+    for k, mask in masks: assert np.array_equal(np.reshape(mask, s.shape), answer == k)
+    on = page.evaluate("""() => { const p = viewer.planes[0], f = p.fit(p.cut), {width, height} = p.canvas;
+        const paint = () => { p.shown = null; viewer.draw(); return new Uint32Array(p.painted.getContext('2d').getImageData(0, 0, width, height).data.buffer) };
+        const one = paint();
+        viewer.look.hatches = [];
+        const two = paint(), middle = (at, start, size) => Math.floor(start + at*size);
+        const differ = (i, j) => {                                       // in the middle of a voxel
+          for (let y = middle(j + .2, f.top, f.y); y < middle(j + .8, f.top, f.y); y++)
+            for (let x = middle(i + .2, f.left, f.x); x < middle(i + .8, f.left, f.x); x++) if (one[y*width + x] !== two[y*width + x]) return true;
+          return false };
+        return [...Array(20).keys()].map(j => [...Array(20).keys()].map(i => differ(i, j))) }""")
+    assert np.array_equal(on, np.isin(answer, list(wanted)))
+    assert not page.errors
+    page.close()
+
+
+def test_lines_beyond_20_classes(browser, tmp_path):
+    "Outlines are dashed as in figures."
+    s, classes = Sample(np.zeros((1, 20, 80))), [f'c{k}' for k in range(1, 71)]
+    answer = np.zeros(s.shape, int)
+    for n, k in enumerate((1, 21, 41, 61)): answer[5:15, 20*n + 5:20*n + 15] = k
+    page = open_page(browser, tmp_path, [s], [answer], classes=classes)
+    dashes = page.evaluate("""() => { const pen = viewer.planes[0].painted.getContext('2d'), out = {}, set = pen.setLineDash.bind(pen);
+        let now = [];
+        pen.setLineDash = list => { now = list; set(list) };
+        const stroke = pen.stroke.bind(pen);
+        pen.stroke = path => { (out[pen.strokeStyle] ??= new Set()).add(String(now)); stroke(path) };
+        viewer.set({mode: 'outline'});
+        return out[`#${viewer.look.palette[0].map(v => v.toString(16).padStart(2, '0')).join('')}`].size }""")
+    assert dashes == len(draw.DASHES) and not page.errors
+    page.close()
+
+
+def pair_of(one, other, classes=('a', 'b', 'c')):
+    "Two frames next to each other."
+    windows = channel_windows(one.image)
+    pair = with_classes(BeforeAfter, len(classes))(as_frame(one, one.labels, windows), classes, 'heart')
+    pair.show(pair.before, None if other is None else as_frame(other, other.labels, windows))
+    pair.say('before: unchanged', 'after: changed')
+    return pair
+
+
+HALF = """k => { const v = halves[k], cut = v.planes[0].cut; return {data: Array.from(pixels(v.frame, cut, v.state, v.look)),
+    shape: [cut.height, cut.width, 4], voxel: v.state.voxel, zoom: v.planes[0].zoom, pan: v.planes[0].pan, told: v.told.innerText} }"""
+
+
+def test_before_and_after(browser, tmp_path):
+    "Voxels of other sizes: both show the same place, voxel for voxel what is rendered directly, and the kernel has ended."
+    rng = np.random.default_rng(0)
+    s = Sample(rng.normal(size=(1, 20, 24, 8)), rng.integers(0, 4, (20, 24, 8)), affine=np.diag([-1., -1, 2, 1]))
+    larger = Resize()(s, 2)
+    page = page_with_pair(browser, tmp_path, pair_of(s, larger))
+    half = lambda k: page.evaluate(HALF, k)
+
+    def check():
+        for k, one in enumerate((s, larger)):
+            found, index = half(k), half(k)['voxel'][2]
+            cut = [slice_array(a, index, 2, one.affine) for a in (as_frame(one, None, channel_windows(s.image)).grey[0], one.labels)]
+            right = draw.overlay(Sample(cut[0][None].astype(np.float32)), cut[1], window=(0, 255), scale=1)
+            assert np.array_equal(np.array(found['data'], np.uint8).reshape(found['shape'])[..., :3], right)
+        assert np.array_equal(np.floor_divide(half(1)['voxel'], np.divide(larger.shape, s.shape)), half(0)['voxel'])
+
+    check()
+    after = page.locator('canvas').nth(1)
+    after.hover()
+    begin = half(1)['voxel'][2]
+    for step in range(1, 4):                                             # every slice of the larger one is reached
+        page.mouse.wheel(0, 100)
+        page.wait_for_function('z => halves[1].state.voxel[2] === z', arg=begin + step)
+        check()
+    page.locator('canvas').nth(0).hover()
+    page.mouse.wheel(0, 100)
+    check()
+    told = [half(k)['told'] for k in (0, 1)]
+    assert all('voxel' in text for text in told) and page.evaluate('halves[1].mirrored && !halves[0].mirrored')
+    after.focus()
+    page.keyboard.press('+')
+    assert half(0)['zoom'] == half(1)['zoom'] > 1
+    page.mouse.move(5, 5)
+    assert not page.evaluate('halves[1].mirrored')
+    assert not page.errors
+    page.close()
+
+
+@pytest.mark.parametrize('width', [1280, 390])
+def test_before_and_after_fit(browser, tmp_path, width):
+    "No scrollbar; nothing below moves when there is no second picture; one PNG holds both."
+    s = short_axis_stack()
+    page = page_with_pair(browser, tmp_path, pair_of(s, s, s.classes[1:]), width)
+    assert page.evaluate('document.documentElement.scrollWidth == document.documentElement.clientWidth')
+    assert page.evaluate('[...document.querySelectorAll(".mp, .mp *")].every(e => e.scrollWidth <= e.clientWidth + 1 || !e.clientWidth)')
+    boxes = [stage.bounding_box() for stage in page.locator('.mv-stage').all()]
+    assert (boxes[0]['y'] == boxes[1]['y']) == (width > 500) and boxes[0]['height'] == boxes[1]['height']
+    wide = page.evaluate('(async () => (await createImageBitmap(await halves[1].picture())).width)()')
+    assert wide == page.evaluate('halves[0].planes[0].canvas.width + 4 + halves[1].planes[0].canvas.width')
+    below = page.locator('#below').bounding_box()
+    page.evaluate("model.set('changed', {})")
+    assert not page.locator('.mv-stage').nth(1).is_visible() and page.locator('#below').bounding_box() == below
+    page.locator('canvas').first.hover()
+    page.mouse.wheel(0, 100)
+    page.evaluate("model.set('direction', 3)")
+    assert page.locator('canvas').count() >= 3 and not page.errors
+    page.close()
 
 
 @pytest.mark.parametrize('stored', [1, -1])

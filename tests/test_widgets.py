@@ -24,7 +24,7 @@ from playwright.sync_api import sync_playwright
 
 import nbrun
 from misas.data.slices import cuts
-from misas.view import draw, plot
+from misas.view import draw
 from misas.view.maps import overlay_map
 from misas.widgets.linked import coded
 from misas.widgets.look import as_frame, channel_windows

@@ -9,7 +9,7 @@ PAGE = '''<!doctype html><meta charset="utf-8"><title>v</title><body style="marg
 const pool = %s.map(s => Uint8Array.from(atob(s), c => c.charCodeAt(0))), frames = %s.map(f => unpacked(f, n => pool[n]));
 const viewer = new Viewer(document.getElementById('v'), %s);
 viewer.show(frames[0], %s);
-Object.assign(window, {viewer, frames, Cut, pixels, ready: true});
+Object.assign(window, {viewer, frames, Cut, pixels, patterned, ready: true});
 </script>'''
 
 
@@ -42,11 +42,12 @@ def page_with_pair(browser, tmp_path, pair, width=1280):
     "A page with a `BeforeAfter`, whose kernel has ended."
     def text(value):
         if isinstance(value, bytes): return base64.b64encode(value).decode()
-        return {k: text(v) for k, v in value.items()} if isinstance(value, dict) else [text(v) for v in value] if isinstance(value, (list, tuple)) else value
+        if isinstance(value, dict): return {k: text(v) for k, v in value.items()}
+        return [text(v) for v in value] if isinstance(value, (list, tuple)) else value
 
-    state = text({k: getattr(pair, k) for k in pair.keys if not k.startswith('_') and k not in ('layout', 'tabbable', 'tooltip', 'comm')})
+    state = text({k: getattr(pair, k) for k in pair.keys if not k.startswith('_') and k not in ('layout', 'tabbable', 'tooltip')})
     path = tmp_path/'pair.html'
-    path.write_text(PAIR % (pair._esm.replace('export default', 'const widget =') if isinstance(pair._esm, str) else str(pair._esm), json.dumps(state)))
+    path.write_text(PAIR % (pair._esm.replace('export default', 'const widget ='), json.dumps(state)))
     page = browser.new_page(viewport=dict(width=width, height=800))
     page.errors = []
     page.on('pageerror', lambda e: page.errors.append(str(e)))

@@ -264,7 +264,8 @@ class Plane {
     pen.drawImage(this.painted, 0, 0);
     if (frame.other && state.mode !== 'differ') this.drawWipe(pen, cut, fit);
     if (this.viewer.pointed && state.cross) this.drawCross(pen, cut, fit, state.voxel);
-    if (this.viewer.mirrored) this.drawCross(pen, cut, fit, this.viewer.mirrored);
+    const there = this.viewer.mirrored;  // in the slice that is shown?
+    if (there && (cut.plane.across < 0 || there[cut.plane.across] === slice)) this.drawCross(pen, cut, fit, there, 20);
     this.drawSides(pen, cut, fit);
     const where = cut.plane.across < 0 ? '' : `, slice ${state.voxel[cut.plane.across] + 1} of ${frame.shape[cut.plane.across]}`;
     this.canvas.setAttribute('aria-label', `${look.name}${cut.plane.name ? `, ${cut.plane.name}` : ''}${where}`);
@@ -338,14 +339,16 @@ class Plane {
     pen.setLineDash([]);
   }
 
-  drawCross(pen, cut, fit, voxel) {
+  /** Lines through a voxel, with a gap around it; of some length, or across the picture. */
+  drawCross(pen, cut, fit, voxel, length = Infinity) {
     const [i, j] = cut.place(voxel), x = fit.left + (i + .5)*fit.x, y = fit.top + (j + .5)*fit.y;
-    const gap = 8*this.ratio, {width, height} = this.canvas;
+    const gap = 8*this.ratio, end = gap + length*this.ratio, {width, height} = this.canvas;
+    const arms = (at, size) => [[Math.max(0, at - end), at - gap], [at + gap, Math.min(size, at + end)]];
     pen.strokeStyle = CROSS;
     pen.lineWidth = this.ratio;
     pen.beginPath();
-    for (const [a, b] of [[0, x - gap], [x + gap, width]]) { pen.moveTo(a, y); pen.lineTo(b, y); }
-    for (const [a, b] of [[0, y - gap], [y + gap, height]]) { pen.moveTo(x, a); pen.lineTo(x, b); }
+    for (const [a, b] of arms(x, width)) { pen.moveTo(a, y); pen.lineTo(b, y); }
+    for (const [a, b] of arms(y, height)) { pen.moveTo(x, a); pen.lineTo(x, b); }
     pen.stroke();
   }
 

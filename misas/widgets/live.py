@@ -130,8 +130,9 @@ def legend_text(self: LiveExplorer) -> str:
     if self.base.labels is None: return ''
     lines = 'labels' if self.sample.labels is not None else 'its own prediction on the unchanged image'
     if not self.known: return f'line: {lines}'
-    filled, found, errors = 'filled: prediction', 'coloured line: prediction', f'\\ only predicted, / only in the {lines}'
-    return f'{(filled, found, errors)[self.look.filled.index]}, white line: {lines}'
+    errors = f'\\ only predicted, / only in the {lines}'
+    found = ('filled: prediction', 'coloured line: prediction', errors)[self.look.filled.index]
+    return f'{found}, white line: {lines}'
 
 
 @patch

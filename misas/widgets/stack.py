@@ -26,7 +26,7 @@ from .tiles import first_slice
 from .viewer import WIDGET, Pool, Viewer, extent, packed, scripts
 
 # %% auto #0
-__all__ = ['checked', 'BeforeAfter', 'StackExplorer']
+__all__ = ['checked', 'BeforeAfter', 'PairControls', 'Unasked', 'StackExplorer']
 
 # %% ../../nbs/api/widgets/stack.ipynb #ac24df45
 def checked(sample) -> Sample:
@@ -99,9 +99,54 @@ def snapshot(self: BeforeAfter) -> np.ndarray:  # (H, W, 3)
     "Both with their captions, for print."
     return beside(*(with_text(self.paint(one), text) for one, text in zip((self.before, self.after), self.captions)))
 
+# %% ../../nbs/api/widgets/stack.ipynb #10da89de
+class PairControls(Controls):
+    "What both pictures can be told; of a volume also which direction is seen."
+    def __init__(
+        self, pictures: BeforeAfter,
+        sample: Sample,  # the unchanged one
+        errors: bool,  # are there a truth and a prediction, which can differ?
+    ):
+        super().__init__(pictures, sample, pictures.look['classes'], errors)
+        self.direction = None
+        if sample.ndim == 2: return
+        named = cuts(sample.affine)
+        self._axes, options = [axis for _, axis in named], [*(name for name, _ in named), 'all three']
+        self.direction = W.Dropdown(options=options, description='direction', layout=W.Layout(width='300px'))
+        self.direction.add_class('M-direction')
+        slices = self.children[0]
+        slices.children = [self.direction, *slices.children]
+        self.link((self.direction, 'index'), (pictures, 'direction'))
+        self.direction.observe(lambda _: self._fit(), 'index')
+        self._fit()
+
+    def end(self):
+        "Close controls and pictures."
+        self.unlink()
+        for one in (self.viewer, self): close_tree(one)
+
+    def _fit(self):
+        for number, axis in enumerate(self._axes):
+            slider = self.sliders[axis]
+            show_if(self.direction.index in (number, 3) and slider.max > 0, slider)
+
+class Unasked(Panel):
+    "What a panel says that asks no model; `LiveExplorer` says more."
+    swept = False  # can a row be swept over?
+    known = {}  # key -> prediction, as far as a model was asked
+    def prepare(self): "Called before anything is built."
+    def watch_row(self, part): "Called for a new row."
+    def extras(self): "More controls, beside those of the overlay."; return []
+    def answer(self): "Called when the stack was applied."; self.show()
+    def legend_text(self) -> str: "What is a line."; return '' if self.base.labels is None else 'line: labels'
+    @property
+    def base(self) -> Sample: "The unchanged sample, with the labels that are drawn."; return self.sample
+    @property
+    def names(self) -> tuple: "Of the classes without the background."; return known_names(self.sample)
+
 # %% ../../nbs/api/widgets/stack.ipynb #468a8d0f
-class StackExplorer(Panel):
-    "A stack of transforms with sliders, the sample before and after. Subclasses may ask a model: see the last methods."
+class StackExplorer(Unasked):
+    "A stack of transforms with sliders, the sample before and after."
     def __init__(
         self, sample,  # a Sample, or anything `as_sample` takes
         transforms=None,  # the stack to begin with: transforms, or a stack such as another explorer's `transform`
@@ -127,22 +172,12 @@ class StackExplorer(Panel):
     def look(self): "Classes, way of drawing, opacity, channel."; return self.controls.look
     @property
     def pictures(self) -> BeforeAfter: return self.controls.viewer
+    @property
+    def direction(self): "Of a volume: the choice of what is seen."; return self.controls.direction
 
     def close(self):
         if vars(self).get('controls'): self.controls.unlink()
         super().close()
-
-    swept = False  # can a row be swept over?
-    known = {}  # key -> prediction, as far as a model was asked
-    def prepare(self): "Called before anything is built."
-    def watch_row(self, part): "Called for a new row."
-    def extras(self): "More controls, beside those of the overlay."; return []
-    def answer(self): "Called when the stack was applied."; self.show()
-    def legend_text(self) -> str: "What is a line."; return '' if self.base.labels is None else 'line: labels'
-    @property
-    def base(self) -> Sample: "The unchanged sample, with the labels that are drawn."; return self.sample
-    @property
-    def names(self) -> tuple: "Of the classes without the background."; return known_names(self.sample)
 
 # %% ../../nbs/api/widgets/stack.ipynb #2737908f
 @patch
@@ -151,36 +186,14 @@ def make_pictures(self: StackExplorer):
     old, names, sample = self.controls, self.names, self.sample
     self._still = as_frame(self.base, self.known.get(()), self.window)
     pictures = with_classes(BeforeAfter, len(names))(self._still, names, sample.name or 'sample', self.width)
-    self.controls = Controls(pictures, sample, names, errors=self.swept)
-    if sample.ndim == 3: self._directions(old)
+    if sample.ndim == 3:
+        pictures.direction = old.viewer.direction if old else 0
+        pictures.move(old.viewer.voxel if old else [first_slice(sample, axis) for axis in range(3)])
+    self.controls = PairControls(pictures, sample, errors=self.swept)
     if sample.labels is None and not self.swept: show_if(False, *self.look.ways)  # nothing to fill or to outline
     self.watch(self.look.filled, lambda _: self.say_look(), 'index')
     self.stage.children, self.under.children = [pictures], [self.controls, *self.also]
-    if old is None: return
-    old.unlink()
-    for one in (old.viewer, old): close_tree(one)
-
-
-@patch
-def _directions(self: StackExplorer, old):
-    "Of a volume: which pictures are shown, large ones of one direction to begin with, and which slices."
-    named = cuts(self.sample.affine)
-    options, axes = [*(name for name, _ in named), 'all three'], [axis for _, axis in named]
-    self.direction = W.Dropdown(options=options, description='direction', layout=W.Layout(width='300px'))
-    self.direction.add_class('M-direction')
-    self.pictures.direction = old.viewer.direction if old else 0
-    self.pictures.move(old.viewer.voxel if old else [first_slice(self.sample, axis) for axis in range(3)])
-    self.controls.link((self.direction, 'index'), (self.pictures, 'direction'))
-    slices = self.controls.children[0]
-    slices.children = [self.direction, *slices.children]
-
-    def fit(direction):
-        for axis, slider in self.controls.sliders.items():
-            show_if(direction in (axes.index(axis), 3) and slider.max > 0, slider)
-        self.say_look()
-
-    fit(self.direction.index)
-    self.watch(self.direction, fit, 'index')
+    if old is not None: old.end()
 
 
 @patch
@@ -193,17 +206,6 @@ def _build(self: StackExplorer):
     self.stage, self.under = W.VBox(), W.Box(layout=W.Layout(flex_flow='row wrap'))
     self.children = [self.title, menu, self.rows, self.message, self.stage, self.legend, self.under]
     self.watch(self.more, lambda: self.add(self.choice.value))
-
-# %% ../../nbs/api/widgets/stack.ipynb #9b6774e2
-@patch
-def _row(self: StackExplorer, change, value):
-    "A row at the end; it is shown and applied later."
-    part, old = self.rows.new(change, value, self.swept), len(self._watched)
-    self.watch(part.slider, lambda _: self.refresh())
-    for name in ('reset', 'up', 'remove'):
-        self.watch(getattr(part, name), lambda name=name: getattr(self, name)(self.parts.index(part)))
-    self.watch_row(part)
-    part.watched = self._watched[old:]
 
 # %% ../../nbs/api/widgets/stack.ipynb #d5f8f702
 @patch
@@ -237,6 +239,17 @@ def tell(self: StackExplorer):
     "Title and captions."
     self.title.value = f'<b>{escape(self.sample.name or "sample")}</b>'
     self.pictures.say('before: unchanged', f'after: {change_words(self.parts)}')
+
+# %% ../../nbs/api/widgets/stack.ipynb #9b6774e2
+@patch
+def _row(self: StackExplorer, change, value):
+    "A row at the end; it is shown and applied later."
+    part, old = self.rows.new(change, value, self.swept), len(self._watched)
+    self.watch(part.slider, lambda _: self.refresh())
+    for name in ('reset', 'up', 'remove'):
+        self.watch(getattr(part, name), lambda name=name: getattr(self, name)(self.parts.index(part)))
+    self.watch_row(part)
+    part.watched = self._watched[old:]
 
 # %% ../../nbs/api/widgets/stack.ipynb #74edd2dd
 @patch
