@@ -19,12 +19,6 @@ from misas.data.sample import Sample
 from misas.inside.target import Target
 from misas.instances.find import find_instances
 from misas.models.adapt import as_model
-from misas.sparse.atoms import atoms, explained, used
-from misas.sparse.contributions import contributions
-from misas.structure.autoencoder import autoencoder
-from misas.structure.concept import concept
-from misas.structure.embed import embed
-from misas.structure.latent import traverse
 from misas.study.compare import compare
 from misas.study.diagnose import diagnose
 from misas.study.study import Study
@@ -640,40 +634,6 @@ def test_an_image_unlike_the_known_ones_is_not_believed(opened):
     rng = np.random.default_rng(1)
     odd = learned.of(sample.replace(image=rng.uniform(-3, 3, sample.image.shape), name='noise only'))
     assert not odd.known and 'unlike' in opened(odd).page.locator('.verdict.bad').inner_text()
-
-
-def dictionaries():
-    "A network of dictionaries without training, and an image for it."
-    from test_sparse import net, scan
-    return net(), scan()
-
-
-def inside():
-    "What looks into networks, by name; of all of it there are words and a figure."
-    discs, model = [s.replace(name=f'disc {i}') for i, s in enumerate(spots()*2)], finder()
-    sizes, ae = [float(s.labels.sum()) for s in discs], autoencoder(discs, kind='linear', latent=3)
-    (coded, image), size = dictionaries(), concept(model, discs, values=sizes, name='size')
-    points = embed(model, discs)
-    return dict(
-        embedding=points, path=points.path(discs[0], Brightness([.8, 1])), traversal=traverse(ae, discs[0], model=model),
-        ways=[traverse(ae, discs[0], k) for k in (0, 1)], concept=size, tcav=size.tcav(discs[:4], 'disc'),
-        atoms=atoms(coded), used=used(coded, [image]), explained=explained(coded, image),
-        contributions=contributions(coded, image, Target('disc', 'labels')))
-
-
-def test_pages_of_what_looks_inside(opened):
-    "Words in the box, a figure, numbers folded; no scrollbar on a phone and on a screen."
-    for name, what in inside().items():
-        page = opened(what, dict(width=390))
-        p = page.page
-        for width in (390, 1280):
-            p.set_viewport_size(dict(width=width, height=900))
-            for one in p.locator('details').all(): one.locator('summary').first.click()
-            assert page.fits(), f'{name} is wider than {width}'
-        first = p.locator('h1 + p')
-        assert first.get_attribute('class').startswith('verdict') and not first.inner_text().endswith(':'), name
-        assert p.locator('figure img').count() and all(p.locator('figure img').evaluate_all('all => all.map(one => one.alt)')), name
-        page.shot(f'inside_{name}')
 
 
 def test_a_figure_that_needs_more(tmp_path):
