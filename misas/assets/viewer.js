@@ -161,7 +161,7 @@ function runs(mask, width, height) {
 }
 
 const FALLING = '\\\\\\\\', RISING = '////', DOTS = '....', CROSSED = 'xxxx';  // as figures call them
-const DASHES = {'-': [], '--': [6, 3], ':': [1.5, 3], '-.': [6, 3, 1.5, 3]};
+const DASHES = {'--': [7, 4], ':': [3, 4], '-.': [9, 3, 3, 3]};  // lengths of ink and gap
 
 /** Lines or dots in a colour, to fill with. */
 function hatching(pen, colour, pattern) {
@@ -176,6 +176,17 @@ function hatching(pen, colour, pattern) {
   }
   if (pattern === DOTS) ink.fill();
   else ink.stroke();
+  return pen.createPattern(tile, 'repeat');
+}
+
+/** A colour with gaps, to draw lines with: diagonal stripes, as lines along voxels are too short for dashes of their own. */
+function dashing(pen, colour, lengths) {
+  const size = lengths.reduce((sum, n) => sum + n, 0), inked = lengths.flatMap((n, k) => new Array(n).fill(k % 2 === 0));
+  const tile = element('canvas'), ink = tile.getContext('2d');
+  tile.width = tile.height = size;
+  ink.fillStyle = colour;
+  for (let y = 0; y < size; y++)
+    for (let x = 0; x < size; x++) if (inked[(x + y) % size]) ink.fillRect(x, y, 1, 1);
   return pen.createPattern(tile, 'repeat');
 }
 
@@ -289,15 +300,16 @@ class Plane {
     const on = path => { const out = new Path2D(); out.addPath(path, placed); return out; };
     const line = (labels, ...ways) => {
       const path = on(edges(labels, cut.width, cut.height));
-      pen.lineCap = 'square';
       for (const [width, colour] of ways) { pen.lineWidth = width*this.ratio; pen.strokeStyle = colour; pen.stroke(path); }
     };
+    pen.lineCap = 'square';
     const numbers = look.classes.map((_, n) => n + 1).filter(k => !state.hidden.includes(k));
     const coloured = state.prediction && state.mode !== 'fill' && frame.prediction;
     for (const k of coloured ? numbers : []) {
       const colour = `rgb(${look.palette[k - 1]})`;
-      if (state.mode !== 'outline') this.hatch(pen, on, cut, colour, this.differences(cut, k));
-      else this.dashed(pen, look.dashes[k - 1], () => line(predicted(frame, cut, state, k), [1.75, colour]));
+      const lengths = DASHES[look.dashes[k - 1]], ink = lengths ? dashing(pen, colour, lengths) : colour;
+      if (state.mode === 'outline') line(predicted(frame, cut, state, k), [1.75, ink]);
+      else this.hatch(pen, on, cut, colour, this.differences(cut, k));
     }
     if (state.prediction && state.mode === 'fill' && frame.prediction) this.drawPatterns(pen, on, cut);
     for (const k of state.truth && frame.truth ? (frame.overlapping ? numbers : [0]) : [])
@@ -330,13 +342,6 @@ class Plane {
       pen.fill(on(runs(mask, cut.width, cut.height)));
     }
     pen.globalAlpha = 1;
-  }
-
-  /** Draw lines as dashes. */
-  dashed(pen, name, draw) {
-    pen.setLineDash((DASHES[name] ?? []).map(length => length*this.ratio));
-    draw();
-    pen.setLineDash([]);
   }
 
   /** Lines through a voxel, with a gap around it; of some length, or across the picture. */

@@ -7,6 +7,7 @@ const PAIR_STYLE = `
 .mp-halves { display: grid; grid-template-columns: 1fr 1fr; gap: 0 12px }
 .mp-half { min-width: 0; display: flex; flex-direction: column; justify-content: space-between }
 .mp-said { min-height: 1.4em; overflow-wrap: anywhere }
+.mp-half .mv-bar { min-height: 2.9em }
 @container (max-width: 420px) { .mp-halves { grid-template-columns: 1fr } }
 `;
 
