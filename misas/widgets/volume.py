@@ -94,7 +94,7 @@ def _build(self: VolumeExplorer):
     "Where things stand."
     self.numbers = W.HTML()
     for widget, name in ((self.numbers, 'N-voxel'), (self.viewer, 'O-volume')): widget.add_class(name)
-    if self.sample.labels is None and self.prediction is None: show_if(False, *self.look.ways)
+    show_if(self.prediction is not None, *self.look.ways)  # a truth alone is always a line
     below = W.Box([self.controls, self.numbers], layout=W.Layout(flex_flow='row wrap', grid_gap='0 24px'))
     self.children = [W.HTML(about(self.sample)), self.viewer, below, self.message]
     for trait in ('index_0', 'index_1', 'index_2', 'channel'): self.watch(self.viewer, lambda _: self.tell(), trait)
