@@ -41,7 +41,8 @@ def write_series(folder, orientation=AXIAL, shape=SHAPE):
     for k in np.random.default_rng(1).permutation(slices):
         ds = with_meta(item(
             SOPClassUID='1.2.840.10008.5.1.4.1.1.2', SOPInstanceUID=generate_uid(), Modality='CT',
-            StudyInstanceUID=study, SeriesInstanceUID=series, FrameOfReferenceUID=world, SliceThickness=2.5, Rows=rows, Columns=columns,
+            StudyInstanceUID=study, SeriesInstanceUID=series, FrameOfReferenceUID=world,
+            SliceThickness=2.5, Rows=rows, Columns=columns,
             ImagePositionPatient=[float(o) for o in np.array([12.3, -40.7, 5.1]) + 2.5*k*normal],
             ImageOrientationPatient=[*orientation], PixelSpacing=[.7, 1.3], SamplesPerPixel=1, BitsAllocated=16,
             BitsStored=16, HighBit=15, PixelRepresentation=0, PhotometricInterpretation='MONOCHROME2'))
@@ -106,7 +107,8 @@ def test_segments_without_a_voxel_keep_their_place(tmp_path):
 
 def test_many_segments(tmp_path):
     labels = np.arange(np.prod(SHAPE)).reshape(SHAPE)
-    case = Sample(np.zeros((1, *SHAPE)), labels, affine=np.diag([2., 2, 2, 1]), classes=[f's{k}' for k in range(labels.max() + 1)])
+    names = [f's{k}' for k in range(labels.max() + 1)]
+    case = Sample(np.zeros((1, *SHAPE)), labels, affine=np.diag([2., 2, 2, 1]), classes=names)
     save_labels(case, tmp_path/'x.seg.nrrd')
     assert np.array_equal(as_sample(case.replace(labels=None), labels=tmp_path/'x.seg.nrrd').labels, labels)
 

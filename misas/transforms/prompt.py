@@ -16,7 +16,7 @@ from .base import Transform
 # %% auto #0
 __all__ = ['draw_box', 'read_box', 'with_prompt', 'prompt_of', 'PromptShift', 'PromptMargin']
 
-# %% ../../nbs/api/transforms/prompt.ipynb #43d6c4bd
+# %% ../../nbs/api/transforms/prompt.ipynb #37e0e1d0
 def draw_box(
     shape: tuple,  # (*S)
     lower: np.ndarray, upper: np.ndarray,  # its ends along each axis, in voxel indices; voxel 3 reaches from 2.5 to 3.5
@@ -42,8 +42,8 @@ def read_box(
     ends = []
     for axis in range(channel.ndim):
         part = channel.max(tuple(k for k in range(channel.ndim) if k != axis)).clip(0)/top
-        inside = np.nonzero(part > .5)[0]
-        middle = int(inside[len(inside)//2])
+        full = np.nonzero(part > part.max() - 1e-3)[0]
+        middle = int(full[len(full)//2])  # a voxel wholly in the box
         ends.append((middle + .5 - part[:middle + 1].sum(), middle + .5 + part[middle + 1:].sum()))
     lower, upper = np.array(ends, float).T
     return lower, upper
