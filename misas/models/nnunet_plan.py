@@ -134,7 +134,7 @@ def along(
     weights = torch.as_tensor(matrix, dtype=x.dtype, device=x.device)
     return (x.movedim(axis, -1) @ weights.T).movedim(-1, axis)
 
-# %% ../../nbs/api/models/nnunet_plan.ipynb #179702e7
+# %% ../../nbs/api/models/nnunet_plan.ipynb #ddae02e3
 def _setup(function):
     "Name and arguments of a resampling of the plans."
     bound = inspect.signature(function.func).bind_partial(**function.keywords)
@@ -172,14 +172,14 @@ def resampled(
     if old == new or name == 'no_resampling_hack': return x
     (flat, across), thick = _makers(name, given), _thick(given, spacing, other)
     axes = [axis for axis in range(3) if axis != thick]
-    y = x
+    found = x
     for axis in axes:
-        if old[axis] != new[axis]: y = along(y, flat(old[axis], new[axis]), axis + 1)
+        if old[axis] != new[axis]: found = along(found, flat(old[axis], new[axis]), axis + 1)
     if name == 'resample_data_or_seg_to_shape':
         within = [axis + 1 for axis in axes]
-        y = torch.minimum(torch.maximum(y, x.amin(within, keepdim=True)), x.amax(within, keepdim=True))
-    if thick is None or old[thick] == new[thick]: return y
-    return along(y, across(old[thick], new[thick]), thick + 1)
+        found = found.clamp(x.amin(within, keepdim=True), x.amax(within, keepdim=True))
+    if thick is None or old[thick] == new[thick]: return found
+    return along(found, across(old[thick], new[thick]), thick + 1)
 
 # %% ../../nbs/api/models/nnunet_plan.ipynb #0ab8fee6
 def _architecture(ndim):
@@ -208,7 +208,7 @@ def _configuration(patch, spacing, schemes, masked):
 
 MEASURED = dict(max=3000., mean=400., median=400., min=-1000., percentile_00_5=-200., percentile_99_5=1500., std=300.)
 
-# %% ../../nbs/api/models/nnunet_plan.ipynb #0b927760
+# %% ../../nbs/api/models/nnunet_plan.ipynb #ae2b23df
 def _weights(configuration, channels, classes, seed):
     make = need('utilities.get_network_from_plans').get_network_from_plans
     with torch.random.fork_rng([]):
@@ -240,7 +240,8 @@ def toy_nnunet(
     schemes = schemes or ['ZScoreNormalization']*len(channels)
     made = _configuration(patch, spacing or [1.]*len(patch), schemes, [masked]*len(channels))
     plans = dict(
-        dataset_name='Dataset001_Toy', plans_name='nnUNetPlans', image_reader_writer=reader, label_manager='LabelManager',
+        dataset_name='Dataset001_Toy', plans_name='nnUNetPlans', image_reader_writer=reader,
+        label_manager='LabelManager',
         transpose_forward=list(transposed), transpose_backward=np.argsort(transposed).tolist(),
         foreground_intensity_properties_per_channel={str(k): MEASURED for k in range(len(channels))},
         configurations={'toy': made})

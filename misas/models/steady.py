@@ -188,7 +188,7 @@ def examine(
     "What spoils a comparison of a model's answers. None where it does not answer at all."
     image = first_image(model, sample)
     if image is None: return None
-    asked = model.innermost.copy()
+    asked = model.on(sample).innermost.copy()  # which may look at how the sample lies
     asked.module, asked.quiet = getattr(asked.module, '_orig_mod', asked.module), True  # of torch.compile
     with untouched(asked.module), torch.no_grad(), on_copies(asked) as changed:
         try: of_preprocess = _habits_of_preprocess(asked, image)
