@@ -12,7 +12,9 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,10 @@ class Bundle:
     told: str  # the text of its configuration
 
 
+def _cause(e): return e if e.__cause__ is None else _cause(e.__cause__)
+def _line(e): return (str(e).strip() or type(e).__name__).splitlines()[0][:150]
+
+
 class _Reader:
     "What parts are read with."
     def __init__(self, root, path):
@@ -97,12 +103,9 @@ class _Reader:
         name = next((name for name in names if name in self.parser), None)
         if name is None: return None
         try: return self.parser.get_parsed_content(name)
-        except Exception as e:
-            cause = e
-            while cause.__cause__ is not None: cause = cause.__cause__
-            line = (str(cause).strip() or type(cause).__name__).splitlines()[0][:150]
-            raise ValueError(f'{self.path}: its {name!r} cannot be made ({line}): '
-                             'correct its configuration, or install the packages that its metadata.json lists') from e
+        except Exception as e: raise ValueError(
+            f'{self.path}: its {name!r} cannot be made ({_line(_cause(e))}): '
+            'correct its configuration, or install the packages that its metadata.json lists') from e
 
     def network(self):
         "With its weights."
@@ -214,13 +217,33 @@ NOTED = {  # steps after the network whose work is done here
 PLACING = {'Orientationd', 'Spacingd', 'SpatialResampled', 'ResampleToMatchd'}  # steps that ask where an image lies
 
 
+def _normalised(nonzero, image, sub=None, div=None):
+    "What NormalizeIntensity does; it takes mean and deviation for constants, and here gradients pass through them."
+    counts = image != 0 if nonzero else torch.ones_like(image, dtype=torch.bool)
+    if not counts.any(): return image
+    values = image.clone()[counts].float()
+    deviation = values.std(unbiased=False)
+    if deviation == 0: deviation = torch.ones_like(deviation)
+    return torch.where(counts, (image - values.mean())/deviation, image)
+
+
+def _smooth(step):
+    "A step for gradients: that of the same name, or one with gradients through all that it takes from the image."
+    own = getattr(step, 'normalizer', None)
+    if type(step).__name__ != 'NormalizeIntensityd' or (own.subtrahend, own.divisor) != (None, None): return step
+    step = deepcopy(step)
+    step.normalizer._normalize = partial(_normalised, own.nonzero)
+    return step
+
+# %% ../../nbs/api/models/bundle.ipynb #02b354bb
 class Steps:
     "What a bundle does before and after its network."
     def __init__(self, bundle: Bundle, name: str):
         from monai.transforms import Compose
         before = _steps(bundle.preprocessing)
-        self.reads = _has(before, 'LoadImaged')
-        self.before, self.told, self.name = Compose([t for t in before if t is not self.reads]), bundle.told, name
+        before = [step for step in before if step is not _has(before, 'LoadImaged')]
+        self.before, self.for_gradients = Compose(before), Compose([_smooth(step) for step in before])
+        self.told, self.name = bundle.told, name
         after = _steps(bundle.postprocessing)
         inverting = _has(after, 'Invertd')
         self.nearest = inverting is not None and bool(inverting.nearest_interp[0])
@@ -245,23 +268,29 @@ class Steps:
             'pass a Sample with an affine, or ask model.on(sample) about an array')
         meta = dict(original_channel_dim=0, filename_or_obj=self.name)
         where = torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(np.asarray(affine, float))
-        data = {'image': MetaTensor(_turned(image), affine=where, meta=meta)}
-        try: return self.before(data)
-        except KeyError as e: raise ValueError(
-            f'{self.name}: its preprocessing asks for {e} beside the image: '
-            'leave that out of its configuration') from e
+        data = {'image': MetaTensor(_turned(image).clone(), affine=where, meta=meta)}  # some steps work in place
+        steps = self.for_gradients if image.requires_grad and torch.is_grad_enabled() else self.before
+        try: return steps(data)
+        except Exception as e:
+            why, cure = _cause(e), 'correct its configuration, or pass an image that suits it'
+            if isinstance(why, KeyError): cure = 'leave out of its configuration what it wants beside the image'
+            raise ValueError(f'{self.name}: its preprocessing fails on an image of shape {tuple(image.shape)} '
+                             f'({_line(why)}): {cure}') from e
 
     def back(self, answer, ready, empty):
         "An answer (K, *S') on the grid of the image, with `empty` (K,) where the network saw nothing."
         from monai.data import MetaTensor
         from monai.transforms.utils import allow_missing_keys_mode, convert_applied_interp_mode
         done = list(ready.applied_operations)
+        if not done: return _turned(answer)
         if self.nearest: done = convert_applied_interp_mode(done, mode='nearest', align_corners=None)
         seen = torch.ones_like(answer[:1])
         both = MetaTensor(torch.cat([answer, seen]), meta=dict(ready.meta), applied_operations=done)
         with allow_missing_keys_mode(self.before): both = self.before.inverse({'image': both})['image']
         both = _turned(both.as_tensor())
-        return torch.where(both[-1:] > .5, both[:-1], empty.to(both).view(-1, *[1]*(both.ndim - 1)))
+        known, seen = both[:-1], both[-1:]
+        if empty[0]: known = known/seen.clamp_min(1e-6)  # they add up to 1 at the border of a crop, too
+        return torch.where(seen > 1e-6, known, empty.to(both).view(-1, *[1]*(both.ndim - 1)))
 
     def finished(self, decision):
         "A decision (*S), or masks (K, *S), after the last steps."
@@ -275,7 +304,7 @@ class Steps:
 
 def _turned(image): return image.transpose(1, 2) if image.ndim == 3 else image  # (C, H, W) is (C, W, H) in MONAI
 
-# %% ../../nbs/api/models/bundle.ipynb #db94765e
+# %% ../../nbs/api/models/bundle.ipynb #f8814675
 class BundleModel(Wrapped):
     "A model that prepares images, and brings answers back, as a MONAI bundle does."
     def __init__(

@@ -58,8 +58,8 @@ class Semantic(nn.Module):
 
     def ready(self, x):
         "What the network gets for pictures (N, C, H, W)."
-        if self.processor is None: return x
         if x.shape[1] == 1 and getattr(self.network.config, 'num_channels', 3) == 3: x = x.expand(-1, 3, -1, -1)
+        if self.processor is None: return x
         made = self.processor(images=list(x), return_tensors='pt', input_data_format='channels_first')
         return made['pixel_values'].to(x)
 
@@ -134,5 +134,6 @@ def of_hugging_face(
         return Semantic(obj, kw['preprocess']), kw | dict(preprocess=None)
     processor = getattr(obj, 'image_processor', None)
     if processor is None: raise ValueError(
-        f'obj is a pipeline for {getattr(obj, "task", None)!r}: make one for image-segmentation, with an image processor')
+        f'obj is a pipeline for {getattr(obj, "task", None)!r}: '
+        'make one for image-segmentation, with an image processor')
     return Semantic(obj.model, processor), kw

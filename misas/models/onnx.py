@@ -86,7 +86,7 @@ def _beside(path):
 
 # %% ../../nbs/api/models/onnx.ipynb #18aadb37
 class _Session:
-    "A network that onnxruntime has opened. Copies of a model share it, so that what it took to work in is given back once."
+    "A network that onnxruntime has opened. Copies of a model share it: what it took to work in is given back once."
     def __init__(self, graph, device):
         self.graph, self.device = graph, device  # a file, or bytes
         self.open()
