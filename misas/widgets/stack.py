@@ -126,6 +126,7 @@ class PairControls(Controls):
         for one in (self.viewer, self): close_tree(one)
 
     def _fit(self):
+        show_if(self.direction.index == 3, self.crosshair)  # of slices that cross
         for number, axis in enumerate(self._axes):
             slider = self.sliders[axis]
             show_if(self.direction.index in (number, 3) and slider.max > 0, slider)
@@ -190,7 +191,7 @@ def make_pictures(self: StackExplorer):
         pictures.direction = old.viewer.direction if old else 0
         pictures.move(old.viewer.voxel if old else [first_slice(sample, axis) for axis in range(3)])
     self.controls = PairControls(pictures, sample, errors=self.swept)
-    if sample.labels is None and not self.swept: show_if(False, *self.look.ways)  # nothing to fill or to outline
+    if not self.swept: show_if(False, *self.look.ways)  # nothing to fill or to outline
     self.watch(self.look.filled, lambda _: self.say_look(), 'index')
     self.stage.children, self.under.children = [pictures], [self.controls, *self.also]
     if old is not None: old.end()

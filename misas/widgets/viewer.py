@@ -105,7 +105,7 @@ def _code(overlapping, kind):
         return as_bits(a).astype(kind) if overlapping else np.asarray(a).astype(kind)
     return code
 
-# %% ../../nbs/api/widgets/viewer.ipynb #f85ce923
+# %% ../../nbs/api/widgets/viewer.ipynb #c2240d1b
 def class_look(
     classes: Iterable[str],  # names, without the background
 ) -> dict:
@@ -114,7 +114,7 @@ def class_look(
     return dict(classes=list(classes), palette=[draw.rgb(k).tolist() for k in numbers],
                 hatches=[draw.hatch(k) for k in numbers], dashes=[draw.dash(k) for k in numbers])
 
-
+# %% ../../nbs/api/widgets/viewer.ipynb #f85ce923
 def scripts(
     *more: str,  # files of JavaScript that follow
 ) -> str:
