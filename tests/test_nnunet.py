@@ -15,7 +15,7 @@ from misas.attribution.attribute import attribute
 from misas.data.fingerprint import fingerprint
 from misas.data.sample import Sample
 from misas.inside.target import Target
-from misas.models import nnunet, nnunet_plan
+from misas.models import nnunet_plan
 from misas.models.adapt import as_model
 from misas.models.nnunet_plan import need, quietly, resampled, toy_nnunet
 from misas.models.output import NoGradient, NoLogits
@@ -298,3 +298,10 @@ def test_it_is_imported_when_it_is_used():
     code = 'import sys, misas.models.adapt; print([name for name in sys.modules if name.startswith("nnunetv2")])'
     told = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert told.stdout.strip() == '[]'
+
+
+def test_figures_are_shown_as_before(toy):
+    code = ('import sys, matplotlib; matplotlib.use("svg"); from misas.models.adapt import as_model; '
+            'as_model(sys.argv[1], trusted=True); print(matplotlib.get_backend())')
+    told = subprocess.run([sys.executable, '-c', code, str(toy)], capture_output=True, text=True, check=True)
+    assert told.stdout.split()[-1] == 'svg'

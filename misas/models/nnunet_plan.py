@@ -25,11 +25,17 @@ from .turns import laid_down
 __all__ = ['READERS', 'PICTURES', 'NORMALISED', 'MEASURED', 'quietly', 'need', 'as_read', 'frame', 'along', 'resampled',
            'toy_nnunet', 'Preparation']
 
-# %% ../../nbs/api/models/nnunet_plan.ipynb #4b6a9034
+# %% ../../nbs/api/models/nnunet_plan.ipynb #90c2451b
 @contextmanager
 def quietly() -> Iterator:
-    "Inside, nnU-Net does not print which of its folders are not set."
-    with redirect_stdout(io.StringIO()): yield
+    "Inside, nnU-Net does not print which of its folders are not set, and figures are shown afterwards as before."
+    import matplotlib
+    backend = dict.get(matplotlib.rcParams, 'backend')  # so that none is chosen by asking
+    try:
+        with redirect_stdout(io.StringIO()): yield
+    finally:
+        changed = dict.get(matplotlib.rcParams, 'backend') != backend
+        if changed and isinstance(backend, str): matplotlib.use(backend)  # its trainers switch to one without a screen
 
 
 def need(
