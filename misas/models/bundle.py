@@ -124,7 +124,7 @@ class _Reader:
             f'{str(e).splitlines()[-1].strip()[:150]}') from e
         return network.cpu()
 
-
+# %% ../../nbs/api/models/bundle.ipynb #969c4b79
 def load_bundle(
     path: str | Path,  # folder or zip
     trusted: bool = False,  # may code in it be run?
@@ -140,7 +140,7 @@ def load_bundle(
         metadata = json.loads((root/META).read_text(encoding='utf-8'))
         return Bundle(reader.network(), *parts, metadata, reader.told)
 
-# %% ../../nbs/api/models/bundle.ipynb #7b7358ff
+# %% ../../nbs/api/models/bundle.ipynb #5d526762
 class Inferred(TorchModel):
     "A network that an inferer of MONAI asks."
     def __init__(
@@ -210,11 +210,14 @@ def _asks_at_once(bundle):
 
 def _steps(composed): return tuple(getattr(composed, 'transforms', ())) or (() if composed is None else (composed,))
 
-# %% ../../nbs/api/models/bundle.ipynb #f098f36e
+# %% ../../nbs/api/models/bundle.ipynb #6415e513
 NOTED = {  # steps after the network whose work is done here
     'Activationsd', 'Invertd', 'EnsureTyped', 'EnsureChannelFirstd', 'SaveImaged', 'ToTensord', 'ToDeviced',
     'CopyItemsd', 'DeleteItemsd', 'SelectItemsd', 'Identityd', 'CastToTyped'}
 PLACING = {'Orientationd', 'Spacingd', 'SpatialResampled', 'ResampleToMatchd'}  # steps that ask where an image lies
+
+
+def _turned(image): return image.transpose(1, 2) if image.ndim == 3 else image  # (C, H, W) is (C, W, H) in MONAI
 
 
 def _normalised(nonzero, image, sub=None, div=None):
@@ -235,7 +238,7 @@ def _smooth(step):
     step.normalizer._normalize = partial(_normalised, own.nonzero)
     return step
 
-# %% ../../nbs/api/models/bundle.ipynb #02b354bb
+# %% ../../nbs/api/models/bundle.ipynb #26ce85aa
 class Steps:
     "What a bundle does before and after its network."
     def __init__(self, bundle: Bundle, name: str):
@@ -301,10 +304,7 @@ class Steps:
         out = torch.as_tensor(self.after({'pred': MetaTensor(stacked.float())})['pred'].as_tensor())
         return (_turned(out) if given.dtype == torch.bool else _turned(out)[0]).numpy().astype(decision.dtype)
 
-
-def _turned(image): return image.transpose(1, 2) if image.ndim == 3 else image  # (C, H, W) is (C, W, H) in MONAI
-
-# %% ../../nbs/api/models/bundle.ipynb #f8814675
+# %% ../../nbs/api/models/bundle.ipynb #7151a585
 class BundleModel(Wrapped):
     "A model that prepares images, and brings answers back, as a MONAI bundle does."
     def __init__(

@@ -119,7 +119,7 @@ class _Session:
         there = isinstance(self.graph, bytes) or Path(self.graph).is_file()
         if self.used and there and self.device.type == 'cpu': self.open()
 
-
+# %% ../../nbs/api/models/onnx.ipynb #f9a6407e
 class OnnxModel(Model):
     "A model made of an ONNX file."
     is_cut = False  # does it end before the last softmax or sigmoid of its file?
