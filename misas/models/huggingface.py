@@ -113,7 +113,8 @@ def load_pretrained(
     try: import transformers
     except ImportError as e: raise ImportError(
         f'{path}: reading it needs transformers: pip install "misas[huggingface]"') from e
-    kind = (json.loads((Path(path)/'config.json').read_text(encoding='utf-8')).get('architectures') or ['no network'])[0]
+    config = json.loads((Path(path)/'config.json').read_text(encoding='utf-8'))
+    kind = (config.get('architectures') or ['no network'])[0]
     if not kind.endswith(KINDS): raise ValueError(
         f'{path}: holds {kind}, which does not segment: its config.json must name one ... {" or ".join(KINDS)}')
     network = getattr(transformers, kind, transformers.AutoModelForSemanticSegmentation)
