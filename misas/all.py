@@ -33,12 +33,14 @@ from .study.compare import compare
 from .study.diagnose import diagnose
 from .sweep.pairs import SensitivityGrid, sensitivity_grid
 from .sweep.repeated import repeated
+from .data.dicom_seg import save_labels, save_map
 from .data.io import as_sample, load, save
 from .metrics.metric import Metric
 from .metrics.scores import score
 from .models.adapt import as_model
 from .models import zoo
 from .models.base import Model
+from .models.prompted import Prompted, Sam, holding
 from .data.sample import Sample
 from .sweep.sensitivity import Sensitivity, sensitivity
 from .study.study import Study
@@ -49,6 +51,7 @@ from .transforms.catalogue import transforms
 from .transforms.voxels import Crop, Dihedral, Flip, Resize, Resolution
 from .transforms.intensity import (
     Blur, Brightness, ChannelScale, Contrast, Gamma, Noise, Rician, WindowLevel, WindowWidth)
+from .transforms.prompt import PromptMargin, PromptShift, with_prompt
 from .transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 from .widgets.explore import explore
 from .widgets.html import to_html
@@ -76,15 +79,16 @@ from .trust.trust import Trust
 __all__ = [
     'Attribution', 'BiasField', 'Blur', 'Brightness', 'Channel', 'ChannelScale', 'Contrast', 'Crop',
     'Detectability', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'InstanceStudy', 'Instances', 'MLCSC',
-    'Metric', 'Model', 'Motion', 'Noise', 'OwnMap', 'Resize', 'Resolution', 'Rician', 'Rotation', 'Sample',
-    'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike', 'SpikePosition', 'Study', 'Target',
-    'Tolerance', 'Transform', 'Translation', 'Trust', 'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom',
-    'as_model', 'as_sample', 'atoms', 'attribute', 'autoencoder', 'calibration', 'compare', 'compare_groups',
-    'complexity', 'concept', 'context_curve', 'context_curves', 'contributions', 'datasets', 'deletion',
-    'detect_errors', 'detectability', 'diagnose', 'embed', 'explore', 'feature_maps', 'find_instances',
-    'fit_temperature', 'impute', 'infidelity', 'insert_lesion', 'insertion', 'instance_gradcam',
-    'instance_maps', 'instance_saliency', 'kernels', 'latent_factors', 'layers', 'load', 'load_autoencoder',
-    'localisation', 'map_features', 'max_sensitivity', 'maximise', 'methods', 'parts', 'phantom', 'plot',
-    'predict_instances', 'random_target', 'randomisation_check', 'rank_methods', 'repeated', 'risk_coverage',
-    'save', 'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'tcav', 'to_html',
-    'tolerance', 'transforms', 'traverse', 'zoo']
+    'Metric', 'Model', 'Motion', 'Noise', 'OwnMap', 'PromptMargin', 'PromptShift', 'Prompted', 'Resize',
+    'Resolution', 'Rician', 'Rotation', 'Sam', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear',
+    'Spike', 'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation', 'Trust',
+    'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'atoms', 'attribute',
+    'autoencoder', 'calibration', 'compare', 'compare_groups', 'complexity', 'concept', 'context_curve',
+    'context_curves', 'contributions', 'datasets', 'deletion', 'detect_errors', 'detectability', 'diagnose',
+    'embed', 'explore', 'feature_maps', 'find_instances', 'fit_temperature', 'holding', 'impute', 'infidelity',
+    'insert_lesion', 'insertion', 'instance_gradcam', 'instance_maps', 'instance_saliency', 'kernels',
+    'latent_factors', 'layers', 'load', 'load_autoencoder', 'localisation', 'map_features', 'max_sensitivity',
+    'maximise', 'methods', 'parts', 'phantom', 'plot', 'predict_instances', 'random_target',
+    'randomisation_check', 'rank_methods', 'repeated', 'risk_coverage', 'save', 'save_labels', 'save_map',
+    'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'tcav', 'to_html',
+    'tolerance', 'transforms', 'traverse', 'with_prompt', 'zoo']
