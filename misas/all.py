@@ -76,19 +76,17 @@ from .trust.temperature import fit_temperature
 from .trust.trust import Trust
 
 # %% ../nbs/api/all.ipynb #7d1d99e9
-__all__ = [
-    'Attribution', 'BiasField', 'Blur', 'Brightness', 'Channel', 'ChannelScale', 'Contrast', 'Crop',
-    'Detectability', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'InstanceStudy', 'Instances', 'MLCSC',
-    'Metric', 'Model', 'Motion', 'Noise', 'OwnMap', 'PromptMargin', 'PromptShift', 'Prompted', 'Resize',
-    'Resolution', 'Rician', 'Rotation', 'Sam', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear',
-    'Spike', 'SpikePosition', 'Study', 'Target', 'Tolerance', 'Transform', 'Translation', 'Trust',
-    'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom', 'as_model', 'as_sample', 'atoms', 'attribute',
-    'autoencoder', 'calibration', 'compare', 'compare_groups', 'complexity', 'concept', 'context_curve',
-    'context_curves', 'contributions', 'datasets', 'deletion', 'detect_errors', 'detectability', 'diagnose',
-    'embed', 'explore', 'feature_maps', 'find_instances', 'fit_temperature', 'holding', 'impute', 'infidelity',
-    'insert_lesion', 'insertion', 'instance_gradcam', 'instance_maps', 'instance_saliency', 'kernels',
-    'latent_factors', 'layers', 'load', 'load_autoencoder', 'localisation', 'map_features', 'max_sensitivity',
-    'maximise', 'methods', 'parts', 'phantom', 'plot', 'predict_instances', 'random_target',
-    'randomisation_check', 'rank_methods', 'repeated', 'risk_coverage', 'save', 'save_labels', 'save_map',
-    'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability', 'tcav', 'to_html',
-    'tolerance', 'transforms', 'traverse', 'with_prompt', 'zoo']
+__all__ = ['Attribution', 'BiasField', 'Blur', 'Brightness', 'Channel', 'ChannelScale', 'Contrast', 'Crop',
+    'Detectability', 'Dihedral', 'Flip', 'Gamma', 'Ghosting', 'Gibbs', 'InstanceStudy', 'Instances', 'MLCSC', 'Metric',
+    'Model', 'Motion', 'Noise', 'OwnMap', 'PromptMargin', 'PromptShift', 'Prompted', 'Resize', 'Resolution', 'Rician',
+    'Rotation', 'Sam', 'Sample', 'Scale', 'Sensitivity', 'SensitivityGrid', 'Shear', 'Spike', 'SpikePosition', 'Study',
+    'Target', 'Tolerance', 'Transform', 'Translation', 'Trust', 'Undersampling', 'WindowLevel', 'WindowWidth', 'Zoom',
+    'as_model', 'as_sample', 'atoms', 'attribute', 'autoencoder', 'calibration', 'compare', 'compare_groups',
+    'complexity', 'concept', 'context_curve', 'context_curves', 'contributions', 'datasets', 'deletion',
+    'detect_errors', 'detectability', 'diagnose', 'embed', 'explore', 'feature_maps', 'find_instances',
+    'fit_temperature', 'holding', 'impute', 'infidelity', 'insert_lesion', 'insertion', 'instance_gradcam',
+    'instance_maps', 'instance_saliency', 'kernels', 'latent_factors', 'layers', 'load', 'load_autoencoder',
+    'localisation', 'map_features', 'max_sensitivity', 'maximise', 'methods', 'parts', 'phantom', 'plot',
+    'predict_instances', 'random_target', 'randomisation_check', 'rank_methods', 'repeated', 'risk_coverage', 'save',
+    'save_labels', 'save_map', 'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability',
+    'tcav', 'to_html', 'tolerance', 'transforms', 'traverse', 'with_prompt', 'zoo']

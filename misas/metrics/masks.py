@@ -108,6 +108,17 @@ def surface_distance(
     return float(max(np.percentile(one, percentile) for one in apart))
 
 
+def _two_masks(prediction, truth):
+    "Both as label maps of 0 and 1. ValueError where they are not masks of one shape."
+    prediction, truth = as_labels(prediction, 'prediction'), as_labels(truth, 'truth')
+    if prediction.shape != truth.shape or prediction.ndim not in (2, 3): raise ValueError(
+        f'prediction of shape {prediction.shape} and truth of shape {truth.shape} must be masks of one shape, 2D or 3D')
+    for what, mask in (('prediction', prediction), ('truth', truth)):
+        if mask.max(initial=0) > 1: raise ValueError(
+            f'{what} must be a mask of 0 and 1, got the value {mask.max()}; compare one class, e.g. {what} == 1')
+    return prediction, truth
+
+# %% ../../nbs/api/metrics/masks.ipynb #9f57c663
 def _surface(mask, spacing):
     "Where the outermost voxels of a mask lie in mm: (n, axes). Outside the image is outside the mask."
     box = tuple(_box(mask))
@@ -136,18 +147,6 @@ def _nearest(here, there):
     "How far each place is from the nearest of the others."
     from scipy.spatial import cKDTree
     return cKDTree(there, balanced_tree=False, compact_nodes=False).query(here)[0]
-
-
-def _two_masks(prediction, truth):
-    "Both as label maps of 0 and 1. ValueError where they are not masks of one shape."
-    prediction, truth = as_labels(prediction, 'prediction'), as_labels(truth, 'truth')
-    if prediction.shape != truth.shape or prediction.ndim not in (2, 3): raise ValueError(
-        f'prediction of shape {prediction.shape} and truth of shape {truth.shape} must be masks of one shape, 2D or 3D')
-    for what, mask in (('prediction', prediction), ('truth', truth)):
-        if mask.max(initial=0) > 1: raise ValueError(
-            f'{what} must be a mask of 0 and 1, got the value {mask.max()}; compare one class, e.g. {what} == 1')
-    return prediction, truth
-
 
 # %% ../../nbs/api/metrics/masks.ipynb #8b5c1d03
 def depth_mm(

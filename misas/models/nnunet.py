@@ -138,7 +138,8 @@ def _decided(p, labels):
 # %% ../../nbs/api/models/nnunet.ipynb #aeca0571
 def is_nnunet(obj: object) -> bool:
     "Is it an nnUNetPredictor, a results folder of nnU-Net, or a folder next to one?"
-    if not isinstance(obj, (str, Path)): return callable(getattr(type(obj), 'predict_logits_from_preprocessed_data', None))
+    predicts = getattr(type(obj), 'predict_logits_from_preprocessed_data', None)
+    if not isinstance(obj, (str, Path)): return callable(predicts)
     folder = Path(obj)
     if not folder.is_dir(): return False
     return (folder/'plans.json').is_file() or any(folder.glob('fold_*')) or folder.name.startswith('fold_') or any(
