@@ -147,6 +147,25 @@ def test_lines_beyond_20_classes(browser, tmp_path):
     page.close()
 
 
+def test_a_truth_alone_tells_its_classes_apart(browser, tmp_path):
+    "Beside a prediction it is white."
+    truth = np.zeros((20, 40), int)
+    truth[5:15, 5:15], truth[5:15, 25:35] = 1, 2
+    def sides(answer):
+        page = open_page(browser, tmp_path, [Sample(np.zeros((1, 20, 40)), truth)], [answer], classes=['a', 'b'])
+        seen = page.evaluate("""() => { viewer.set({mode: 'outline', prediction: false});
+            const p = viewer.planes[0], f = p.fit(p.cut), pen = p.painted.getContext('2d');
+            const seen = [10, 30].map(i => [...pen.getImageData(Math.round(f.left + i*f.x), Math.round(f.top + 5*f.y), 1, 1).data]);
+            return [seen.map(c => c.slice(0, 3)), viewer.look.palette.slice(0, 2)] }""")
+        assert not page.errors
+        page.close()
+        return seen
+
+    seen, palette = (np.array(rgb)/np.linalg.norm(rgb, axis=1, keepdims=True) for rgb in sides(None))
+    assert np.allclose(seen, palette, atol=.02)  # as a thin line is blended with the black around it
+    assert np.min(sides(truth)[0]) > 150
+
+
 def pair_of(one, other, classes=('a', 'b', 'c')):
     "Two frames next to each other."
     windows = channel_windows(one.image)

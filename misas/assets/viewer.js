@@ -305,15 +305,16 @@ class Plane {
     pen.lineCap = 'square';
     const numbers = look.classes.map((_, n) => n + 1).filter(k => !state.hidden.includes(k));
     const coloured = state.prediction && state.mode !== 'fill' && frame.prediction;
+    const colourOf = k => `rgb(${look.palette[k - 1]})`;
+    const inkOf = k => (DASHES[look.dashes[k - 1]] ? dashing(pen, colourOf(k), DASHES[look.dashes[k - 1]]) : colourOf(k));
     for (const k of coloured ? numbers : []) {
-      const colour = `rgb(${look.palette[k - 1]})`;
-      const lengths = DASHES[look.dashes[k - 1]], ink = lengths ? dashing(pen, colour, lengths) : colour;
-      if (state.mode === 'outline') line(predicted(frame, cut, state, k), [1.75, ink]);
-      else this.hatch(pen, on, cut, colour, this.differences(cut, k));
+      if (state.mode === 'outline') line(predicted(frame, cut, state, k), [1.75, inkOf(k)]);
+      else this.hatch(pen, on, cut, colourOf(k), this.differences(cut, k));
     }
     if (state.prediction && state.mode === 'fill' && frame.prediction) this.drawPatterns(pen, on, cut);
-    for (const k of state.truth && frame.truth ? (frame.overlapping ? numbers : [0]) : [])
-      line(labelsOf(frame, 'truth', cut, state.hidden, k), [3, '#000'], [1.25, '#fff']);
+    const alone = !frame.prediction && !frame.map;  // then the truth tells its classes apart
+    for (const k of state.truth && frame.truth ? (frame.overlapping || alone ? numbers : [0]) : [])
+      line(labelsOf(frame, 'truth', cut, state.hidden, k), [3, '#000'], [1.25, alone ? inkOf(k) : '#fff']);
     if (state.region && frame.region) line(cut.values(frame.region), [3, '#000'], [1.25, '#fff']);
   }
 
