@@ -577,7 +577,8 @@ def test_its_notebook_fits(lab, name, extra):
 
 # --- kernels and observers
 
-PARTS = ('base', 'look', 'part', 'answers', 'tiles', 'curve', 'heat', 'svg', 'html', 'reports', 'stage', 'sweep_pages')  # notebooks that show no panel
+PAGES = 'html', 'reports', 'stage', 'sweep_pages', 'inside_pages', 'study_pages', 'trust_pages'
+PARTS = 'base', 'look', 'part', 'answers', 'tiles', 'curve', 'heat', 'svg', *PAGES  # notebooks that show no panel
 
 
 @pytest.mark.parametrize('name', [p.stem for p in sorted((nbrun.NBS/'api/widgets').glob('*.ipynb'))])
