@@ -204,7 +204,7 @@ def map_scripts(
     made: dict,  # by group, metric and class: `maps.maps()`
     scores: Scores,
     start: int,  # number of the cell that is open first
-    pictures: dict,  # see `Stored.known`
+    pictures: dict,  # of the cells, as `Stored` knows them
 ) -> Iterator[str]:  # HTML
     "What the map has to know, and its script."
     ndim, number = maps.study.ndim, {name: k for k, name in enumerate(scores.cases)}
