@@ -674,7 +674,10 @@ def test_volume(lab):
     told = lambda: tuple(map(int, re.findall(r'voxel\s+(\d+), (\d+), (\d+)', view['N-voxel'].inner_text())[0]))
     start = told()
     axial = canvases.nth(0).bounding_box()
-    page.mouse.move(axial['x'] + axial['width']/2, axial['y'] + axial['height']/2)
+    def listens():
+        page.mouse.move(axial['x'] + axial['width']/2, axial['y'] + axial['height']/2)
+        return 'voxel' in page.locator('.mv-told').inner_text()
+    until(page, listens)  # or the wheel would turn before there is a hand for it
     page.mouse.wheel(0, 100)
     until(page, lambda: told() == (*start[:2], start[2] + 1))  # the kernel heard of it
     page.mouse.click(axial['x'] + axial['width']*.25, axial['y'] + axial['height']*.5)
