@@ -10,10 +10,23 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
+from importlib import import_module
+from types import FrameType, ModuleType
 
 # %% auto #0
-__all__ = ['hushed']
+__all__ = ['need', 'hushed']
+
+# %% ../nbs/api/loading.ipynb #6fdc9f2f
+def need(
+    module: str,
+    what: str,  # what it is for
+    extra: str,  # of misas, which brings it
+) -> ModuleType:
+    "Import an optional package. ImportError that says how to get it."
+    try: return import_module(module)
+    except ImportError as e:
+        library = module.partition('.')[0]
+        raise ImportError(f'{what} needs {library}: pip install "misas[{extra}]"') from e
 
 # %% ../nbs/api/loading.ipynb #d5b5d15a
 def _of_misas(frame: FrameType | None) -> bool:

@@ -17,7 +17,7 @@ from misas.data.sample import Sample
 from misas.inside.target import Target
 from misas.models import nnunet_plan
 from misas.models.adapt import as_model
-from misas.models.nnunet_plan import need, quietly, resampled, toy_nnunet
+from misas.models.nnunet_plan import part_of_nnunet, quietly, resampled, toy_nnunet
 from misas.models.output import NoGradient, NoLogits
 from misas.models.steady import steady
 from misas.sweep.sensitivity import sensitivity
@@ -38,7 +38,7 @@ def volume(seed=0, shape=(13, 17, 11), spacing=(1, 1, 1), channels=1, affine=Non
 
 def predictor(folder, folds=(0,), **kw):
     with quietly():
-        found = need('inference.predict_from_raw_data').nnUNetPredictor(
+        found = part_of_nnunet('inference.predict_from_raw_data').nnUNetPredictor(
             device=torch.device('cpu'), allow_tqdm=False, **kw)
         found.initialize_from_trained_model_folder(str(folder), folds)
     return found
@@ -144,14 +144,14 @@ SIZES = [((9, 14, 12), (2., 1., 1.), (1., 1.3, .8)), ((7, 14, 12), (6., 1., 1.),
 @pytest.mark.parametrize('shape, spacing, other', SIZES)
 @pytest.mark.parametrize('order, across', [(3, 0), (1, 0), (3, 3), (0, 0)])
 def test_resampling(shape, spacing, other, order, across):
-    function = partial(need('preprocessing.resampling.default_resampling').resample_data_or_seg_to_shape,
+    function = partial(part_of_nnunet('preprocessing.resampling.default_resampling').resample_data_or_seg_to_shape,
                        is_seg=False, order=order, order_z=across, force_separate_z=None)
     compare_resampling(function, shape, spacing, other)
 
 
 @pytest.mark.parametrize('shape, spacing, other', SIZES)
 def test_resampling_by_torch(shape, spacing, other):
-    function = partial(need('preprocessing.resampling.resample_torch').resample_torch_fornnunet, is_seg=False)
+    function = partial(part_of_nnunet('preprocessing.resampling.resample_torch').resample_torch_fornnunet, is_seg=False)
     compare_resampling(function, shape, spacing, other)
 
 

@@ -18,6 +18,7 @@ from .labels import foreground, is_stack
 from .sample import Sample
 from .slicer import save_slicer
 from ..doors import door
+from ..loading import need
 
 # %% auto #0
 __all__ = ['save_labels', 'save_map']
@@ -28,10 +29,8 @@ _MAY_BE_EMPTY = ('PatientName', 'PatientID', 'PatientBirthDate', 'PatientSex', '
 
 
 def _highdicom():
-    "The library. ImportError that says how to get it."
-    try: import highdicom
-    except ImportError as e: raise ImportError('writing DICOM needs highdicom: pip install "misas[dicom]"') from e
-    return highdicom
+    "The library, loaded when it is needed."
+    return need('highdicom', 'writing DICOM', 'dicom')
 
 
 def _source(source):

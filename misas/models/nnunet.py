@@ -21,7 +21,7 @@ from ..data.sample import Sample
 from ..doors import door
 from .base import Model
 from .hold import evaluating
-from .nnunet_plan import Preparation, need, quietly
+from .nnunet_plan import Preparation, part_of_nnunet, quietly
 from .output import Missing, NoGradient, Output, best_class
 from .prepare import as_batch
 from .torch import as_device
@@ -59,7 +59,7 @@ class Windowed(nn.Module):
         self, shape: tuple,  # voxels of a volume that is at least as large as a window
     ) -> Iterator:
         "Where the windows lie, as indices."
-        steps = need('inference.sliding_window_prediction').compute_steps_for_sliding_window
+        steps = part_of_nnunet('inference.sliding_window_prediction').compute_steps_for_sliding_window
         slices = shape[:len(shape) - len(self.patch)]
         starts = steps(shape[len(slices):], self.patch, self.step)
         for index in product(*map(range, slices), *starts):
@@ -74,7 +74,7 @@ class Windowed(nn.Module):
     def weights(self, x):
         "How much each voxel of a window counts."
         if not self.gaussian: return torch.ones(self.patch, device=x.device)
-        gaussian = need('inference.sliding_window_prediction').compute_gaussian
+        gaussian = part_of_nnunet('inference.sliding_window_prediction').compute_gaussian
         return gaussian(self.patch, sigma_scale=1/8, value_scaling_factor=10, device=torch.device('cpu')).to(x)
 
     def forward(self, x, memory=None):
@@ -272,7 +272,7 @@ def load_nnunet(
     if not trusted: raise Missing(
         f'{folder}: loading checkpoints of nnU-Net may run code in them; '
         'pass trusted=True if you know where they come from', 'trusted', True)
-    make, device = need('inference.predict_from_raw_data').nnUNetPredictor, as_device(device or 'cpu')
+    make, device = part_of_nnunet('inference.predict_from_raw_data').nnUNetPredictor, as_device(device or 'cpu')
     with quietly():
         predictor = make(device=device, perform_everything_on_device=device.type == 'cuda', allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(folder), numbers, checkpoint)

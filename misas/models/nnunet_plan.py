@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,12 @@ import torch
 from fastcore.basics import patch
 
 from ..data.sample import Sample
+from ..loading import need
 from .output import NoLogits
 from .turns import laid_down
 
 # %% auto #0
-__all__ = ['READERS', 'PICTURES', 'NORMALISED', 'MEASURED', 'quietly', 'need', 'as_read', 'frame', 'along', 'resampled',
+__all__ = ['READERS', 'PICTURES', 'NORMALISED', 'MEASURED', 'quietly', 'part_of_nnunet', 'as_read', 'frame', 'along', 'resampled',
            'toy_nnunet', 'Preparation']
 
 # %% ../../nbs/api/models/nnunet_plan.ipynb #90c2451b
@@ -38,14 +38,11 @@ def quietly() -> Iterator:
         if changed and isinstance(backend, str): matplotlib.use(backend)  # its trainers switch to one without a screen
 
 
-def need(
+def part_of_nnunet(
     name: str = '',  # of a module in nnunetv2
 ):  # -> the module
     "A module of nnU-Net. ImportError that says how to get it."
-    try:
-        with quietly(): return import_module(f'nnunetv2.{name}' if name else 'nnunetv2')
-    except ImportError as e:
-        raise ImportError(f'an nnU-Net needs {e.name or "nnunetv2"}: pip install "misas[nnunet]"') from e
+    with quietly(): return need(f'nnunetv2.{name}' if name else 'nnunetv2', 'an nnU-Net', 'nnunet')
 
 # %% ../../nbs/api/models/nnunet_plan.ipynb #ece0d024
 READERS = {  # name of a reader in the plans -> does it turn volumes into RAS order?
@@ -90,7 +87,7 @@ def frame(
     image: np.ndarray,  # (C, *S) with nnU-Net's axes
 ) -> tuple:  # slices that cut off what is zero in all channels; bool (*s), filled: what is not zero inside them
     "The crop box of an image, and its mask."
-    _, outside, box = need('preprocessing.cropping.cropping').crop_to_nonzero(image)
+    _, outside, box = part_of_nnunet('preprocessing.cropping.cropping').crop_to_nonzero(image)
     return tuple(slice(*span) for span in box), outside[0] >= 0
 
 
@@ -161,7 +158,7 @@ def _makers(name, given):
 
 def _thick(given, spacing, other):
     "The axis across thick slices that are resampled one by one; None where the whole volume is."
-    return need('preprocessing.resampling.default_resampling').determine_do_sep_z_and_axis(
+    return part_of_nnunet('preprocessing.resampling.default_resampling').determine_do_sep_z_and_axis(
         given['force_separate_z'], spacing, other, given['separate_z_anisotropy_threshold'])[1]
 
 
@@ -216,7 +213,7 @@ MEASURED = dict(max=3000., mean=400., median=400., min=-1000., percentile_00_5=-
 
 # %% ../../nbs/api/models/nnunet_plan.ipynb #ae2b23df
 def _weights(configuration, channels, classes, seed):
-    make = need('utilities.get_network_from_plans').get_network_from_plans
+    make = part_of_nnunet('utilities.get_network_from_plans').get_network_from_plans
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         built = configuration['architecture']
@@ -323,7 +320,7 @@ def _sizes(plan, shape, spacing):
     "What the voxels are to measure, and how many there will be; slices of a 2D configuration stay."
     target = list(plan.configuration.spacing)
     if len(target) < len(shape): target = [spacing[0], *target]
-    new = need('preprocessing.resampling.default_resampling').compute_new_shape(shape, spacing, target)
+    new = part_of_nnunet('preprocessing.resampling.default_resampling').compute_new_shape(shape, spacing, target)
     return target, tuple(int(n) for n in new)
 
 

@@ -15,6 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
+from ..loading import need
 from .base import Model
 from .forms import back_first, channels_last, formed, in_kind, in_single
 from .hold import same_luck
@@ -24,17 +25,7 @@ from .steady import LOOSE, alike
 from .torch import TorchModel, as_device
 
 # %% auto #0
-__all__ = ['REORDER', 'SAME', 'need', 'without_softmax', 'OnnxModel', 'Translation']
-
-# %% ../../nbs/api/models/onnx.ipynb #1e2c042c
-def need(
-    module: str,
-    what: str,  # what it is for
-):  # -> the module
-    "Import an optional package, or say how to get it."
-    from importlib import import_module
-    try: return import_module(module)
-    except ImportError as e: raise ImportError(f'{what} needs {module}: pip install "misas[onnx]"') from e
+__all__ = ['REORDER', 'SAME', 'without_softmax', 'OnnxModel', 'Translation']
 
 # %% ../../nbs/api/models/onnx.ipynb #8bc46666
 REORDER = {'Transpose', 'Identity', 'Reshape', 'Squeeze', 'Unsqueeze', 'Cast'}
@@ -93,7 +84,7 @@ class _Session:
 
     def open(self):
         "As many threads as torch has now, and nothing taken to work in yet."
-        ort = need('onnxruntime', 'predicting with an ONNX file')
+        ort = need('onnxruntime', 'predicting with an ONNX file', 'onnx')
         providers = ['CUDAExecutionProvider']*(self.device.type == 'cuda') + ['CPUExecutionProvider']
         options = ort.SessionOptions()
         options.intra_op_num_threads = self.threads = torch.get_num_threads()
@@ -129,7 +120,7 @@ class OnnxModel(Model):
         *, device: str | torch.device | None = None,  # 'cpu' or 'cuda'; None: cpu
         **kw,  # see `Answers`
     ):
-        ort = need('onnxruntime', 'predicting with an ONNX file')
+        ort = need('onnxruntime', 'predicting with an ONNX file', 'onnx')
         self.path = Path(path)
         if not self.path.is_file(): raise FileNotFoundError(f'{path}: there is no such file')
         self.device = as_device(device or 'cpu')
@@ -235,7 +226,7 @@ def _without_last(self: OnnxModel):
     "The same by onnxruntime, before its last softmax or sigmoid; this model itself where there is none."
     if self.is_cut: return self
     if self._cut is None:
-        graph, kind, _ = self._for_translation(need('onnx', 'logits of an ONNX file').load(str(self.path)))
+        graph, kind, _ = self._for_translation(need('onnx', 'logits of an ONNX file', 'onnx').load(str(self.path)))
         self._cut = kind, None if kind is None else _Session(graph.SerializeToString(), self.device)
     kind, session = self._cut
     if kind is None: return self
@@ -310,7 +301,7 @@ def to_torch(self: OnnxModel) -> TorchModel:
     "The same network as a differentiable torch model that returns logits. ValueError if it cannot be translated."
     if getattr(self, '_torch', None) is not None: return self._torch
     what = 'gradients of an ONNX file'
-    onnx, convert = need('onnx', what), need('onnx2torch', what).convert
+    onnx, convert = need('onnx', what, 'onnx'), need('onnx2torch', what, 'onnx').convert
     graph, kind, output = self._for_translation(onnx.load(str(self.path)))
     in_single(graph)
     try:
