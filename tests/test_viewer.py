@@ -13,6 +13,7 @@ from misas.data.slices import slice_array, slice_letters
 from misas.transforms.voxels import Resize
 from misas.view import draw
 from misas.widgets.base import with_classes
+from misas.widgets.linked import in_patient
 from misas.widgets.look import as_frame, channel_windows
 from misas.widgets.stack import BeforeAfter
 from misas.widgets.viewer import Pool, class_look, packed
@@ -61,6 +62,10 @@ def test_every_orientation(browser, tmp_path, k):
         flat = [slice_array(a, index, axis, affine) for a in (grey[0], answer)]
         right = draw.overlay(Sample(flat[0][None].astype(np.float32)), flat[1], window=(0, 255), scale=1)
         assert np.array_equal(pixels(page, n), right)
+    place = page.evaluate('v => viewer.placed(v)', voxel)
+    assert place + ' mm' == in_patient(affine, voxel)
+    told = dict(zip(place.split()[::2], map(float, place.split()[1::2])))
+    assert [told.get(right, -told.get(left, 0)) for right, left in ('RL', 'AP', 'SI')] == (affine @ [*voxel, 1])[:3].tolist()
     assert not page.errors
     page.close()
 

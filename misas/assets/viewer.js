@@ -517,7 +517,7 @@ export class Viewer {
     const {frame, state, look} = this, steps = strides(frame.shape), index = voxel.reduce((sum, at, i) => sum + at*steps[i], 0);
     const names = found => found.length ? found.map(k => look.classes[k - 1] ?? k).join(' + ') : NOTHING;
     const whole = voxel.map((at, i) => at + (frame.first?.[i] ?? 0));  // in the image that the frame is a part of
-    const parts = [`voxel ${whole.join(', ')}`, `${this.placed(whole).map(x => x.toFixed(1)).join(', ')} ${frame.unit || 'mm'}`];
+    const parts = [`voxel ${whole.join(', ')}`, `${this.placed(whole)} ${frame.unit || 'mm'}`];
     const [low, high] = frame.range[Math.min(state.channel, frame.range.length - 1)];
     const byte = frame.grey[state.channel*frame.grey.length/frame.channels + index];
     parts.push(`grey ${Number((low + byte/255*(high - low)).toPrecision(3))}`);
@@ -528,11 +528,12 @@ export class Viewer {
     this.tell(parts.join(' · '));
   }
 
-  /** Where a voxel lies, in mm: in the patient, where that is known. */
+  /** Where a voxel lies, in mm, in words: in the patient (L 12.0 A 3.5 S 40.0), where that is known. */
   placed(voxel) {
     const {affine, spacing} = this.frame;
-    if (!affine) return voxel.map((at, i) => at*spacing[i]);
-    return affine.slice(0, 3).map(row => row.slice(0, 3).reduce((sum, a, i) => sum + a*voxel[i], row[3]));
+    if (!affine) return voxel.map((at, i) => (at*spacing[i]).toFixed(1)).join(', ');
+    const mm = affine.slice(0, 3).map(row => row.slice(0, 3).reduce((sum, a, i) => sum + a*voxel[i], row[3]));
+    return mm.map((x, i) => `${'RAS LPI'[x < 0 ? i + 4 : i]} ${Math.abs(x).toFixed(1)}`).join(' ');
   }
 
   get canvases() { return this.planes.map(plane => plane.canvas); }

@@ -56,9 +56,10 @@ def in_patient(
     affine,  # (4, 4) voxel index -> RAS mm
     at,  # three indices
 ) -> str:
-    "Where a voxel is, in mm to the patient's right, front and head."
+    "Where a voxel is, in mm from the origin, e.g. 'L 12.0 A 3.5 S 40.0 mm': to the patient's left, front and head."
     mm = (affine @ [*at, 1])[:3] + 0.
-    return ' '.join(f'{c} {o:.1f}' for c, o in zip('RAS', mm)) + ' mm'
+    sides = [left if x < 0 else right for (right, left), x in zip(('RL', 'AP', 'SI'), mm)]
+    return ' '.join(f'{side} {abs(x):.1f}' for side, x in zip(sides, mm)) + ' mm'
 
 # %% ../../nbs/api/widgets/linked.ipynb #c58bc8d6
 def value_names(
