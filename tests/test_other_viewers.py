@@ -8,8 +8,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pytest
-from test_widgets import TIMES, View, lab, opened, until
+from test_widgets import TIMES, View, opened, until
 
 PROTOTYPE = Path(os.environ.get('MISAS_DATA', 'data')).resolve().parent/'prototypes'/'viewer.py'
 TURNS = 20
