@@ -21,12 +21,16 @@ def need(
     module: str,
     what: str,  # what it is for
     extra: str,  # of misas, which brings it
+    *, below: int | None = None,  # the first release that works in another way
 ) -> ModuleType:
-    "Import an optional package. ImportError that says how to get it."
-    try: return import_module(module)
-    except ImportError as e:
-        library = module.partition('.')[0]
-        raise ImportError(f'{what} needs {library}: pip install "misas[{extra}]"') from e
+    "Import an optional package. ImportError that says how to get it, or which release of it."
+    library = module.partition('.')[0]
+    try: found = import_module(module)
+    except ImportError as e: raise ImportError(f'{what} needs {library}: pip install "misas[{extra}]"') from e
+    version = str(getattr(sys.modules[library], '__version__', 0))
+    if below is not None and int(version.partition('.')[0]) >= below:
+        raise ImportError(f'{what} needs a {library} before {below}, not {version}: pip install "{library}<{below}"')
+    return found
 
 # %% ../nbs/api/loading.ipynb #d5b5d15a
 def _of_misas(frame: FrameType | None) -> bool:

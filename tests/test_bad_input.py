@@ -239,6 +239,14 @@ def test_without_torchio_only_the_bias_field_is_missing(monkeypatch):
     with pytest.raises(ImportError, match=r'^BiasField needs torchio: pip install "misas\[mri\]"$'): BiasField(seed=12345)(PICTURE, .5)
 
 
+def test_a_torchio_that_works_in_another_way(monkeypatch):
+    import torchio
+    image = torchio.ScalarImage(tensor=np.zeros((1, 4, 5, 6), np.float32))
+    monkeypatch.setattr(torchio, '__version__', '2.0.0a4')
+    for ask in (lambda: BiasField(seed=123456)(PICTURE, .5), lambda: as_sample(image)):
+        with pytest.raises(ImportError, match=r'needs a torchio before 2, not 2\.0\.0a4: pip install "torchio<2"$'): ask()
+
+
 # --- models
 
 @cases(

@@ -22,6 +22,7 @@ from .label_files import check_clean, is_segmentation, segmentation_on, without_
 from .labels import as_labels, as_stack, foreground, is_stack, to_numpy, unions
 from .sample import Sample, why_not
 from ..doors import door
+from ..loading import need
 
 # %% auto #0
 __all__ = ['READABLE', 'load', 'as_sample', 'save']
@@ -113,7 +114,8 @@ def _from_monai(x):
 
 def _from_torchio(x, labels=False):
     "All ScalarImages of a Subject as channels, or its first LabelMap."
-    from torchio import LabelMap, Subject
+    torchio = need('torchio', 'reading an image of torchio', 'mri', below=2)
+    LabelMap, Subject = torchio.LabelMap, torchio.Subject
     images = x.get_images_dict(intensity_only=False) if isinstance(x, Subject) else {'': x}
     maps = [name for name, image in images.items() if isinstance(image, LabelMap)]
     chosen = maps[:1] if labels else [name for name in images if name not in maps]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..data.sample import Sample
+from ..loading import need
 from .base import Transform
 from .chance import case_seed
 from .intensity import channel_range, check_seed
@@ -38,11 +39,10 @@ def bias_log(
     seed: int,
 ) -> np.ndarray:  # (*S), float32
     "Logarithm to base 2 of a bias field with one doubling: mean 0, from darkest to brightest 1."
-    try: from torchio.transforms import BiasField as Peer
-    except ImportError as e: raise ImportError('BiasField needs torchio: pip install "misas[mri]"') from e
+    peer = need('torchio.transforms', 'BiasField', 'mri', below=2).BiasField
     coefficients = np.random.default_rng(seed).uniform(-1, 1, (order + 1)*(order + 2)*(order + 3)//6)
     image = np.broadcast_to(0, (1, *shape, 1)[:4])  # of which it only asks the shape
-    log = np.log2(Peer.generate_bias_field(image, order, coefficients).reshape(shape))
+    log = np.log2(peer.generate_bias_field(image, order, coefficients).reshape(shape))
     log = (log - log.mean(dtype=float))/(np.ptp(log) or 1)
     log.flags.writeable = False
     return log.astype(np.float32)
