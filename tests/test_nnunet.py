@@ -44,13 +44,16 @@ def predictor(folder, folds=(0,), **kw):
     return found
 
 
-def written(folder, cases, where, folds=(0,)):
-    "What nnU-Net writes into its files."
+def written(folder, cases, where, folds=(0,), workers=0):
+    "What nnU-Net writes into its files, in this process or with workers that prepare and export."
     (where/'in').mkdir(parents=True), (where/'out').mkdir()
     for k, case in enumerate(cases):
         for channel, image in enumerate(case.image):
             nib.save(nib.Nifti1Image(image, case.affine), where/'in'/f'case{k}_{channel:04d}.nii.gz')
-    with quietly(): predictor(folder, folds).predict_from_files_sequential(str(where/'in'), str(where/'out'))
+    found, there = predictor(folder, folds), (str(where/'in'), str(where/'out'))
+    with quietly():
+        if workers: found.predict_from_files(*there, num_processes_preprocessing=workers, num_processes_segmentation_export=workers)
+        else: found.predict_from_files_sequential(*there)
     return [np.asarray(nib.load(where/'out'/f'case{k}.nii.gz').dataobj) for k in range(len(cases))]
 
 
@@ -79,6 +82,15 @@ def test_labels_are_those_of_the_files(name, tmp_path):
         assert np.array_equal(model.written(case)[0], theirs)
         assert len(np.unique(theirs)) > 1
     assert model.overlapping == (name == 'regions')
+
+
+def test_labels_are_those_of_its_workers(tmp_path):
+    "`predict_from_files`, which people call, prepares and exports in processes of their own."
+    how, lying = PLANS['regions']
+    folder = toy_nnunet(tmp_path/'model', **{**SMALL, **how})
+    cases = [volume(seed, **lying) for seed in range(2)]
+    model = as_model(folder, trusted=True)
+    for case, theirs in zip(cases, written(folder, cases, tmp_path, workers=1)): assert np.array_equal(model.written(case)[0], theirs)
 
 
 def test_another_reader_that_turns(tmp_path):
