@@ -64,6 +64,7 @@ class Answers:
     module: nn.Module | None = None  # the network, if there is one
     habits = examined = None  # what spoils comparisons, once it was found out; see `steady`
     quiet = False  # was it seen that it leaves its buffers alone?
+    engine = None  # what answers instead of its network, as long as it agrees; see `misas.models.engine`
 
     def __init__(
         self, *,
@@ -120,8 +121,8 @@ def rest(self: Answers): "Give back what was only taken to work in."
 def for_logits(
     self: Answers, gradient: bool,  # is one wanted?
 ) -> Answers:
-    "The model that is asked for logits: another one only where the network has a translation."
-    return self
+    "The model that is asked for logits: another one only where the network has a translation, or an engine."
+    return self if self.engine is None else self.copy()
 
 # %% ../../nbs/api/models/answers.ipynb #9aede358
 @patch(as_prop=True)
@@ -156,6 +157,16 @@ def prepare(self: Answers, image: torch.Tensor) -> tuple:
 
 @patch
 def raw(
+    self: Answers, x: torch.Tensor,  # prepared (N, C, *S)
+    what: str = 'an input',  # or 'a window', for errors
+) -> torch.Tensor:  # (N, K, *S) or (N, *S)
+    "What `exactly` gives; by an engine, where there is one and nobody wants a gradient."
+    if self.engine is None or torch.is_grad_enabled(): return self.exactly(x, what)
+    return self.engine.raw(self, x, what)
+
+
+@patch
+def exactly(
     self: Answers, x: torch.Tensor,  # prepared (N, C, *S)
     what: str = 'an input',  # or 'a window', for errors
 ) -> torch.Tensor:  # (N, K, *S) or (N, *S)
@@ -275,7 +286,9 @@ def __fingerprint__(self: Answers): return self.preprocess, *self._options(), *s
 def settings(self: Answers) -> dict:
     "What it is, for a file: kind, classes, and a `fingerprint` of weights, preprocessing and options."
     classes = None if self.classes is None else list(self.classes)
-    return dict(kind=type(self).__name__, classes=classes, **self._output_settings(), fingerprint=fingerprint(self))
+    engine = {} if self.engine is None else self.engine.settings()
+    own = dict(kind=type(self).__name__, classes=classes, **self._output_settings(), **engine)
+    return own | dict(fingerprint=fingerprint(self))
 
 
 @patch
@@ -308,9 +321,10 @@ def __repr__(self: Answers):
 # %% ../../nbs/api/models/answers.ipynb #bae0559d
 @patch
 def copy(self: Answers) -> Answers:
-    "A copy that can be changed without touching this one; the network is the same."
+    "A copy that can be changed without touching this one; the network is the same, and answers without an engine."
     new = object.__new__(type(self))  # copy.copy would make a Learner's data anew, and draw random numbers
     new.__dict__.update(self.__dict__)
+    new.engine = None
     return new
 
 

@@ -32,6 +32,8 @@ class Wrapping:
     @property
     def innermost(self): return self.model.innermost
     @property
+    def engine(self): return self.model.engine
+    @property
     def classes(self): return self.model.classes
     @property
     def known(self): return self.model.known

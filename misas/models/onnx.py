@@ -25,7 +25,7 @@ from .steady import LOOSE, alike
 from .torch import TorchModel, as_device
 
 # %% auto #0
-__all__ = ['REORDER', 'SAME', 'without_softmax', 'OnnxModel', 'Translation']
+__all__ = ['REORDER', 'SAME', 'without_softmax', 'Session', 'OnnxModel', 'Translation']
 
 # %% ../../nbs/api/models/onnx.ipynb #8bc46666
 REORDER = {'Transpose', 'Identity', 'Reshape', 'Squeeze', 'Unsqueeze', 'Cast'}
@@ -76,7 +76,7 @@ def _beside(path):
     return [file for file in files if file.is_file()]
 
 # %% ../../nbs/api/models/onnx.ipynb #18aadb37
-class _Session:
+class Session:
     "A network that onnxruntime has opened. Copies of a model share it: what it took to work in is given back once."
     def __init__(self, graph, device):
         self.graph, self.device = graph, device  # a file, or bytes
@@ -137,7 +137,7 @@ class OnnxModel(Model):
 
     def _open(self):
         "Read the file."
-        try: self.session = _Session(str(self.path), self.device)
+        try: self.session = Session(str(self.path), self.device)
         except Exception as e:
             why = str(e).strip().splitlines()[0][:120]
             raise ValueError(f'{self.path}: cannot be read as an ONNX network ({why})') from e
@@ -227,7 +227,7 @@ def _without_last(self: OnnxModel):
     if self.is_cut: return self
     if self._cut is None:
         graph, kind, _ = self._for_translation(need('onnx', 'logits of an ONNX file', 'onnx').load(str(self.path)))
-        self._cut = kind, None if kind is None else _Session(graph.SerializeToString(), self.device)
+        self._cut = kind, None if kind is None else Session(graph.SerializeToString(), self.device)
     kind, session = self._cut
     if kind is None: return self
     new = self.copy()
