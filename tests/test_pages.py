@@ -5,11 +5,13 @@ import sys
 import tempfile
 from base64 import b64decode
 from functools import lru_cache
+from io import BytesIO
 
 import browser
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from misas.attribution.attribute import attribute
@@ -248,17 +250,58 @@ def test_without_scripts(opened, kind):
     assert not p.locator('#misas-controls').is_visible()
 
 
+@pytest.mark.parametrize('kind', ['diagnosis', 'study', 'compare', 'verdict', 'grid', 'lesions'])
+def test_figures_on_a_phone_and_in_the_dark(opened, kind):
+    "Their text stays large enough, they are moved sideways, and say so; only images keep white paper in the dark."
+    page = opened(kind)
+    p = page.page
+    shrunk = "Math.min(...[...document.querySelectorAll('figure img')].map(o => o.getBoundingClientRect().width/o.getAttribute('width')))"
+    told = """[...document.querySelectorAll('figure')].map(o => [o.scrollWidth > o.clientWidth,
+        (o.querySelector('.moves')?.getBoundingClientRect().width ?? 0) > 90])"""
+    for width in (390, 700, 1280):
+        p.set_viewport_size(dict(width=width, height=900))
+        p.wait_for_timeout(60)
+        assert page.fits() and all(moves == said for moves, said in p.evaluate(told))
+        assert p.evaluate(shrunk) > .84  # so that 8 points are at least 9 pixels
+    p.emulate_media(color_scheme='dark')
+    for one in p.locator('figure img').all():
+        turned = one.evaluate('o => getComputedStyle(o).filter') != 'none'
+        assert turned == (kind not in ('grid', 'lesions'))
+        if turned: assert np.asarray(Image.open(BytesIO(one.screenshot())).convert('L'))[3, 3] < 40
+
+
+@pytest.mark.parametrize('kind', ['study', 'diagnosis', 'maps', 'cases'])
+def test_room_beside_one_picture_is_for_its_controls(opened, kind):
+    page = opened(kind)
+    where = "const [a, b] = ['.mv', '#misas-controls'].map(name => document.querySelector(name).getBoundingClientRect())"
+    page.until(f"(() => {{ {where}; return b.left >= a.right && b.top < a.top + 20 }})()")
+    page.page.set_viewport_size(dict(width=390, height=900))
+    page.until(f"(() => {{ {where}; return b.top >= a.bottom && a.width > 330 }})()")
+
+
 @pytest.mark.parametrize('kind', ['sweep', 'diagnosis', 'volume'])
 def test_print(opened, kind, tmp_path):
     "On paper: the picture that is seen, without the controls."
     page = opened(kind)
     data = page.page.pdf(path=tmp_path/'page.pdf', format='A4')
     assert data[:4] == b'%PDF' and len(data) > 20000 and data.count(b'/Subtype /Image') + data.count(b'/Subtype/Image') >= 1
-    page.page.emulate_media(media='print')
+    before = page.page.evaluate("document.querySelector('.mv').viewer.scale")
     page.page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    assert page.page.locator('#misas-printed').bounding_box()['width'] > 200
+    assert page.page.evaluate("document.querySelector('.mv').viewer.scale") == before  # on the screen all is as it was
+    page.page.set_viewport_size(dict(width=718, height=1047))                          # A4 with its margins
+    page.page.emulate_media(media='print')
+    picture = page.page.locator('#misas-printed')
+    assert picture.bounding_box()['width'] > 200
+    assert picture.bounding_box()['width'] == picture.evaluate('o => o.width')         # its letters are not shrunk
     assert not any(one.is_visible() for one in page.page.locator('.axis input, .show, .mv').all())
     page.shot(f'{kind}_print')
+
+
+def test_printed_maps_have_their_legend(opened):
+    page = opened('maps').page
+    page.emulate_media(media='print')
+    assert page.locator('.mv-legend').is_visible() and 'logit' in page.locator('.mv-legend').inner_text()
+    assert not page.locator('.mv-save').is_visible() and not page.locator('.mv-stage').is_visible()
 
 
 # a sweep
@@ -414,6 +457,11 @@ def test_undefined_and_infinite(opened):
     for i in range(5):
         right(page, result, i)
         page.page.keyboard.press('ArrowRight')
+    page.page.emulate_media(color_scheme='dark')
+    for name in ('undefined', 'infinite'):  # their symbols are as bright as their names
+        inks = page.page.locator('#misas-curves g', has_text=name).last.evaluate("o => ['path', 'text'].map(k => o.querySelector(k))"
+            ".map((k, n) => getComputedStyle(k)[n ? 'fill' : 'stroke'])")
+        assert inks[0] == inks[1] == 'rgb(255, 255, 255)'
 
 
 def test_classes_that_overlap_and_channels(opened):
@@ -441,6 +489,7 @@ def test_slices_of_a_volume(opened):
     page = opened('volumes')
     p, shape = page.page, bright_stack().sample.shape
     assert page.frame('grey').size == np.prod(shape) and p.locator('#misas-slices input').count() == 3
+    for one in p.locator('#misas-slices .axis').all(): assert one.bounding_box()['height'] < 40  # name, number and slider in a row
     axial = p.locator('#misas-slices input').first
     axial.focus()
     p.keyboard.press('End')
@@ -452,6 +501,12 @@ def test_slices_of_a_volume(opened):
     p.keyboard.press('End')
     page.settled(2)
     assert page.state('voxel')[2] == shape[2] - 2  # stays
+
+
+def test_a_truth_alone_has_the_colours_of_its_classes(opened):
+    "The words beside the box say how the truth is drawn."
+    words = lambda kind: opened(kind).page.locator('label:has(#misas-shows-truth)').inner_text()
+    assert words('volume') == 'truth (lines in the colours of the classes)' and words('sweep') == 'truth (white line)'
 
 
 def test_one_slice(opened):

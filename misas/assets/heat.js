@@ -29,8 +29,9 @@ const STYLE = `
 .mh button:focus-visible { outline: 3px solid #ff2fd0; box-shadow: inset 0 0 0 3px #fff }
 .mh-told { min-height: 2.8em; font-weight: 600; overflow-wrap: anywhere }
 .mh-legend { display: flex; flex-wrap: wrap; gap: 2px 8px; align-items: center }
-.mh-legend canvas { width: 110px; height: 12px }
-.mh-legend span:last-child { flex: 1 1 100% }
+.mh-scale { display: flex; gap: 8px; align-items: center }
+.mh-scale canvas { flex: 0 1 110px; min-width: 30px; height: 12px }
+.mh-legend > span:last-child { flex: 1 1 100% }
 `;
 
 const element = (tag, name, parent) => {
@@ -125,11 +126,12 @@ export class Heat {
   paintLegend({low, high, label, marks}) {
     this.legend.replaceChildren();
     write(this.legend, 'span', label);
-    write(this.legend, 'span', low);
-    const bar = element('canvas', '', this.legend), pen = bar.getContext('2d');
+    const scale = element('span', 'mh-scale', this.legend);
+    write(scale, 'span', low);
+    const bar = element('canvas', '', scale), pen = bar.getContext('2d');
     [bar.width, bar.height] = [this.palette.length, 1];
     this.palette.forEach((colour, i) => { pen.fillStyle = `rgb(${colour})`; pen.fillRect(i, 0, 1, 1); });
-    write(this.legend, 'span', high);
+    write(scale, 'span', high);
     write(this.legend, 'span', marks);
   }
 

@@ -2,6 +2,7 @@
 // Needs Viewer and unpacked (viewer.js), Curves (curve.js), inflated (packed.js), and what Python left in the page: #misas-known, and the arrays #misas-0, ...
 
 const KEEP = 100e6;  // bytes of arrays that stay unpacked
+const PAPER = {alone: 660, besideCurves: 330};  // width of a printed picture, in pixels
 const by = id => document.getElementById(`misas-${id}`);
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 const copy = (name, parent) => {
@@ -119,10 +120,12 @@ class Stage {
     if (change.voxel) this.slices?.forEach(({axis, across}) => { axis.at = change.voxel[across]; });
   }
 
-  /** One picture is not wider than it is at its full height. */
+  /** One picture is not wider than it is at its full height; what is left is for its controls. */
   keepNarrow() {
     const [[width, height], ...more] = this.known.extent;
-    if (!more.length) by('look').style.maxWidth = `${Math.max(320, this.viewer.look.height*width/height)}px`;
+    if (more.length) return;
+    by('look').classList.add('alone');
+    by('look').style.setProperty('--wide', `${Math.max(320, this.viewer.look.height*width/height)}px`);
   }
 
   addSlices(frame) {
@@ -190,7 +193,8 @@ class Stage {
     }));
     const solid = frames.some(frame => frame.planes.length > 1);
     by('solid').hidden = !solid;
-    const parts = [['prediction', 'prediction', has('prediction')], ['truth', `${this.known.lines} (white line)`, has('truth')],
+    const line = has('prediction') || has('map') ? 'white line' : 'lines in the colours of the classes';
+    const parts = [['prediction', 'prediction', has('prediction')], ['truth', `${this.known.lines} (${line})`, has('truth')],
       ['map', 'map', has('map')], ['region', 'what is explained (white line)', has('region')], ['cross', 'crosshair', solid]];
     for (const [name, text, there] of parts) if (there) this.addBox(name, text);
   }
@@ -230,14 +234,19 @@ class Stage {
     this.viewer.set({wipe: .5});
   }
 
-  /** What is seen as one picture, which the printer can shrink. */
+  /** What is seen as one picture as wide as paper, so that its letters can be read there. */
   print() {
-    const canvases = this.viewer.planes.map(plane => plane.canvas), gap = 8, out = by('printed');
-    out.width = canvases.reduce((sum, canvas) => sum + canvas.width + gap, -gap);
-    out.height = Math.max(...canvases.map(canvas => canvas.height));
-    const pen = out.getContext('2d');
-    let left = 0;
-    for (const canvas of canvases) { pen.drawImage(canvas, left, 0); left += canvas.width + gap; }
+    const {viewer} = this, out = by('printed'), most = this.curves ? PAPER.besideCurves : PAPER.alone;
+    viewer.layout(Math.min(most, viewer.root.clientWidth));
+    const places = viewer.planes.map(({box, canvas, ratio}) => {
+      const [x, y] = [box.style.left, box.style.top].map(text => parseFloat(text)*ratio);
+      return {canvas, x, y, right: x + canvas.width, bottom: y + canvas.height};
+    });
+    const end = name => Math.max(...places.map(place => place[name])), left = Math.min(...places.map(place => place.x));
+    [out.width, out.height] = [end('right') - left, end('bottom')];
+    for (const {canvas, x, y} of places) out.getContext('2d').drawImage(canvas, x - left, y);
+    out.style.width = `${out.width/viewer.planes[0].ratio}px`;
+    viewer.layout();
   }
 }
 

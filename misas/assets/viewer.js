@@ -483,8 +483,7 @@ export class Viewer {
   }
 
   /** The stage is as large as the widest frame, in mm, so that nothing below it moves. */
-  layout() {
-    const width = this.root.clientWidth;
+  layout(width = this.root.clientWidth) {
     if (!width || !this.frame) return;
     const ways = arrangements(this.extent).map(places => ({places, ...fitted(this.extent, places, width, this.look.height)}));
     const best = ways.reduce((a, b) => (b.scale > 1.02*a.scale ? b : a));

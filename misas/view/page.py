@@ -20,8 +20,9 @@ from ..data.files import whole
 from .words import DASH
 
 # %% auto #0
-__all__ = ['PIXELS', 'asset', 'filled', 'module', 'paragraphs', 'verdict', 'note', 'table', 'folded', 'figure', 'picture',
-           'section', 'beside', 'embedded', 'pieces', 'report', 'check_page_path', 'write_page', 'write_result']
+__all__ = ['PIXELS', 'PHONE', 'asset', 'filled', 'module', 'paragraphs', 'verdict', 'note', 'table', 'folded', 'figure',
+           'picture', 'section', 'beside', 'embedded', 'pieces', 'report', 'check_page_path', 'write_page',
+           'write_result']
 
 # %% ../../nbs/api/view/page.ipynb #257410b8
 def asset(name: str) -> str:
@@ -85,6 +86,7 @@ def folded(heading: str, *parts: str) -> str:
 
 # %% ../../nbs/api/view/page.ipynb #79656fd6
 PIXELS = 96  # of a screen, in an inch
+PHONE = 400  # pixels: what is wider is moved sideways on a phone, as its text would be too small otherwise
 
 
 def figure(
@@ -101,10 +103,16 @@ def figure(
     image = Image.open(png).convert('RGB')
     image.save(small, 'PNG', optimize=True)
     wide = round(image.width/2)
-    large = f' class="large" tabindex="0" aria-label="{escape(alt)}, can be moved sideways"' if wide > 600 else ''
+    kinds = ['large']*(wide > PHONE) + ['chart']*(not _shows_images(fig))
     shown = f'{_image(small.getvalue(), alt)[:-1]} width="{wide}" height="{round(image.height/2)}">'
+    moves = '<span class="moves" aria-hidden="true">↔ moves sideways</span>' if wide > PHONE else ''
     below = f'<figcaption>{escape(caption)}</figcaption>' if caption else ''
-    return f'<figure{large}>{shown}{below}</figure>'
+    return f'<figure class="{" ".join(kinds)}" style="--wide: {wide}px">{moves}{shown}{below}</figure>'
+
+
+def _shows_images(fig):
+    "Are there pictures in a figure, whose colours must stay? Those of lines and bars may turn in the dark."
+    return any(ax.images for ax in fig.axes)
 
 
 def _image(data, alt): return f'<img src="data:image/png;base64,{b64encode(data).decode()}" alt="{escape(alt)}">'

@@ -23,9 +23,9 @@ from ..transforms.scale import LINEAR
 from ..view.page import asset
 
 # %% auto #0
-__all__ = ['STAYS', 'PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'png64', 'enlarged', 'with_text', 'Picture',
-           'close_tree', 'show_if', 'open_widgets', 'Kept', 'bundle', 'said', 'InPage', 'with_classes', 'Panel',
-           'working', 'CurvePicture']
+__all__ = ['STAYS', 'PANELS', 'LEGEND', 'MARKER', 'as_bytes', 'beside', 'blank', 'png64', 'enlarged', 'with_text', 'chart_style',
+           'Picture', 'close_tree', 'show_if', 'open_widgets', 'Kept', 'bundle', 'said', 'InPage', 'with_classes',
+           'Panel', 'working', 'CurvePicture']
 
 # %% ../../nbs/api/widgets/base.ipynb #15bc86dc
 def as_bytes(
@@ -88,19 +88,26 @@ def with_text(
     return np.asarray(out)
 
 # %% ../../nbs/api/widgets/base.ipynb #0213d6b2
+def chart_style() -> str:  # HTML
+    "What makes the paper of charts (images of class misas-chart) dark in dark notebooks."
+    return f'<style>{asset("dark.css")}</style>'
+
+
 class Picture(W.GridBox):
     "An image with a width on the screen, and a function to call when it is clicked."
     def __init__(
         self, width=256,  # pixels on the screen; fewer where there is less room
         on_click=None,  # f(x, y), both from 0 (left, top) to 1
         name='picture',  # what it shows, for those who cannot see it
+        chart=False,  # lines on paper? This is dark in a dark notebook
     ):
-        self.rgb = None
+        self.rgb, self.chart = None, chart
         self.width, self.name, self.on_click = width, name, on_click
         self.image = W.Image(format='jpeg', layout=W.Layout(grid_area='1/1', width='100%', height='auto', margin='0'))
         self.layer = W.HTML(layout=W.Layout(grid_area='1/1', margin='0'))
         self.place = W.Text(layout=W.Layout(display='none'))
         self.place.add_class('misas-place')
+        if chart: self.image.add_class('misas-chart')
         layout = W.Layout(width=f'{width}px', max_width='100%', grid_template_columns='100%', flex='0 0 auto')
         super().__init__([self.image, self.layer, self.place], layout=layout)
         self.add_class('misas-picture')
@@ -116,7 +123,8 @@ class Picture(W.GridBox):
         "Other proportions of the layer that is clicked."
         style = f'width:100%; aspect-ratio:{width}/{height};' + ' cursor:crosshair'*bool(self.on_click)
         click = f' onclick="{escape(asset("click.js"))}"' if self.on_click else ''
-        self.layer.value = f'<div role="img" aria-label="{escape(self.name)}" style="{style}"{click}></div>'
+        shown = f'<div role="img" aria-label="{escape(self.name)}" style="{style}"{click}></div>'
+        self.layer.value = chart_style()*self.chart + shown
 
     def clicked(self, place):
         "What a click does; `place` is 'x y time'."
@@ -256,7 +264,7 @@ class Panel(Kept, W.VBox):
     def fail(self, e):
         "Show an error in the panel."
         text = (str(e).strip() or type(e).__name__).splitlines()[0]
-        style = 'color:#A00; border-left:3px solid #A00; padding-left:6px'
+        style = 'color:color-mix(in srgb, #D00 60%, currentColor); border-left:3px solid; padding-left:6px'
         self.message.value = f'<div role="alert" style="{style}">{escape(text)}</div>'
 
     def snapshot(self) -> np.ndarray:

@@ -160,7 +160,8 @@ def _build(self: CompareExplorer):
     one, link = self.result, self.controls.link
     choices = [f'{metric} of {name}' for metric in one.metrics for name in self.classes]
     self.metric = W.Dropdown(options=choices, description='score', layout=W.Layout(width='260px'))
-    self.wipe = W.FloatSlider(.5, min=0, max=1, step=.01, description='line', readout=False)
+    wide = {'description_width': 'initial'}
+    self.wipe = W.FloatSlider(.5, min=0, max=1, step=.01, description='dividing line', readout=False, style=wide)
     self.scores, filled = W.HTML('' if self.swept else self._table()), self.look.filled
     first, second = map(escape, self.names)
     hatches = W.HTML(f'differ: lines like &#92; only {first}, like / only {second}')

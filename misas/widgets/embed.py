@@ -29,7 +29,8 @@ class PointsPicture(Picture):
         width=460, height=360,  # pixels on the screen
     ):
         self.embedding, self.on_pick, self.size = embedding, on_pick, (width, height)
-        super().__init__(width, self._pick, 'points of an embedding; click to choose the nearest one')
+        name = 'points of an embedding; click to choose the nearest one'
+        super().__init__(width, self._pick, name, chart=True)
 
     def draw(
         self, color: str | None,  # a column of the embedding's frame

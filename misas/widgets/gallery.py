@@ -136,8 +136,9 @@ class Tile(W.VBox):
             self.picture.show(item.thumbnail)
             self.button.description, self.button.tooltip = item.title, f'enlarge {item.title}'
         self.number, self.item, self.text = number, item, text
-        style = 'font-size:11px; line-height:14px; white-space:nowrap; overflow:hidden; text-overflow:ellipsis'
-        self.caption.value = f'<div title="{escape(text)}" style="{style}">{escape(text)}</div>'
+        style = 'font-size:11px; line-height:14px; text-align:center; '
+        cut = 'white-space:nowrap; overflow:hidden; text-overflow:ellipsis'
+        self.caption.value = f'<div title="{escape(text)}" style="{style + cut}">{escape(text)}</div>'
 
     @property
     def seen(self): return self.layout.display != 'none'

@@ -16,7 +16,7 @@ from ..data.sample import Sample
 from ..instances.answers import InstanceAnswers
 from ..instances.results import GROUPS, MEANING
 from ..view.slices import as_volume, deep, draw_bar, draw_view
-from .base import beside, blank, show_if, with_text, working
+from .base import beside, blank, chart_style, show_if, with_text, working
 from .gallery import above_each_other
 from .linked import Linked, map_viewer_of, with_map
 from .look import as_frame, channel_windows, check_box, pairs_table
@@ -133,6 +133,7 @@ class LesionLook(W.VBox):
         sharp = W.Layout(width='400px', max_width='100%')  # of a picture of twice the pixels
         self.numbers, self.curve = W.HTML(), W.Image(format='png', layout=sharp)
         self.numbers.add_class('N-lesion')
+        self.curve.add_class('misas-chart')
         self.close_up.add_class('O-close')
         self.close_up.layout.flex, self.close_up.layout.min_width = '3 1 400px', '0'
         wrap = W.Layout(flex_flow='row wrap', align_items='flex-start', grid_gap='0 12px')
@@ -176,7 +177,7 @@ class LesionLook(W.VBox):
         show_if(answers.knows_curve(id), self.curve)
         if answers.knows_curve(id): self.curve.value = _as_png(answers.curve(id).plot())
         self.words = answers.words(id)
-        self.numbers.value = pairs_table(self.words)
+        self.numbers.value = chart_style() + pairs_table(self.words)
         if error: raise error
 
     def _fit(self, id, frames, pool):

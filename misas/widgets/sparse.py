@@ -20,7 +20,7 @@ from ..sparse.atoms import Atoms, atoms
 from ..sparse.contributions import Contributions
 from ..view.maps import focus, map_limit
 from ..view.slices import as_volume, deep, draw_bar, draw_map_view, draw_view, make_views
-from .base import MARKER, Panel, Picture, beside, blank, png64, with_text
+from .base import MARKER, Panel, Picture, beside, blank, chart_style, png64, with_text
 from .gallery import above_each_other
 from .linked import Linked, in_patient, map_viewer_of, with_map
 from .look import as_frame, channel_windows, check_box, pairs_table
@@ -330,10 +330,10 @@ def tell(self: SparseExplorer):
         self.pictures['contributions of the sequences'] = self.sequences
         share = abs(known[self.key])/(known.abs().sum() or 1)
         self.words['contribution'] = f'{known[self.key]:+.3g}, {share:.0%} of the sum of magnitudes'
-    images = (f'<img alt="{escape(name)}" style="max-width:100%" src="data:image/png;base64,{png64(rgb)}">'
-              for name, rgb in self.pictures.items())
+    images = (f'<img alt="{escape(name)}"{" class=misas-chart"*(rgb is self.sequences)} style="max-width:100%" '
+              f'src="data:image/png;base64,{png64(rgb)}">' for name, rgb in self.pictures.items())
     side_by_side = 'display:flex; flex-wrap:wrap; align-items:flex-start; gap:8px 16px'
-    self.below.value = f'<div style="{side_by_side}">{"".join(images)}{pairs_table(self.words)}</div>'
+    self.below.value = chart_style() + f'<div style="{side_by_side}">{"".join(images)}{pairs_table(self.words)}</div>'
 
 
 @patch

@@ -107,8 +107,8 @@ def _entries(classes, scores, zero, inks):
     found = [(f'<path d="M0 0h18" stroke="{ink}" stroke-width="3"/>', name) for ink, name in zip(inks, classes)]
     if len(classes) > LEGEND: found = []  # too many: they stand in the table
     found.append(('<path d="M0 0h18" class="same"/>', zero))
-    if np.isnan(scores).any(): found.append((symbol('cross', 9, 0, '#333'), 'undefined'))
-    if np.isinf(scores).any(): found.append((symbol('triangle', 9, 0, '#333'), 'infinite'))
+    if np.isnan(scores).any(): found.append((symbol('cross', 9, 0, 'currentColor'), 'undefined'))
+    if np.isinf(scores).any(): found.append((symbol('triangle', 9, 0, 'currentColor'), 'infinite'))
     return found
 
 # %% ../../nbs/api/widgets/svg.ipynb #09789c58

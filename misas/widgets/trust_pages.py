@@ -116,7 +116,7 @@ def verdict_page(
     said = standing(found, check_enough(enough))
     name = found.sample.name or 'image'
     bare = found.sample.replace(labels=None)
-    shown = Shown(bare, found.prediction, found.doubt, 1., '')
+    shown = Shown(bare, found.prediction, found.doubt, 1., 'share of the mild changes')
     stage = Stage(lambda _: shown, (), tuple(found.frame['class']), name, cure='cut the image', limit=limit)
     head = [page.verdict(*said), page.paragraphs('\n'.join(f'- {text}' for text in verdict_sentences(found)))]
     told = [page.paragraphs(WAVERS)] if found.doubt is not None else []
