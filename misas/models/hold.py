@@ -47,9 +47,22 @@ def same_luck() -> changed_for_a_while:
     return changed_for_a_while(_nothing, _luck())
 
 # %% ../../nbs/api/models/hold.ipynb #4ede30af
+def _parts(module):
+    "A network and all its submodules, each once: what `modules()` gives, sooner."
+    found, waiting = {}, [module]
+    while waiting:
+        part = waiting.pop()
+        if part is None or id(part) in found: continue
+        found[id(part)] = part
+        waiting.extend(part._modules.values())
+    return found.values()
+
+
 def _modes(module):
     "The mode of every submodule that has one; frozen TorchScript has none."
-    return [(m, m.training) for m in module.modules() if hasattr(m, 'training')]
+    own = [(part, part.__dict__) for part in _parts(module)]
+    return [(part, said['training'] if 'training' in said else part.training) for part, said in own
+            if 'training' in said or hasattr(part, 'training')]
 
 
 def _set_modes(modes):
@@ -71,12 +84,12 @@ _STILL = WeakKeyDictionary()  # network -> {state: what it was seen to leave alo
 
 def _state(modes):
     "What decides whether a network changes something: its modules, their modes and hooks."
-    return hash(tuple((id(m), type(m), mode, *_additions(m.__dict__)) for m, mode in modes))
-
-
-def _additions(own):
-    hooks = own.get('_forward_pre_hooks'), own.get('_forward_hooks')
-    return *(0 if one is None else len(one) for one in hooks), id(own.get('forward'))
+    found = []
+    for part, mode in modes:
+        own = part.__dict__
+        hooks = len(own.get('_forward_pre_hooks') or ()), len(own.get('_forward_hooks') or ())
+        found += id(part), type(part), mode, *hooks, id(own.get('forward'))
+    return hash(tuple(found))
 
 
 def _of_torch(f): return (getattr(f, '__module__', None) or '').startswith('torch.')

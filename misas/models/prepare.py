@@ -86,7 +86,7 @@ def as_batch(
     if _are_samples(x):
         if len({o.image.shape for o in x}) > 1:
             raise ValueError('samples of different sizes cannot be predicted in one call')
-        x = np.stack([o.image for o in x])
+        x = torch.from_numpy(np.stack([o.image for o in x]))
     if not isinstance(x, (np.ndarray, torch.Tensor)):
         raise TypeError(f'x must be a Sample or a batch of images, got {type(x).__name__}; load reads files')
     if not isinstance(x, torch.Tensor): x = torch.from_numpy(np.array(x, np.float32))
@@ -303,10 +303,12 @@ def check_finite(
         raise ValueError(f'{name} returned NaN or infinite values')
 
 
-def _portion(model, x, logits):
-    "Probabilities or logits on the images' own grid for one forward pass."
+def _portion(model, x, logits, own):
+    """Probabilities or logits on the images' own grid for one forward pass.
+
+    A network may write into what it gets: that is a copy, unless the images are our `own`."""
     images, undos = zip(*(model.prepare(image) for image in x))
-    same = len({o.shape for o in images}) == 1
+    same = len({o.shape for o in images}) == 1 and not (own and len(images) == 1)
     batches = [torch.stack(images)] if same else [o[None] for o in images]
     raw = model.raw(batches[0])
     if len(batches) > 1: raw = torch.cat([raw.clone(), *(model.raw(batch).clone() for batch in batches[1:])])
@@ -326,10 +328,10 @@ def ask(
     logits: bool,  # or probabilities
 ) -> torch.Tensor:  # (N, K, *S), on the model's device if logits
     "What a model says about images, in portions that go through the network together."
-    x = as_batch(x)
+    own, x = not isinstance(x, torch.Tensor), as_batch(x)
     at_once = model.portion(x.ndim - 2)
     if model.dtype != torch.float64: x = x.float()
-    out = [_portion(model, part.to(model.device), logits) for part in x.split(at_once)]
+    out = [_portion(model, part.to(model.device), logits, own) for part in x.split(at_once)]
     if not logits: out = [o.cpu() for o in out]
     return torch.cat(out) if len(out) > 1 else out[0]
 

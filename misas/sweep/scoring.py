@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from ..transforms.namesakes import not_ours
 
 # %% auto #0
 __all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'check_count', 'as_transform', 'in_pixels', 'told_in', 'in_units_of',
-           'Series', 'pack_labels', 'unpack_labels', 'Probe']
+           'Series', 'pack_labels', 'unpack_labels', 'one_ahead', 'all_ours', 'Probe']
 
 # %% ../../nbs/api/sweep/scoring.ipynb #87c55f5c
 def _one_of(what, choice, allowed):
@@ -231,6 +232,30 @@ def unpack_labels(packed: tuple) -> np.ndarray:
     if dtype.kind != 'b': return np.frombuffer(data, dtype).reshape(shape)
     return np.unpackbits(np.frombuffer(data, np.uint8), count=np.prod(shape)).view(bool).reshape(shape)
 
+# %% ../../nbs/api/sweep/scoring.ipynb #0e3bab16
+_END = object()
+
+
+def one_ahead(
+    items: Iterable,
+) -> Iterator:
+    "The same items, in order; the next one is made in a thread while one is worked on."
+    items = iter(items)
+    with ThreadPoolExecutor(1) as beside:
+        coming = beside.submit(next, items, _END)
+        while (item := coming.result()) is not _END:
+            coming = beside.submit(next, items, _END)
+            yield item
+
+
+def all_ours(
+    transform: Transform,
+) -> bool:
+    "Is it, with all its parts, a transform of misas, and no function of somebody else?"
+    parts = [part for part, _ in getattr(transform, 'parts', ())]
+    if parts: return all(map(all_ours, parts))
+    return type(transform).__module__.startswith('misas.') and not isinstance(transform, FunctionTransform)
+
 # %% ../../nbs/api/sweep/scoring.ipynb #23904a09
 class Probe:
     "A model, a sample and a transform, checked against each other: what a sweep asks at every value."
@@ -293,7 +318,8 @@ def at(
     "Transform, predict and score, one prediction a value."
     def moved(part): return self.transform.many(self.sample, part)
     with _progress(values, progress, f'{self.transform.name}, {self.model.name}') as bar:
-        for group in _groups(values, self.model, self.sample.ndim, moved):
+        groups = _groups(values, self.model, self.sample.ndim, moved)
+        for group in one_ahead(groups) if len(values) > 2 and all_ours(self.transform) else groups:
             new = [one for value, one in group if value not in self.known]
             predicted = iter(self.model.segment(new) if new else ())
             self.predictions += len(new)

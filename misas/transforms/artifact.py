@@ -15,7 +15,7 @@ from ..data.sample import Sample
 from ..loading import need
 from .base import Transform
 from .chance import case_seed
-from .intensity import channel_range, check_seed
+from .intensity import check_seed, range_of
 from .kspace import (
     check_axis, check_centre, filter_lines, from_zero, k_lines, line_order, outside, phase_axis, spike_pattern)
 from .resample import in_patient, resample, right_angles, voxel_map
@@ -91,7 +91,7 @@ def _for_sample(transform, what, numbers, sample, default):
 def _spiked(sample, amplitudes, position):
     "The sample with waves of some amplitudes, fractions of the robust range."
     x, zero = from_zero(sample.image)
-    lo, hi = channel_range(sample.image, sample.valid)
+    lo, hi = range_of(sample)
     wave = spike_pattern(sample.shape, position)*(hi - lo)
     return [sample.replace(image=np.abs(x + a*wave) + zero) for a in amplitudes]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -18,8 +19,8 @@ from .resample import right_angles
 from .scale import FACTOR
 
 # %% auto #0
-__all__ = ['FACTORS', 'channel_range', 'Brightness', 'Contrast', 'Gamma', 'WindowWidth', 'WindowLevel', 'check_seed', 'Noise',
-           'Rician', 'Blur', 'ChannelScale']
+__all__ = ['FACTORS', 'channel_range', 'range_of', 'Brightness', 'Contrast', 'Gamma', 'WindowWidth', 'WindowLevel', 'check_seed',
+           'Noise', 'Rician', 'Blur', 'ChannelScale']
 
 # %% ../../nbs/api/transforms/intensity.ipynb #1dd7cb43
 def channel_range(
@@ -41,6 +42,17 @@ def channel_range(
 FACTORS = tuple(round(2**(k/2), 4) for k in range(-4, 5))  # 1/4 to 4
 
 
+_RANGES = WeakKeyDictionary()  # sample -> its range
+
+
+def range_of(
+    sample: Sample,
+) -> tuple[np.ndarray, np.ndarray]:  # see `channel_range`
+    "The range of each channel of a sample, which is looked for once."
+    if sample not in _RANGES: _RANGES[sample] = channel_range(sample.image, sample.valid)
+    return _RANGES[sample]
+
+
 class Brightness(Transform):
     "All grey values times a factor."
     name, identity, scale, domain, values = 'brightness', 1., FACTOR, (0, 1e6), FACTORS
@@ -54,7 +66,7 @@ class Contrast(Transform):
     name, identity, scale, domain, values = 'contrast', 1., FACTOR, (0, 1e6), FACTORS
 
     def apply(self, sample: Sample, value: float) -> Sample:
-        middle = sum(channel_range(sample.image, sample.valid))/2
+        middle = sum(range_of(sample))/2
         return sample.replace(image=middle + np.float32(value)*(sample.image - middle))
 
 # %% ../../nbs/api/transforms/intensity.ipynb #06bf2934
@@ -66,7 +78,7 @@ class Gamma(Transform):
     values = tuple(round(2**(k/4), 4) for k in range(-4, 5))
 
     def apply(self, sample: Sample, value: float) -> Sample:
-        lo, hi = channel_range(sample.image, sample.valid)
+        lo, hi = range_of(sample)
         share = (sample.image - lo)/np.where(hi > lo, hi - lo, 1)
         return sample.replace(image=lo + (hi - lo)*np.where(share > 0, np.abs(share)**np.float32(value), share))
 
@@ -85,7 +97,7 @@ class WindowWidth(Transform):
     name, identity, scale, domain, values = 'window width', 1., FACTOR, (1e-3, 1e3), FACTORS
 
     def apply(self, sample: Sample, value: float) -> Sample:
-        middle = sum(channel_range(sample.image, sample.valid))/2
+        middle = sum(range_of(sample))/2
         return _clipped(sample, middle + (sample.image - middle)/np.float32(value))
 
 
@@ -96,7 +108,7 @@ class WindowLevel(Transform):
     name, domain, values = 'window level', (-1e3, 1e3), tuple(round(.1*k, 1) for k in range(-5, 6))
 
     def apply(self, sample: Sample, value: float) -> Sample:
-        lo, hi = channel_range(sample.image, sample.valid)
+        lo, hi = range_of(sample)
         return _clipped(sample, sample.image - np.float32(value)*(hi - lo))
 
 # %% ../../nbs/api/transforms/intensity.ipynb #7a32c4ee
@@ -122,7 +134,7 @@ class Noise(Transform):
 
     def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         pattern = case_generator(self.seed, sample).standard_normal(sample.image.shape, np.float32)
-        lo, hi = channel_range(sample.image, sample.valid)
+        lo, hi = range_of(sample)
         return [sample.replace(image=sample.image + np.float32(v)*(hi - lo)*pattern) for v in values]
 
 # %% ../../nbs/api/transforms/intensity.ipynb #d0151f42
@@ -134,7 +146,7 @@ class Rician(Noise):
 
     def apply_many(self, sample: Sample, values: Sequence[float]) -> list[Sample]:
         real, imaginary = case_generator(self.seed, sample).standard_normal((2, *sample.image.shape), np.float32)
-        lo, hi = channel_range(sample.image, sample.valid)
+        lo, hi = range_of(sample)
         flat = sample.image.reshape(sample.n_channels, -1)
         if sample.valid is not None and sample.valid.any(): flat = flat[:, sample.valid.ravel()]
         zero = np.minimum(flat.min(1), 0).reshape(-1, *[1]*sample.ndim)
