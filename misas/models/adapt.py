@@ -16,6 +16,7 @@ from ..doors import door
 from .base import Model
 from .bundle import is_bundle, load_bundle, of_bundle
 from .command import CommandModel
+from .engine import give_engine
 from .fastai import FastaiModel
 from .files import check_there, load_file
 from .function import FunctionModel
@@ -163,6 +164,7 @@ def as_model(
     folds: int | str | tuple | None = None,  # of an nnU-Net, averaged: numbers, or 'all'; None: those that are there
     checkpoint: str | None = None,  # of an nnU-Net; None: checkpoint_final.pth
     mirroring: bool | None = None,  # of an nnU-Net: eight times the passes in 3D; None: as it was trained
+    fast: bool | str = False,  # predict in the fastest way that gives the same labels, or that of a name: `WAYS`
 ) -> Model:
     """A `Model` of anything that segments. Predictions lie on the grid of the image that was asked about.
     With several channels, 'sigmoid' and 'masks' mean classes that may overlap; `classes` has no background then."""
@@ -170,7 +172,7 @@ def as_model(
         given = classes, preprocess, multiple_of, size, device, batch_size, window, threshold, output, name
         if any(v is not None for v in given) or activation != 'auto' or resize_output:
             raise ValueError('obj is a Model already; pass the options when you make it')
-        return obj
+        return give_engine(obj.rebuilt(Model.copy), fast) if fast else obj
     _check_together(window, overlap, command, timeout)
     kw = dict(
         classes=classes, preprocess=preprocess, activation=activation, multiple_of=multiple_of, size=size,
@@ -180,4 +182,5 @@ def as_model(
     if command is None: model = _adapt(obj, device, trusted, kw, how)
     else: model = _of_command(command, timeout, obj, dict(kw, device=device, window=window))
     if version is not None: model.version = version
+    if fast: give_engine(model, fast)
     return model if window is None else model.sliding(window, overlap)

@@ -26,7 +26,7 @@ from .several import choose_output
 # %% auto #0
 __all__ = ['WAYS', 'Way', 'ways', 'twin', 'Alone', 'NotHere', 'quietly', 'Builder']
 
-# %% ../../nbs/api/models/ways.ipynb #b0e5d72e
+# %% ../../nbs/api/models/ways.ipynb #1f533d18
 @dataclass(frozen=True)
 class Way:
     "A way to run a network."
@@ -41,7 +41,7 @@ WAYS = {way.name: way for way in (
     Way('channels last', channels_last=True),
     Way('bfloat16', precision=torch.bfloat16),
     Way('half', 'cuda', precision=torch.float16),
-    Way('half, channels last', 'cuda', precision=torch.float16, channels_last=True),
+    Way('half channels last', 'cuda', precision=torch.float16, channels_last=True),
     Way('onnxruntime', 'cpu', 'onnxruntime'),
     Way('openvino', 'cpu', 'openvino'),
     Way('compiled half', 'cuda', 'compiled', torch.float16),
@@ -55,9 +55,10 @@ def ways(
     "Those that suit its device and the type of its weights."
     own, device = model.dtype, model.device.type
     found = [way for way in WAYS.values() if way.device in ('', device)]
-    return [way for way in found if own == torch.float32 or way.precision is None and way.backend in ('torch', 'compiled')]
+    if own == torch.float32: return found
+    return [way for way in found if way.precision is None and way.backend in ('torch', 'compiled')]
 
-# %% ../../nbs/api/models/ways.ipynb #9e543238
+# %% ../../nbs/api/models/ways.ipynb #62818aa3
 def twin(
     module: nn.Module,
     shared: bool = True,  # with the very same weights? Else with copies
@@ -88,8 +89,7 @@ class Alone(_Still):
         self.output, self.dtype, self.precision = model.output, model.dtype, way.precision
 
     def _asked(self, x):
-        found = choose_output(self.inner(x.to(self.dtype)), self.output, tuple(x.shape[2:]))
-        return found if type(found) is torch.Tensor else found.as_subclass(torch.Tensor)
+        return choose_output(self.inner(x.to(self.dtype)), self.output, tuple(x.shape[2:]))
 
     def forward(self, x):
         if self.precision is None: return self._asked(x)

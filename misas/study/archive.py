@@ -37,6 +37,7 @@ class Archive:
 
     def case(self, case): return self.folder/'cases'/f'{as_file_name(case)}.json'
     def failure(self, case): return self.folder/'failures'/f'{as_file_name(case)}.json'
+    def engine_file(self, model): return self.folder/'engines'/f'{as_file_name(model)}.txt'
 
     def unit(self, model, transform, case):
         "The file of a unit."
@@ -52,6 +53,7 @@ def write(
     model, transform, case,  # names
     rows,  # tuples in the order of `KEPT`, or `COLUMNS` where there is no ceiling
     ndim=None,  # number of spatial axes of the image
+    engine=None,  # what answered instead of the network; see `misas.models.engine`
 ):
     "Keep the scores of a unit. OSError where that cannot be written."
     import pyarrow as pa
@@ -61,7 +63,8 @@ def write(
         kind = pa.float64() if name in _NUMBERS else pa.string()
         columns[name] = pa.array(list(cells), kind)
     table = pa.table(columns)
-    if ndim: table = table.replace_schema_metadata({'ndim': str(ndim)})
+    about = dict(ndim=ndim, engine=engine)
+    table = table.replace_schema_metadata({name: str(value) for name, value in about.items() if value})
     with whole(self.unit(model, transform, case)) as part:
         pq.write_table(table, part, compression='zstd', use_dictionary=True)
 
@@ -192,6 +195,41 @@ def failures(
     "What went wrong."
     paths = sorted((self.folder/'failures').glob('*.json')) if case is None else [self.failure(case)]
     return [one for p in paths if p.name[0] != '.' and p.exists() for one in read_json(p)]
+
+# %% ../../nbs/api/study/archive.ipynb #659ca2c3
+@patch
+def engine(
+    self: Archive,
+    model,  # name
+):  # -> its name, or None
+    "The engine that runs a model in this study."
+    file = self.engine_file(model)
+    return file.read_text().split('\n')[0] or None if file.exists() else None
+
+
+@patch
+def keep_engine(
+    self: Archive,
+    model, engine,  # names
+    why='',  # why it is not the one that was noted before; else that one stays
+):  # -> name of the engine that runs it
+    "Note which engine runs a model."
+    file = self.engine_file(model)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(file, 'w' if why else 'x') as opened: opened.write(f'{engine}\n{why}'.strip())
+    except FileExistsError: pass  # somebody was first
+    return self.engine(model) or engine
+
+
+@patch
+def engines(self: Archive):  # -> DataFrame: model, engine, units
+    "By which engine units were made; of models without one nothing."
+    import pandas as pd
+    import pyarrow.parquet as pq
+    made = [(path.parts[-3], (pq.read_schema(path).metadata or {}).get(b'engine')) for path in self.files()]
+    table = pd.DataFrame([(model, name.decode()) for model, name in made if name], columns=['model', 'engine'])
+    return table.value_counts().reset_index(name='units')
 
 # %% ../../nbs/api/study/archive.ipynb #375ab11e
 def _lock(folder):

@@ -110,6 +110,12 @@ def cases(self: Results) -> 'pandas.DataFrame':
 
 
 @patch(as_prop=True)
+def engines(self: Results) -> 'pandas.DataFrame':
+    "Which engine made how many units: model, engine, units. Models without `fast=True` have none."
+    return self.archive.engines()
+
+
+@patch(as_prop=True)
 def failures(self: Results) -> 'pandas.DataFrame':
     "What failed, and why: sample, model, transform (empty: all of them), reason."
     import pandas as pd

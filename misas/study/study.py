@@ -15,6 +15,7 @@ from fastcore.basics import patch
 
 from ..data.cohort import cohort
 from ..data.files import write_json
+from ..models.engine import EXACT
 from ..doors import door
 from .archive import locked, now
 from .pictures import samples_of, worst_cases
@@ -91,14 +92,14 @@ def run(
     check_run(n_jobs, backend, client, threads, timeout)
     cases, counts = cohort(samples, load), Progress()
     with locked(self.archive), cluster(backend, client) as client:
-        told = self._begin(n_jobs, backend)
+        told, engines = self._begin(n_jobs, backend), self._engines_noted()
         work = Work(self.folder, self.models, self.runnable, self.scoring, timeout)
         tasks = plan(self.archive, cases, work, retry, counts)
         parallel = client is not None or n_jobs > 1
         done = in_processes(work, tasks, n_jobs, client, threads) if parallel else in_this_process(work, tasks, threads)
         failed = collect(done, counts, total=length(samples), bar=progress)
     self._remember(samples, load)
-    told += [*said_of_cases(counts), *self._said_of_loading(counts.unknown)]
+    told += [*said_of_cases(counts), *self._said_of_loading(counts.unknown), *self._said_of_engines(engines)]
     if failed: told.append(
         f'{len(failed)} of {counts.cases} cases failed, wholly or in part; the first: {failed[0]}. See .failures')
     for text in told: warnings.warn(text, stacklevel=3)  # behind the door
@@ -125,6 +126,19 @@ def _said_of_loading(self: Study, unknown):
     write_json(self.archive.settings_file, self.settings)
     return [f'samples: {"; ".join(unknown)}, so a study cannot know whether a case is the same next time: name the '
             'files in the items, or give load a version (load.version = "1"), and another one whenever they change']
+
+
+@patch
+def _engines_noted(self: Study): return {name: self.archive.engine(name) for name in self.models}
+
+
+@patch
+def _said_of_engines(self: Study, before):
+    "What is to be said of engines that failed during a run."
+    failed = [name for name, engine in self._engines_noted().items() if engine == EXACT and before[name] != EXACT]
+    whys = {name: self.archive.engine_file(name).read_text().partition('\n')[2] for name in failed}
+    return [f'models.{name}: its engine {why}; the exact network answers from now on, and what was asked '
+            'since the last comparison was done anew' for name, why in whys.items() if why]
 
 
 @patch

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..data.cohort import Case
 from ..data.files import as_file_name
+from ..models.engine import EXACT, in_one_go
 from ..models.steady import steady
 from .archive import Archive
 from ..sweep.ceiling import ceilings
@@ -134,21 +135,49 @@ def _best(probe, values, known):
     if probe.scoring.reference == 'labels': known[key] = found  # else every model has a truth of its own
     return found
 
+# %% ../../nbs/api/study/work.ipynb #49b604da
+def _by(model): return model.engine and model.engine.name
+
+
+def _unchanged(archive, name, model, sample, kept):
+    "The answer for the case as it is, by the engine of the study; `kept`: name of an engine -> answer."
+    if model.engine is not None: model.engine.keep_to(archive.engine(name))
+    if _by(model) not in kept: _ask_unchanged(model, sample, kept)
+    chosen = None if _by(model) is None else archive.keep_engine(name, _by(model))
+    if _by(model) in (chosen, EXACT): return kept[_by(model)]
+    model.engine.keep_to(chosen)  # another process was first
+    return _ask_unchanged(model, sample, kept)
+
+
+def _ask_unchanged(model, sample, kept):
+    answer = steady(model, sample).segment([sample])[0]
+    kept[_by(model)] = answer
+    return answer
+
+
+def _note_failure(archive, name, engine):
+    "Write down that an engine failed, so that nobody uses it any more."
+    if engine is not None and engine.failures: archive.keep_engine(name, EXACT, engine.why)
+
 # %% ../../nbs/api/study/work.ipynb #b34f4305
 def _ask(work, name, sample, model, transforms, known):
     "All units of one model and one case. The failures."
-    failed, unchanged = [], None
+    failed, asked, unchanged, archive = [], work.models[model], {}, Archive(work.folder)
     for transform in transforms:
         if work.noted: work.note(name).write_text(f'{model}\n{transform}')
         try:
             with limited(work.timeout) as check:
-                if unchanged is None: unchanged = steady(work.models[model], sample).segment([sample])[0]
-                rows = _scored(work, name, sample, (model, transform), unchanged, known, check)
+                def scored():
+                    first = _unchanged(archive, model, asked, sample, unchanged)
+                    return _scored(work, name, sample, (model, transform), first, known, check)
+                rows = in_one_go(asked, scored)
         except (Exception, TimeOut) as e:
             reason = _reason(e, work.timeout)
-            if unchanged is None: return [failure(name, model, '', reason)]  # so the others would fail as well
+            if not unchanged: return [failure(name, model, '', reason)]  # so the others would fail as well
             failed.append(failure(name, model, transform, reason))
-        else: Archive(work.folder).write(model, transform, name, rows, sample.ndim)
+        else:
+            archive.write(model, transform, name, rows, sample.ndim, asked.engine and asked.engine.name)
+            _note_failure(archive, model, asked.engine)
     return failed
 
 # %% ../../nbs/api/study/work.ipynb #1dcaea62

@@ -17,6 +17,8 @@ from ..doors import door
 from ..metrics.limits import LIMITS, check_drop, directed, judged, limits, usual_drop
 from ..metrics.masks import confusion as confusion_matrix
 from ..metrics.metric import Metric
+from ..models.adapt import as_model
+from ..models.engine import in_one_go
 from .ceiling import ceiling_sentence, ceilings, forgiven
 from .scoring import Probe, Scoring, Series, as_transform, in_pixels, pair, unpack_labels
 from .sentences import Curve, curve_sentence, first_to_break, remarks
@@ -87,9 +89,11 @@ def sensitivity(
 ) -> Sensitivity:
     "How predictions for one sample change with one transform; one prediction a value."
     transform = as_transform(transform)
-    values = sweep_values(transform, values)
-    probe = Probe(model, sample, transform, Scoring(metrics, reference, space))
-    return Sensitivity(probe, {value: (packed, table) for value, packed, table in probe.at(values, progress)})
+    values, model = sweep_values(transform, values), as_model(model)
+    def asked():
+        probe = Probe(model, sample, transform, Scoring(metrics, reference, space))
+        return Sensitivity(probe, {value: (packed, table) for value, packed, table in probe.at(values, progress)})
+    return in_one_go(model, asked)
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #06a7ef4c
 @patch(as_prop=True)
