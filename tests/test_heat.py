@@ -80,6 +80,10 @@ def test_what_has_no_number_has_no_colour(heat_page):
     assert [t.split() for t in texts[12:]] == [['0.50', '1×'], ['×', '2×'], ['∞', '1×', '1∞']]
     assert colour(13) == colour(14) == 'rgba(0, 0, 0, 0)' != colour(12)
     assert '× undefined, ∞ infinite' in page.locator('.mh-legend').inner_text()
+    for width in (390, 500, 1280):  # worst, colours and best stay in a row
+        page.set_viewport_size(dict(width=width, height=700))
+        places = [page.locator(f'.mh-scale > {part}').bounding_box() for part in ('span:first-child', 'canvas', 'span:last-child')]
+        assert max(o['y'] for o in places) < min(o['y'] + o['height'] for o in places) and places[1]['width'] >= 30
     page.close()
 
 

@@ -11,13 +11,14 @@ from misas.data.sample import Sample
 from misas.data.slices import cuts
 from misas.inside.target import Target
 from misas.instances.find import find_instances
+from misas.instances.results import GROUPS
 from misas.models.adapt import as_model
 from misas.view.draw import grey_window
 from misas.view.maps import map_limit, overlay_map, palette
 from misas.widgets import attribution
 from misas.widgets.attribution import LIMITS, AttributionExplorer, MapFrames, Maps
 from misas.widgets.base import open_widgets
-from misas.widgets.instances import InstanceExplorer, surroundings
+from misas.widgets.instances import CLASS_OF, InstanceExplorer, surroundings
 from misas.widgets.linked import TOP, coded, with_map
 from misas.widgets.look import as_frame, channel_windows
 from misas.widgets.viewer import Pool, packed
@@ -234,6 +235,10 @@ def test_lesions_in_the_page():
     frame, at = explorer.look.close_up.frames[0], explorer.look.close_up.voxel
     assert tuple(np.add(frame['first'], at)) == explorer.voxel and truth[explorer.voxel]
     assert frame['map'] is None and explorer.viewer.way == 1
+    seen = set(map(tuple, explorer.snapshot().reshape(-1, 3).tolist()))
+    for group in ('TP', 'FN'):  # the list's mark, the page's line and the printed line are of one colour
+        colour = [int(GROUPS[group][i:i + 2], 16) for i in (1, 3, 5)]
+        assert explorer.viewer.look['palette'][CLASS_OF[group] - 1] == colour and tuple(colour) in seen
     explorer.list.boxes['FN'].value = False
     assert not explorer.viewer.class_4 and explorer.viewer.class_3
     explorer.viewer.set_state(dict(hand=1, index_0=1, index_1=1))

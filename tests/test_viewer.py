@@ -1,5 +1,6 @@
 "The viewer in a real browser: exact pixels, orientations, hands on it, and how long a picture takes."
 import itertools
+import re
 import statistics
 
 import numpy as np
@@ -12,7 +13,7 @@ from misas.data.sample import Sample
 from misas.data.slices import slice_array, slice_letters
 from misas.transforms.voxels import Resize
 from misas.view import draw
-from misas.widgets.base import with_classes
+from misas.widgets.base import Panel, chart_style, with_classes
 from misas.widgets.linked import in_patient
 from misas.widgets.look import as_frame, channel_windows
 from misas.widgets.stack import BeforeAfter
@@ -346,3 +347,23 @@ def test_time_to_painted_picture(browser, tmp_path, capsys):
     page.screenshot(path=str(tmp_path/'brain.png'))
     page.close()
     assert took < 1000
+
+
+NOTEBOOK = """<body data-jp-theme-light="%s" style="background: %s; color: %s">%s<img class="misas-chart"><img class="other">%s</body>"""
+
+
+@pytest.mark.parametrize('light, paper, ink', [('true', '#ffffff', '#212121'), ('false', '#111111', '#ffffff')])
+def test_errors_and_charts_in_both_themes(browser, light, paper, ink):
+    "An error has a contrast of 4.5 on either paper; that of charts turns, images stay."
+    panel, page = Panel(), browser.new_page()
+    panel.fail(ValueError('out of range'))
+    page.set_content(NOTEBOOK % (light, paper, ink, chart_style(), panel.message.value))
+    told = page.locator('[role=alert]').evaluate("o => getComputedStyle(o).color")
+    numbers = np.array([float(x) for x in re.findall('[0-9.]+', told)[:3]])*(1 if 'srgb' in told else 1/255)
+    shades = [numbers, np.array([int(paper[i:i + 2], 16) for i in (1, 3, 5)])/255]
+    bright = [np.where(c <= .04045, c/12.92, ((c + .055)/1.055)**2.4) @ [.2126, .7152, .0722] for c in shades]
+    assert (max(bright) + .05)/(min(bright) + .05) > 4.5 and numbers[0] > 1.5*numbers[1]  # and it is red
+    turned = [page.locator(f'img.{name}').evaluate("o => getComputedStyle(o).filter !== 'none'") for name in ('misas-chart', 'other')]
+    assert turned == [light == 'false', False]
+    panel.close()
+    page.close()

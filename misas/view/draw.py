@@ -5,7 +5,7 @@
 # %% ../../nbs/api/view/draw.ipynb #ce7127fd
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import repeat
 
@@ -117,6 +117,7 @@ def overlay(
     filled: bool = True,  # fill the prediction; else draw its outline
     classes: Iterable[int] | None = None,  # numbers of the classes to show; None: all
     channel: int = 0,  # of the image; ignored for pictures with three, which are taken for colours, unless it is not 0
+    ink: Callable = rgb,  # f(number of a class) -> its colour
 ) -> np.ndarray:  # (H, W, 3) uint8
     "An overlay without matplotlib, with square screen pixels. Where classes overlap, their fillings blend."
     picture, answer = flat(sample, prediction, index, axis)
@@ -129,10 +130,10 @@ def overlay(
     out = _grey(picture, channel, window, big)
     truth = None if picture.labels is None else big(_only(picture.labels, classes))
     answer = None if answer is None else big(_only(answer, classes))
-    if answer is not None and filled: _tint(out, answer, alpha)
+    if answer is not None and filled: _tint(out, answer, alpha, ink)
     if picture.valid is not None: out[~big(picture.valid) & ((rows[:, None] + cols[None]) % 8 == 0)] = 90  # hatching
-    if answer is not None and not filled: _edges(out, answer)
-    if truth is not None: _edges(out, truth, coloured=answer is None)
+    if answer is not None and not filled: _edges(out, answer, ink)
+    if truth is not None: _edges(out, truth, ink if answer is None else None)
     return out
 
 # %% ../../nbs/api/view/draw.ipynb #d36b3eae
@@ -161,25 +162,25 @@ def _only(labels, classes):
     return np.where(np.isin(labels, list(classes)), labels, 0)
 
 
-def _tint(out, labels, alpha):
+def _tint(out, labels, alpha, ink):
     "Fill every class with its colour."
     for k in classes_in(labels):
         mask = mask_of(labels, k)
-        out[mask] = ((1 - alpha)*out[mask] + alpha*rgb(k)).astype(np.uint8)
+        out[mask] = ((1 - alpha)*out[mask] + alpha*ink(k)).astype(np.uint8)
 
 
-def _edges(out, labels, coloured=True):
-    "Draw the inner border of every class, in its colour, or in white with black around."
+def _edges(out, labels, ink):
+    "Draw the inner border of every class, in its colour; without colours in white with black around."
     if is_stack(labels):
-        for k in classes_in(labels): _edges(out, np.where(labels[k - 1], k, 0), coloured)
+        for k in classes_in(labels): _edges(out, np.where(labels[k - 1], k, 0), ink)
         return
     padded = np.pad(labels, 1)
     height, width = labels.shape
     beside = [padded[i:i + height, j:j + width] for i, j in ((0, 1), (2, 1), (1, 0), (1, 2))]
     edge = (labels > 0) & np.any([one != labels for one in beside], 0)
-    table = np.stack([rgb(max(k, 1)) for k in range(int(labels.max()) + 1)])
-    out[edge] = table[labels[edge]] if coloured else 255
-    if not coloured: out[(labels == 0) & np.any(beside, 0)] = 0
+    if ink: out[edge] = np.stack([ink(max(k, 1)) for k in range(int(labels.max()) + 1)])[labels[edge]]
+    else: out[edge] = 255
+    if not ink: out[(labels == 0) & np.any(beside, 0)] = 0
 
 # %% ../../nbs/api/view/draw.ipynb #96ff985e
 @lru_cache

@@ -24,13 +24,13 @@ from .viewer import Pool, extent, packed
 
 # %% auto #0
 __all__ = ['CLASS_OF', 'ORDERS', 'NAMES', 'ordered', 'line_of', 'LesionList', 'surroundings', 'part', 'sequence', 'middle_of',
-           'LesionLook', 'group_map', 'lesions_at', 'LesionViews', 'InstanceExplorer']
+           'LesionLook', 'group_rgb', 'group_map', 'lesions_at', 'LesionViews', 'InstanceExplorer']
 
 # %% ../../nbs/api/widgets/instances.ipynb #a36f888b
-CLASS_OF = dict(TN=1, FP=2, TP=3, FN=4)  # class numbers whose colours (`misas.view.draw.colour`) are those of `GROUPS`
+CLASS_OF = dict(TN=1, FP=2, TP=3, FN=4)  # class numbers of the groups
 ORDERS = {'group': ('group', True), 'size, largest first': ('voxels', False), 'size, smallest first': ('voxels', True),
           'probability, highest first': ('probability', False), 'place, from the feet': ('place', True),
-          'peak of the map, largest first': ('peak', False)}
+          'map peak, largest first': ('peak', False)}
 
 
 def ordered(
@@ -207,6 +207,12 @@ def _as_png(fig):
 NAMES = [MEANING[group] for group in sorted(CLASS_OF, key=CLASS_OF.get)]
 
 
+def group_rgb(k: int) -> np.ndarray:  # (3,) uint8; k: class number of a group
+    "Colour of a group, as in all pictures of lesions."
+    code = GROUPS[next(group for group, number in CLASS_OF.items() if number == k)]
+    return np.frombuffer(bytes.fromhex(code[1:]), np.uint8)
+
+
 def group_map(found) -> np.ndarray:  # found: Instances
     "The class number of each voxel's group, (*S) uint8."
     out = np.zeros(found.scene.shape, np.uint8)
@@ -258,7 +264,8 @@ class LesionViews(Linked):
             window = channel_windows(one.image)
             frames.append(packed(as_frame(one, self.groups, window), window, pool, unit=unit))
         out = map_viewer_of(len(NAMES))(frames, pool, NAMES, way=1, name=sample.name or 'image')
-        out.look = out.look | dict(sides=['lesion', ''])
+        colours = [group_rgb(k).tolist() for k in range(1, len(NAMES) + 1)]
+        out.look = out.look | dict(sides=['lesion', ''], palette=colours)
         return out
 
     def choose(self, id: str):  # e.g. 'P3'
@@ -278,7 +285,8 @@ class LesionViews(Linked):
         groups = deep(self.groups) if self.flat else self.groups
         volume = as_volume(self.sample)
         shown = [k for k in range(1, len(NAMES) + 1) if getattr(self.viewer, f'class_{k}')]
-        how = dict(prediction=groups if self.outlines.value else None, valid=volume.valid, classes=shown, filled=False)
+        how = dict(valid=volume.valid, classes=shown, filled=False, ink=group_rgb)
+        if self.outlines.value: how['prediction'] = groups
         return draw_view(view, index, as_frame(volume).grey[self.channel.index], **how)
 
     def show_lesion(self): "What else there is to show of the chosen lesion."

@@ -40,7 +40,7 @@ def _as_ways(what):
 
 
 MEASURES = {'agreement': 'Dice with the prediction at the start', 'score': 'Dice with the truth',
-            'voxels': 'predicted voxels', 'change': 'change of the image (fraction of the range)'}
+            'voxels': 'predicted voxels', 'change': 'change of the image (of its range)'}
 
 
 def measures_of(
