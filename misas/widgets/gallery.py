@@ -137,7 +137,7 @@ class Tile(W.VBox):
             self.button.description, self.button.tooltip = item.title, f'enlarge {item.title}'
         self.number, self.item, self.text = number, item, text
         style = 'font-size:11px; line-height:14px; text-align:center; '
-        cut = 'white-space:nowrap; overflow:hidden; text-overflow:ellipsis'
+        cut = 'width:0; min-width:100%; white-space:nowrap; overflow:hidden; text-overflow:ellipsis'
         self.caption.value = f'<div title="{escape(text)}" style="{style + cut}">{escape(text)}</div>'
 
     @property

@@ -129,7 +129,7 @@ class LatentExplorer(Panel):
         self.ways, self.links, wide = ways, [], {'description_width': 'initial'}
         names = [(f'{i + 1}: {way.name}, {way.axis}', i) for i, way in enumerate(ways)]
         self.which = W.Dropdown(options=names, description='way', style=wide, layout=W.Layout(width='360px'))
-        self.step = W.SelectionSlider(options=[0], style=wide, layout=W.Layout(width='360px'))
+        self.step = W.SelectionSlider(options=[0], style=wide, layout=W.Layout(width='100%'))  # its name may be long
         self.slice = W.IntSlider(description='slice', style=wide, layout=W.Layout(width='360px'))
         self.filled = check_box('prediction')
         room = W.Layout(width='380px', max_width='100%')
