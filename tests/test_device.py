@@ -1,16 +1,30 @@
 """What runs on the CPU runs on CUDA, with the same answers. Where there is no GPU the same tests run on the CPU alone."""
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from misas.attribution.attribute import attribute
+from misas.data.fingerprint import fingerprint
+from misas.data.io import as_sample
 from misas.data.phantom import ThresholdModel, short_axis, short_axis_stack
+from misas.inside.target import Target
+from misas.metrics.scores import score
 from misas.models.torch import TorchModel
 from misas.sweep.sensitivity import sensitivity
 from misas.transforms.catalogue import CATALOGUE
+from misas.transforms.intensity import Noise
 
 DEVICES = ['cpu'] + ['cuda']*torch.cuda.is_available()
 device = pytest.mark.parametrize('device', DEVICES)
+
+
+@pytest.fixture
+def full_precision(monkeypatch):
+    "Convolutions on GPUs are not rounded to 10 bits (TF32)."
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
 
 
 def net(dims=2):
@@ -109,3 +123,46 @@ def test_outputs_of_another_size(device):
     s = short_axis((64, 80), spacing=3.)
     here, there = (TorchModel(coarse, device=d, activation='softmax', resize_output=True).predict(s) for d in ('cpu', device))
     assert np.abs(here - there).max() < 1e-3 and there.shape == (1, 3, 64, 80)
+
+
+@device
+@pytest.mark.parametrize('dims', [2, 3])
+def test_batches_agree_with_images_one_by_one(device, dims, full_precision):
+    s = short_axis((48, 56), spacing=5.) if dims == 2 else short_axis_stack((24, 20, 6), spacing=(8., 8., 9.))
+    one, *others = (TorchModel(net(dims), device=d, batch_size=n) for d, n in (('cpu', 1), (device, 1), (device, 4), (device, 16)))
+    expected = sensitivity(one, s, Noise(), [0., .05, .1, .15, .2, .3], progress=False)
+    for model in others:
+        found = sensitivity(model, s, Noise(), expected.values, progress=False)
+        assert all((a != b).mean() < 1e-3 for a, b in zip(expected.predictions, found.predictions))
+        assert np.allclose(expected.frame.score, found.frame.score, atol=.01, equal_nan=True)
+
+
+@device
+def test_tensors_on_the_device_are_taken_as_they_are(device):
+    s = short_axis((48, 56), spacing=5.)
+    moved = np.roll(s.labels, 2, 0)
+    there = [torch.tensor(one, device=device) for one in (moved, s.labels)]
+    options = dict(metrics=('dice', 'hausdorff95', 'lesion_f1'), n_classes=4, spacing=s.spacing)
+    assert score(*there, **options).equals(score(moved, s.labels, **options))
+    same = as_sample(torch.tensor(s.image, device=device), labels=there[1], spacing=s.spacing)
+    assert (same.image == s.image).all() and (same.labels == s.labels).all()
+
+
+@device
+def test_a_model_on_the_device_travels(device):
+    s, module = short_axis((48, 56), spacing=5.), net()
+    model = TorchModel(module, device=device)
+    back = pickle.loads(pickle.dumps(model))
+    assert back.device.type == device and np.abs(back.predict(s) - model.predict(s)).max() < 1e-5
+    assert fingerprint(back) == fingerprint(model)
+
+
+@device
+@pytest.mark.parametrize('method', ['saliency', 'smoothgrad', 'gradient_shap', 'deep_lift', 'occlusion', 'rise'])
+def test_maps_agree_with_the_cpu(device, method, full_precision):
+    "Also where chance is drawn. All methods, in 2D and 3D: nbs/benchmarks/gpu.ipynb."
+    s = short_axis((48, 56), spacing=5.)
+    options = {'smoothgrad': dict(n_samples=4), 'gradient_shap': dict(n_samples=16), 'rise': dict(n_samples=16)}.get(method, {})
+    models = TorchModel(net(), activation='softmax'), TorchModel(net(), device=device, activation='softmax')
+    here, there = (attribute(m, s, Target(1, s.labels == 3), method, internal_batch=n, progress=False, **options).map for m, n in zip(models, (1, 3)))
+    assert np.abs(here).max() > 0 and np.abs(here - there).max() < 1e-2*np.abs(here).max()
