@@ -22,8 +22,8 @@ from ..doors import changed_for_a_while, open_changes
 from .kept import Kept
 
 # %% auto #0
-__all__ = ['CONVOLUTIONS', 'NORMS', 'same_luck', 'evaluating', 'hookable', 'untouched', 'noted_once', 'out_of_place', 'forgetful',
-           'frugal', 'trace']
+__all__ = ['CONVOLUTIONS', 'NORMS', 'same_luck', 'evaluating', 'evaluated_once', 'hookable', 'untouched', 'noted_once',
+           'out_of_place', 'forgetful', 'frugal', 'trace']
 
 # %% ../../nbs/api/models/hold.ipynb #618b1555
 def _luck():
@@ -121,13 +121,22 @@ def _holder(module):
 def _as_it_is(kept): return kept
 
 
+def _is_ready(module):
+    "Is it in evaluation mode for several passes, and known to leave itself alone?"
+    return any(getattr(one, 'ready', None) is module for one in open_changes())
+
+
 class evaluating(changed_for_a_while):
     "Evaluation mode for a while; the network is afterwards as it was, whatever `eval` and `forward` do to it."
-    def __init__(self, module: nn.Module):
+    def __init__(
+        self, module: nn.Module,
+        *, around: bool = False,  # others, that find it ready? See `evaluated_once`
+    ):
         self.asked, self.kept, holder = module, None, _holder(module)
-        self.calm = holder is not None and holder.calm
+        self.calm = _is_ready(module) or holder is not None and holder.calm
         self.modes = [] if self.calm else _modes(module)
-        if holder is None: self._note(module)
+        self.ready = module if around else None
+        if holder is None and not self.calm: self._note(module)
         super().__init__(self._begin, self._back)
 
     def _note(self, module):
@@ -157,6 +166,14 @@ class evaluating(changed_for_a_while):
         if self.kept is None: return self.asked(*inputs)
         if not torch.is_grad_enabled(): return self.kept.apart(self.asked(*inputs))
         with saved_tensors_hooks(self.kept.apart, _as_it_is): return self.kept.apart(self.asked(*inputs))
+
+# %% ../../nbs/api/models/hold.ipynb #920706c1
+def evaluated_once(
+    module: nn.Module | None,
+) -> AbstractContextManager:
+    "One `evaluating` around several, for a network that is known to leave itself alone; nothing for others."
+    known = module is not None and _holder(module) is None and 'answer' in _seen_of(module, _modes(module))
+    return evaluating(module, around=True) if known else nullcontext()
 
 # %% ../../nbs/api/models/hold.ipynb #b946ebd5
 def hookable(

@@ -22,6 +22,7 @@ from ..metrics.metric import METRICS, as_metrics
 from ..metrics.scores import scores
 from ..models.adapt import as_model
 from ..models.base import Model, check_overlap
+from ..models.hold import evaluated_once
 from ..models.steady import steady
 from ..transforms.base import FunctionTransform, Transform
 from ..transforms.namesakes import not_ours
@@ -317,7 +318,8 @@ def at(
 ) -> Iterator[tuple]:  # of value, packed prediction, (classes without background, metrics) scores
     "Transform, predict and score, one prediction a value."
     def moved(part): return self.transform.many(self.sample, part)
-    with _progress(values, progress, f'{self.transform.name}, {self.model.name}') as bar:
+    name, network = f'{self.transform.name}, {self.model.name}', getattr(self.model.innermost, 'module', None)
+    with _progress(values, progress, name) as bar, evaluated_once(network):
         groups = _groups(values, self.model, self.sample.ndim, moved)
         for group in one_ahead(groups) if len(values) > 2 and all_ours(self.transform) else groups:
             new = [one for value, one in group if value not in self.known]
