@@ -143,7 +143,10 @@ def check_fit(page, name):
 
 
 def shots(page, name):
-    "A picture of each widget, to be looked at."
+    "A picture of each widget, to be looked at; named after the test where the notebook has no name."
+    page.wait_for_function("!document.querySelector('#jupyterlab-splash')")  # it is shown when the theme changes
+    test = re.sub(r'.*::test_|\W* \(.*', '', os.environ['PYTEST_CURRENT_TEST'])
+    name = name.replace('empty', test, 1) if name.startswith('empty-') else name
     for k, panel in enumerate(page.locator('.jp-OutputArea-output:has(.jupyter-widgets)').all()):
         panel.screenshot(path=str(SHOTS/f'{name}-{k}.png'))
 

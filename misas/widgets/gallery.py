@@ -39,7 +39,8 @@ class Order(W.Box):
         self.metrics = metrics
         choices = [(f'{name} of {c}', (j, k)) for k, name in enumerate(metrics) for j, c in enumerate(classes)]
         shown = {'all': 'all', 'score below': 'below', 'score above': 'above', 'undefined or failed': 'undefined'}
-        self.score = _menu('score', 210, options=choices)
+        longest = max(len(text) for text, _ in choices)
+        self.score = _menu('score', max(210, 8*longest + 90), options=choices)
         self.order, self.only = _menu('order', 170), _menu('show', 190, options=list(shown.items()))
         self.limit = W.FloatText(.8, step=.05, layout=W.Layout(width='80px'))
         named = dict(score='D-score', order='D-order', only='D-show', limit='T-limit')
@@ -78,7 +79,7 @@ class Order(W.Box):
 
 
 def _menu(what, width, **kw):
-    layout = W.Layout(width=f'{width}px')
+    layout = W.Layout(width=f'{width}px', max_width='100%')
     return W.Dropdown(description=what, style={'description_width': 'initial'}, layout=layout, **kw)
 
 # %% ../../nbs/api/widgets/gallery.ipynb #ededa28e
