@@ -10,7 +10,6 @@ from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 # %% auto #0
 __all__ = ['STATISTICS', 'Interval', 'check_level', 'as_clusters', 'bootstrap', 'differences', 'averages', 'signed_rank',
@@ -67,6 +66,7 @@ def _interval(resampled, tail):  # (n, columns) sorted; share to leave out at ea
 
 def _median_interval(values, group, groups, level, draws):  # -> estimate, low, high
     "Expanded percentile interval."
+    from scipy import special
     expanded = special.ndtr(-special.stdtrit(max(groups - 1, 1), (1 + level)/2))
     estimate = _medians(values, group, np.ones((groups, 1), np.int32))[0]
     resampled = np.concatenate([_medians(values, group, counts) for counts in draws])
@@ -320,5 +320,6 @@ def ends(
     if share and drawn[0] in (0, 1):
         far = tail**(1/patients)
         return (0., 1 - far) if drawn[0] == 0 else (far, 1.)
+    from scipy import special
     wider = special.ndtr(-np.sqrt(patients/(patients - 1))*special.stdtrit(patients - 1, 1 - tail))
     return tuple(np.nanquantile(drawn[1:], [wider, 1 - wider]))

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import entr
 
 from ..data.labels import class_count, foreground, is_stack, mask_of, to_numpy
 from ..models.output import best_class
@@ -37,6 +36,7 @@ def entropy(
     overlapping: bool = False,  # may classes overlap? Then each has an entropy of its own
 ) -> np.ndarray:  # (*S), or (K, *S) of classes that may overlap; 0: sure, 1: as unsure as can be
     "Entropy of each voxel as a share of the largest that there is: log K, or log 2. ValueError for no probabilities."
+    from scipy.special import entr
     chance = _checked(p)
     if overlapping: return (entr(chance) + entr(1 - chance))/np.log(2)
     return entr(chance).sum(0)/np.log(max(len(chance), 2))
