@@ -406,7 +406,8 @@ def attribute(
     options = own_options(how, common, kw)
     model = as_model(model)
     with noted_once(model.network):
-        question = Question(model, sample, target, internal_batch=internal_batch, seed=seed, progress=progress)
+        question = Question(model, sample, target, internal_batch=internal_batch, seed=seed, progress=progress,
+                            ahead=how.ahead and how.ahead(options))
         check_refusal(how, question, options)
         _foretell(how, question)
         raw = run_method(how, question, options)

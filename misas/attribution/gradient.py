@@ -13,7 +13,7 @@ import torch
 from .method import Method, Raw
 from ..inside.baseline import is_constant, make_baseline
 from ..inside.part import Part, part_gradient
-from ..inside.question import Question
+from ..inside.question import Ahead, Question
 
 # %% auto #0
 __all__ = ['SLOPE', 'SQUARE', 'SHARE', 'GRADIENT_METHODS', 'saliency', 'input_x_gradient', 'over_gradients', 'nothing',
@@ -171,13 +171,14 @@ SLOPE, SQUARE, SHARE = '{score} per grey value', '({score} per grey value)²', '
 
 
 def _once(q, o): return 1, 1
+def _ahead(o): return Ahead()
 def _along_path(q, o): return o['n_steps'] + 2, o['n_steps']
 def _sampled(q, o): return o['n_samples'], o['n_samples']
 def _shap(q, o): return o['n_samples'] + 1 + len(several(q, o['baseline'])), o['n_samples']
 
 
 def _gradient(name, run, words, origin, cost, unit, refuse=None, **options):
-    more = dict(options=options, library='misas', unit=unit, slope=unit == SLOPE)
+    more = dict(options=options, library='misas', unit=unit, slope=unit == SLOPE, ahead=_ahead if cost is _once else None)
     return Method(name, 'gradient', run, words, origin, cost, refuse, **more)
 
 

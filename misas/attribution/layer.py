@@ -13,7 +13,7 @@ import torch
 
 from .gradient import refuse_constant
 from .method import Method, Raw
-from ..inside.layers import features, pick_layer, refuse_layers, unheard
+from ..inside.layers import ahead_of, features, pick_layer, refuse_layers, unheard
 from ..inside.question import Question, Refused
 
 # %% auto #0
@@ -109,7 +109,10 @@ def _ends(q, options): return options['n_steps'] + 1, options['n_steps'] + 1
 
 
 def _layer(name, run, words, origin, cost, refuse, unit, needs='features', **options):
-    return Method(name, 'layer', run, words, origin, cost, refuse, needs, {'layer': 'auto', **options}, 'misas', unit)
+    alone = cost in (_forward, _once)
+    ahead = (lambda options: ahead_of(options['layer'], cost is _once)) if alone else None
+    options = {'layer': 'auto', **options}
+    return Method(name, 'layer', run, words, origin, cost, refuse, needs, options, 'misas', unit, ahead=ahead)
 
 
 LAYER_METHODS = [

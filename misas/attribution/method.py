@@ -48,6 +48,7 @@ class Method:
     slope: bool = False  # are its values slopes: multiplied by a change of the image they say what it does?
     memory: int = 0  # what it keeps, in sizes of all features of an image; 0: no more than a gradient needs
     foresee: Callable | None = None  # f(question, options) -> why it would give up on its way, found in another pass
+    ahead: Callable | None = None  # f(options) -> `Ahead`: what it wants of the pass that predicts
 
 # %% ../../nbs/api/attribution/method.ipynb #63d5082b
 def no_difference(

@@ -15,12 +15,12 @@ from .method import Method, Raw
 from .rescale import contributions, foreseen, go_together, mixes
 from ..inside.operations import (
     PRODUCTS, Followed, behind, following, in_words, is_linear, kind, leading, without_axes)
-from ..inside.question import Question, Refused
+from ..inside.question import Ahead, Question, Refused
 from ..models.gradients import open_checkpoints
 
 # %% auto #0
 __all__ = ['PLAIN', 'ACTIVATIONS', 'SWISH', 'CHAIN', 'GUIDED_INSTEAD', 'LIFT', 'GUIDE', 'MODIFIED_METHODS', 'is_relu', 'no_guide',
-           'no_hooks', 'relus', 'refuse_guided', 'foresee_guided', 'guided_backprop', 'deconvolution',
+           'no_hooks', 'relus', 'refuse_guided', 'foresee_guided', 'ahead_guided', 'guided_backprop', 'deconvolution',
            'refuse_deep_lift', 'foresee_deep_lift', 'deep_lift', 'deep_lift_shap']
 
 # %% ../../nbs/api/attribution/modified.ipynb #3c053722
@@ -115,11 +115,20 @@ def foresee_guided(q, options):
     return f'{why}; {GUIDED_INSTEAD}' if why else q.unreached or None
 
 # %% ../../nbs/api/attribution/modified.ipynb #f1b08559
-def _by_rule(q, change):
-    "The gradient, changed at every ReLU of the network: change(gradient behind it, gradient before it)."
+def ahead_guided(options): return Ahead(lambda q: following(Followed(q.module)))
+
+
+def _followed(q):
+    "The same in a pass of its own."
     image, follow = q.x.detach().requires_grad_(), Followed(q.module)
     with open_checkpoints(), following(follow): score = q.score(image)
     q.remember(score.detach())
+    return image, score, follow
+
+
+def _by_rule(q, change):
+    "The gradient, changed at every ReLU of the network: change(gradient behind it, gradient before it)."
+    image, score, follow = q.take_first() or _followed(q)
     found, why = relus(follow, score, image)
     if why: raise Refused(f'{why}; {GUIDED_INSTEAD}')
     for node in found: node.register_hook(lambda before, behind: (change(behind[0], before[0]), *before[1:]))
@@ -169,7 +178,8 @@ def _lifts_each(q, o): return _lifts(q, o, len(several(q, o['baseline'])))
 
 def _modified(name, run, words, origin, cost, rules, unit, memory=0, **options):
     refuse, foresee = rules
-    more = dict(options=options, library='misas', unit=unit, slope=unit == SLOPE, memory=memory, foresee=foresee)
+    more = dict(options=options, library='misas', unit=unit, slope=unit == SLOPE, memory=memory, foresee=foresee,
+                ahead=ahead_guided if rules is GUIDE else None)
     return Method(name, 'modified gradient', run, words, origin, cost, refuse, **more)
 
 

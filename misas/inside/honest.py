@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .question import Passes, Question, Refused
 from ..models.hold import untouched
 from ..models.output import NoGradient, NoLogits
-from ..models.steady import state_of
 
 # %% auto #0
 __all__ = ['CUTS', 'STEPS', 'FRESH', 'STEP', 'LARGEST', 'KINDS', 'CLOUDS', 'HEARD', 'MANY', 'POINTS', 'TELL', 'may_cut', 'Calls',
@@ -152,15 +151,13 @@ def own_derivatives(
 # %% ../../nbs/api/inside/honest.ipynb #1249b6f4
 def _kept(q):
     "What is known of a model already, and for what."
-    now = id(q.model), state_of(q.model.innermost)  # a copy may be another one
-    if vars(q.model).get('_doubts', ())[:2] != now: q.model._doubts = *now, {}
-    return q.model._doubts[2], (q.target.channel, q.target.reduce, q.target.log_odds)
+    return q.known.setdefault('doubts', {}), (q.target.channel, q.target.reduce, q.target.log_odds)
 
 
 def is_known(q: Question) -> bool:
     "Was it found out already whether there is a `doubt`?"
     known, kind = _kept(q)
-    return kind in known
+    return kind in known or q.known.get('uncut', False)
 
 
 def _aside(q):
@@ -309,12 +306,13 @@ def doubt(
 ) -> Doubt | None:  # None: there is none
     "Why a gradient must not be believed as it is. Found out once for a model and a kind of target."
     known, kind = _kept(q)
-    if kind not in known: known[kind] = _found(q)
+    if kind not in known: known[kind] = None if q.known.get('uncut') else _found(q)
     return known[kind]
 
 
 def _found(q):
     places = where_cut(q)
+    if places == []: q.known['uncut'] = True
     if not places: return None
     try: told = off_by(q)
     except (NoGradient, NoLogits, Refused, RuntimeError): return None  # the methods say so themselves

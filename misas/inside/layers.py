@@ -5,19 +5,20 @@
 # %% ../../nbs/api/inside/layers.ipynb #2f3423a0
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from .placement import Follower, placement
-from .question import Question, Refused
+from .question import Ahead, Question, Refused
 from ..models.gradients import quantised, why_lost
 
 # %% auto #0
-__all__ = ['EVENLY', 'enlarge', 'bring_home', 'Features', 'channels', 'listen', 'pick_layer', 'refuse_layers', 'mean_removed_by',
-           'features', 'unheard']
+__all__ = ['EVENLY', 'enlarge', 'bring_home', 'Features', 'channels', 'listen', 'listening', 'pick_layer', 'refuse_layers',
+           'mean_removed_by', 'ahead_of', 'features', 'unheard']
 
 # %% ../../nbs/api/inside/layers.ipynb #45775846
 def enlarge(
@@ -79,6 +80,16 @@ def listen(
     ask: Callable,  # ask(): scores
 ) -> tuple:  # features of each call, spatial shapes of the network's input, the score
     "What a layer gives while a score is asked for. From the score gradients reach the features."
+    with listening(q, module, grads) as (kept, grids), torch.set_grad_enabled(grads): return kept, grids, ask().sum()
+
+
+@contextmanager
+def listening(
+    q: Question,
+    module: torch.nn.Module,  # the layer
+    grads: bool,  # with gradients?
+) -> Iterator:  # of (features of each call, spatial shapes of the network's input), filled while the network works
+    "Inside, a layer is listened to."
     grids, kept = [], []
     def enter(_, args): grids.append(tuple(args[0].shape[2:]))
     def leave(_, args, out):
@@ -86,8 +97,7 @@ def listen(
         kept.append(out.detach().requires_grad_(grads))
         return kept[-1].clone()  # what comes after may change it in place
     hooks = [q.module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        with torch.set_grad_enabled(grads): return kept, grids, ask().sum()
+    try: yield kept, grids
     finally:
         for hook in hooks: hook.remove()
 
@@ -162,6 +172,28 @@ def mean_removed_by(
     return ' and '.join(sorted(norms))
 
 # %% ../../nbs/api/inside/layers.ipynb #652d3c41
+def _follower(q, name, module): return q.once(f'where {name} looks', partial(Follower, q.module, {name: module}))
+
+
+def ahead_of(
+    layer: str,  # see `pick_layer`
+    grads: bool = True,  # with gradients?
+) -> Ahead:
+    "To listen to a layer while the image is predicted."
+    @contextmanager
+    def heard(q):
+        name, module = pick_layer(q, layer)
+        with _follower(q, name, module), listening(q, module, grads) as found: yield {name: found}
+    return Ahead(heard, image=False, gradient=grads)
+
+
+def _heard_before(q, name):
+    "Features, grids and score of the pass that predicted; None where nobody listened to this layer then."
+    if q.first is None or name not in (q.first[2] or ()): return None
+    _, score, found = q.take_first()
+    return *found[name], score.sum()
+
+
 def _plain(tensors): return [tensor.detach().as_subclass(torch.Tensor) for tensor in tensors]
 
 
@@ -180,8 +212,10 @@ def features(
     "What a layer gives for an image. Refused if the score does not depend on it, or where it looks is not known."
     name, module = pick_layer(q, layer)
     def ask(): return q.score(x)
-    follower = q.once(f'where {name} looks', partial(Follower, q.module, {name: module}))
-    with follower: kept, grids, score = listen(q, module, grads, ask)
+    follower, before = _follower(q, name, module), _heard_before(q, name) if x is None else None
+    if before: kept, grids, score = before
+    else:
+        with follower: kept, grids, score = listen(q, module, grads, ask)
     places = [placement(follower, name, grid, map.shape[2:]) for grid, map in zip(grids, kept)]
     found = Features(name, _plain(kept), [], grids, places)
     if not grads: return found

@@ -122,6 +122,9 @@ class Reach:
     known: bool = False
     confirmed: int = 0  # regions for which it was compared with the whole image in all that was asked
 
+
+def _reach_before(q): return Reach(q.known.get('margin', LEAST))  # as far as it was seen with other images
+
 # %% ../../nbs/api/inside/part.ipynb #aa1a1a80
 class Part:
     "The part of an image that a region's logits depend on, asked in place of the whole where they are the same there."
@@ -131,7 +134,7 @@ class Part:
         whole: Callable | None = None,  # whole(x): logits of an image, to compare with; None: `Question.look`
     ):
         self.q, self.target, self.box = q, target or q.target, None
-        self.reach, self.margin = q.once('reach', Reach), None  # None: not begun
+        self.reach, self.margin = q.once('reach', partial(_reach_before, q)), None  # None: not begun
         self.whole, self.logits = whole or q.look, None  # (n, K, *s) of the last parts
         self.useless = self.target.reduce == 'dice' or bool(q.anatomy.norms)  # or if it would be nearly the whole
         self.steps = coarseness(q)
@@ -179,6 +182,7 @@ def grow(self: Part):
     "Take a larger part from now on; a little larger where it is known how far the network sees."
     self.margin += max(self.steps) if self.reach.known else max(1, self.margin//2)
     if self.reach.known: self.reach.margin = max(self.reach.margin, self.margin)
+    self.q.known['margin'] = max(self.margin, self.q.known.get('margin', LEAST))  # other images begin with it
 
 
 @patch
@@ -186,7 +190,7 @@ def _fit(self: Part, gradient, box):
     "From now on no more than the gradient reaches, for this region and those that begin after it."
     if self.reach.known: return
     needed = max(LEAST, _farthest(_seen(gradient), self.target.mask[box]) + 1)
-    self.margin = self.reach.margin = min(self.margin, needed)
+    self.margin = self.reach.margin = self.q.known['margin'] = min(self.margin, needed)
     self.reach.known = True
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ from numbers import Integral
 import numpy as np
 import torch
 from fastcore.basics import patch
+from torch.utils._pytree import tree_map
 
 from ..data.io import as_sample
 from .baseline import make_baseline
@@ -26,12 +27,13 @@ from ..models.adapt import as_model
 from ..models.anatomy import Anatomy, watched
 from ..models.gradients import lost_gradients
 from ..models.prepare import as_batch
-from ..models.steady import steady
-from ..models.hold import frugal, out_of_place, untouched
+from ..models.steady import state_of, steady
+from ..models.hold import out_of_place, untouched
+from ..models.lean import able, lean
 from ..models.output import NoGradient, NoLogits, no_gradient
 
 # %% auto #0
-__all__ = ['Refused', 'check_count', 'images_at_once', 'batches', 'Passes', 'Question', 'refused', 'Whole']
+__all__ = ['Refused', 'check_count', 'images_at_once', 'batches', 'Passes', 'Question', 'known_of', 'Ahead', 'refused', 'Whole']
 
 # %% ../../nbs/api/inside/question.ipynb #23b979c4
 class Refused(ValueError):
@@ -83,33 +85,118 @@ class Question:
         target,  # a Target, Frozen, or a class
         *, internal_batch: int | None = None,  # images in one pass; None: what suits the machine
         seed: int = 0, progress: bool = True,
+        ahead: Ahead | None = None,  # what is wanted of the pass that predicts; None: only a prediction
     ):
         self.model, self.sample, self.progress = as_model(model), as_sample(sample), progress
         self.internal_batch = None if internal_batch is None else check_count('internal_batch', internal_batch)
         self.seed = check_count('seed', seed, least=0)
         self.ndim, self.shape = self.sample.ndim, self.sample.shape
         self.module, self.passes = self.model.network, Passes()
+        self.able = able(self.module)
         self._value = self._rounding = self._unknown = self._anatomy = None  # not asked yet
         self._logs_of = None  # kind of the output whose logarithms serve as logits
         self._kept, self.heard = {}, None  # heard(ask, x): asks in place of `logits`, where somebody listens
+        self.first, self._uncounted = None, False
         steady(self.model, self.sample)
-        with untouched(self.module): self._prepare(target)
+        self.known = known_of(self.model)
+        with untouched(self.module): self._prepare(target, ahead if self.known.get('uncut') else None)
 
-    def _prepare(self, target):
+    def _prepare(self, target, ahead):
         "Predict, freeze the target, and make the private chains of adapters."
-        inner, before = self.model.innermost, self.model.innermost.noise_seen
-        with watched(self.module if asks_itself(self.model) else None) as seen:
-            self.prediction = self.model.segment(self.sample)[0]
-        if inner.noise_seen == before: self._anatomy = seen()  # so it need not be asked once more
-        self.target = self._frozen(target)
         x = as_batch(self.sample).to(self.model.device)
         self.x = x.double() if self.model.innermost.dtype == torch.float64 else x
+        logits = self._predict_once(target, ahead)
+        if logits is None: self._predict()
+        self.target = self._frozen(target)
         self._measured, self._seen = None, seen_by_preprocess(self.model.on(self.sample), self.x)
         self._chain()
+        if logits is None or self.first: return
+        self.remember(self.target.of(logits), logits)
+        self._uncounted = True
 
     def rng(self): "Random numbers that are the same at every call."; return np.random.default_rng(self.seed)
     def generator(self): "The same for torch, on the CPU."; return torch.Generator().manual_seed(self.seed)
     def baseline(self, spec='blur'): "See `make_baseline`."; return make_baseline(self.x, spec, self.sample.spacing)
+
+# %% ../../nbs/api/inside/question.ipynb #0688d18e
+def known_of(model) -> dict:
+    "To keep what is found out about a model in; empty once its network is another one."
+    inner = model.innermost
+    state = inner.examined[0] if inner.examined else state_of(inner)  # just found by `steady`
+    now = id(model), id(inner.preprocess), state  # a copy may be another one
+    if vars(model).get('_known', (None,))[0] != now: model._known = now, {}
+    return model._known[1]
+
+
+@dataclass(frozen=True)
+class Ahead:
+    "What a method wants of the pass in which the image is predicted: a gradient that comes back from its score."
+    open: Callable = lambda question: nullcontext()  # open(question): a context around the pass; it may give a note
+    image: bool = True  # does the gradient go back to the image?
+    gradient: bool = True  # is one wanted at all?
+
+
+@patch
+def _predict(self: Question):
+    "Watched, where nothing is around the network."
+    inner, before = self.model.innermost, self.model.innermost.noise_seen
+    own = asks_itself(self.model)
+    with watched(self.module if own else None) as seen: self.prediction = self.model.segment(self.sample)[0]
+    if inner.noise_seen != before: return  # it was asked about noise, too
+    self._anatomy = seen()  # so it need not be asked once more
+    if own and self._anatomy: self.known['anatomy', self.shape] = self._anatomy
+
+
+@patch
+def _predict_once(self: Question, target, ahead):
+    "Predict from logits (1, K, *S), which are returned. None where more has to be found out, or to be done."
+    anatomy, kind = self.known.get(('anatomy', self.shape)), self.model.innermost.known.kind
+    plain = not _asks_odds(target) if isinstance(target, (Target, Frozen)) else True
+    if anatomy is None or not plain or kind not in ('softmax', 'sigmoid') or self._is_uneasy(): return None
+    asked, answers, self._anatomy = differentiable(self.model), [], anatomy
+    ask, asked.engine = asked.forward, None
+    def forward(x):
+        answers.append(ask(x))
+        return answers[-1]
+    asked.forward = forward
+    wanted = ahead is not None and ahead.gradient
+    image = self.x.detach().requires_grad_(wanted and ahead.image)
+    try:
+        with torch.set_grad_enabled(wanted), lean(self.able):
+            with ahead.open(self) if ahead else nullcontext() as note: logits = asked.logits(image)
+    except Exception: answers = []  # whoever asks in earnest is told
+    if len(answers) != 1 or wanted and not logits.requires_grad:
+        self._anatomy = None
+        return None
+    told = self.model.copy()
+    told.forward, told.engine, told.dtype = lambda x: tree_map(_detached, answers[0]), None, asked.dtype
+    self.prediction = told.segment(self.sample)[0]
+    if ahead: self.first = image, logits, note
+    return logits
+
+
+def _detached(value): return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+@patch
+def _is_uneasy(self: Question):
+    "Is there more to the network's answers than the image?"
+    habits = self.model.innermost.habits
+    return habits is None or habits.bad or habits.writes
+
+
+@patch
+def take_first(
+    self: Question,
+) -> tuple | None:  # image, score (1,) that depends on it, what was noted; None: the image has to be asked
+    "The pass in which the image was predicted, once: then it is over. It is counted now."
+    if self.first is None: return None
+    (image, logits, note), self.first = self.first, None
+    self.passes.forwards += 1
+    with torch.enable_grad(): score = self.target.of(logits)
+    self.remember(score.detach(), logits.detach())
+    if image.requires_grad: score.register_hook(self._backward)
+    return image, score, note
 
 # %% ../../nbs/api/inside/question.ipynb #3d4e8224
 @patch
@@ -186,7 +273,7 @@ def logits(
     inner.batch_size = 1 if getattr(inner, 'one_by_one', False) else max(len(x), self.model.batch_size or 1)
     if self._measured is not None: self._measured.start()  # the first slice of the first image
     self.passes.forwards += len(x)
-    with self.refusing(), frugal(self.module): return self.heard(chain.logits, x) if self.heard else chain.logits(x)
+    with self.refusing(), lean(self.able): return self.heard(chain.logits, x) if self.heard else chain.logits(x)
 
 
 @patch
@@ -208,7 +295,7 @@ def apart(self: Question, x) -> torch.Tensor:
 @patch
 def remember(self: Question, score, logits=None):
     "The score of the unchanged image, so that it need not be asked again; and what its logits (1, K, *S) tell."
-    self._value = float(score)
+    self._value, self._uncounted = float(score), False
     if logits is None: return
     self._rounding, self._unknown = self.target.rounding(logits), 0.
     if self._logs_of and self.target.log_odds:
@@ -241,9 +328,10 @@ def score(
 
 @patch(as_prop=True)
 def value(self: Question) -> float:
-    "The score of the unchanged image; asked once."
+    "The score of the unchanged image; asked once, and counted once, also where the prediction told it."
     if self._value is None:
         with untouched(self.module), torch.no_grad(): self.score(apart=True)
+    self.passes.forwards, self._uncounted = self.passes.forwards + self._uncounted, False
     return self._value
 
 
@@ -279,10 +367,17 @@ def gradient(
     x=None,  # images (n, C, *S); None: the unchanged image, whose score is remembered
 ) -> torch.Tensor:  # of the same shape
     "Gradient of the summed scores with respect to the images."
-    leaf = (self.x if x is None else x).detach().requires_grad_()
     with torch.enable_grad():
-        scores = self.score(leaf, apart=True, unchanged=x is None)
+        leaf, scores = self._leaf_and_scores(x)
         with self.refusing(): return torch.autograd.grad(scores.sum(), leaf)[0]
+
+
+@patch
+def _leaf_and_scores(self: Question, x):
+    first = self.take_first() if x is None else None
+    if first: return first[:2]
+    leaf = (self.x if x is None else x).detach().requires_grad_()
+    return leaf, self.score(leaf, apart=True, unchanged=x is None)
 
 
 @patch
@@ -346,6 +441,7 @@ def about(self: Question, target) -> Question:
     "The same model and image, another target: what is known of these is not asked again."
     other = copy(self)
     other.passes, other._value, other._rounding, other._unknown = Passes(), None, None, None
+    other.first, other._uncounted = None, False
     other.target = other._frozen(target)
     if _asks_odds(other.target) != _asks_odds(self.target): other._kept = {}
     other._chain()
@@ -391,7 +487,7 @@ def unreached(self: Question) -> str:
     def find():
         lost = self._way_back()
         if not lost: return ''
-        with untouched(self.module), frugal(self.module): why = why_unreached(self.net, self.x)
+        with untouched(self.module), lean(self.able): why = why_unreached(self.net, self.x)
         return why or lost
     return self.once('unreached', find)
 
@@ -442,7 +538,7 @@ def of_prepared(self: Question, x: torch.Tensor) -> torch.Tensor:
         inner.preprocess = inner.size = inner.multiple_of = None
         inner.batch_size = len(x)
         return inner
-    with self.refusing(), frugal(self.module): return self.net.rebuilt(bare).logits(x)
+    with self.refusing(), lean(self.able): return self.net.rebuilt(bare).logits(x)
 
 # %% ../../nbs/api/inside/question.ipynb #d3aff7a6
 @patch

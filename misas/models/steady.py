@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..data.sample import Sample
 from .habits import Habits, as_ever, on_copies, seeded
@@ -216,12 +217,33 @@ def _together(one, other, writes):
 def state_of(
     model: object,  # an innermost Model
 ) -> int:
-    "A number that becomes another one when weights change, or switches such as the strength of a dropout."
+    "A number that becomes another one when weights change, modules, their code, hooks, or switches such as a dropout's."
     if model.module is None: return 0
     weights = [0 if weight.is_inference() else weight._version for weight in model.module.parameters()]
-    switches = [(name, value) for part in model.module.modules() for name, value in vars(part).items()
-                if type(value) in (bool, float, str) and name != 'training']
-    return hash((tuple(weights), tuple(switches)))
+    told = [one for part in model.module.modules() for one in _told_by(part)]
+    return hash((*weights, *told))
+
+
+_ANY = {*vars(nn.Module())}  # what every module holds
+_SWITCHES = {bool, int, float, str, type(None)}
+_BOXES = {list, tuple, dict, set}
+
+
+def _told_by(part):
+    "What decides how a module works, but for its weights."
+    own, kind = part.__dict__, type(part)
+    yield from (id(part), kind, getattr(kind, 'forward', None), id(own.get('forward')))
+    yield from (*(own.get('_forward_hooks') or ()), '', *(own.get('_forward_pre_hooks') or ()))
+    for name, value in own.items():
+        if name in _ANY: continue
+        if type(value) in _SWITCHES: yield value
+        elif type(value) in _BOXES and len(value) < 20: yield _plain(value)
+
+
+def _plain(box):
+    "What a small box holds, as far as it is numbers and texts."
+    held = box.items() if isinstance(box, dict) else box
+    return tuple(one if type(one) in _SWITCHES else _plain(one) if type(one) is tuple else 0 for one in held)
 
 
 _CHANCE = ('draws random numbers, so that it would answer differently every time: each image is asked alone, '
