@@ -128,10 +128,13 @@ def known_of(model) -> dict:
     return model._known[1]
 
 
+def _nothing_more(question): return nullcontext()
+
+
 @dataclass(frozen=True)
 class Ahead:
     "What a method wants of the pass in which the image is predicted: a gradient that comes back from its score."
-    open: Callable = lambda question: nullcontext()  # open(question): a context around the pass; it may give a note
+    open: Callable = _nothing_more  # open(question): a context around the pass; it may give a note
     image: bool = True  # does the gradient go back to the image?
     gradient: bool = True  # is one wanted at all?
 
@@ -150,15 +153,9 @@ def _predict(self: Question):
 @patch
 def _predict_once(self: Question, target, ahead):
     "Predict from logits (1, K, *S), which are returned. None where more has to be found out, or to be done."
-    anatomy, kind = self.known.get(('anatomy', self.shape)), self.model.innermost.known.kind
-    plain = not _asks_odds(target) if isinstance(target, (Target, Frozen)) else True
-    if anatomy is None or not plain or kind not in ('softmax', 'sigmoid') or self._is_uneasy(): return None
-    asked, answers, self._anatomy = differentiable(self.model), [], anatomy
-    ask, asked.engine = asked.forward, None
-    def forward(x):
-        answers.append(ask(x))
-        return answers[-1]
-    asked.forward = forward
+    self._anatomy = self._known_of_network(target)
+    if self._anatomy is None: return None
+    asked, answers = _recorded(self.model)
     wanted = ahead is not None and ahead.gradient
     image = self.x.detach().requires_grad_(wanted and ahead.image)
     try:
@@ -178,11 +175,24 @@ def _predict_once(self: Question, target, ahead):
 def _detached(value): return value.detach() if isinstance(value, torch.Tensor) else value
 
 
+def _recorded(model):
+    "A copy that is asked exactly, and a list of what its network will answer."
+    asked, answers = differentiable(model), []
+    ask, asked.engine = asked.forward, None
+    def forward(x):
+        answers.append(ask(x))
+        return answers[-1]
+    asked.forward = forward
+    return asked, answers
+
+
 @patch
-def _is_uneasy(self: Question):
-    "Is there more to the network's answers than the image?"
-    habits = self.model.innermost.habits
-    return habits is None or habits.bad or habits.writes
+def _known_of_network(self: Question, target):
+    "Its anatomy, if its answers depend on nothing but the image, and are what the target asks for; else None."
+    inner, others = self.model.innermost, isinstance(target, (Target, Frozen)) and _asks_odds(target)
+    uneasy = inner.habits is None or inner.habits.bad or inner.habits.writes
+    if uneasy or others or inner.known.kind not in ('softmax', 'sigmoid'): return None
+    return self.known.get(('anatomy', self.shape))
 
 
 @patch

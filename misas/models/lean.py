@@ -51,16 +51,16 @@ def _as_torch(g, m, shape):
 class _Convolution(torch.autograd.Function):
     "A convolution of a single volume, with weights that want no gradient."
     @staticmethod
-    def forward(ctx, x, m):
-        ctx.m, ctx.shape = m, x.shape
-        return _forwards(x, m.weight, m.bias, m, m.transposed, m.output_padding)
+    def forward(ctx, x, own):
+        ctx.own, ctx.shape = own, x.shape
+        return _forwards(x, own.weight, own.bias, own, own.transposed, own.output_padding)
 
     @staticmethod
     def backward(ctx, g):
-        m, shape = ctx.m, ctx.shape
-        if shape[1] == 1 or torch.is_grad_enabled(): return _as_torch(g, m, shape), None
-        more = None if m.transposed else _missing(shape, g, m)
-        return _forwards(g.contiguous(), m.weight, None, m, not m.transposed, more), None
+        own, shape = ctx.own, ctx.shape
+        if shape[1] == 1 or torch.is_grad_enabled(): return _as_torch(g, own, shape), None
+        more = None if own.transposed else _missing(shape, g, own)
+        return _forwards(g.contiguous(), own.weight, None, own, not own.transposed, more), None
 
 # %% ../../nbs/api/models/lean.ipynb #36c1e452
 VOLUMES = nn.Conv3d, nn.ConvTranspose3d

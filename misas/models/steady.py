@@ -217,7 +217,7 @@ def _together(one, other, writes):
 def state_of(
     model: object,  # an innermost Model
 ) -> int:
-    "A number that becomes another one when weights change, modules, their code, hooks, or switches such as a dropout's."
+    "A number that becomes another one when weights, modules, their code, hooks or switches change."
     if model.module is None: return 0
     weights = [0 if weight.is_inference() else weight._version for weight in model.module.parameters()]
     told = [one for part in model.module.modules() for one in _told_by(part)]
