@@ -106,6 +106,14 @@ def test_where_none_is_faster_the_exact_network_answers(monkeypatch):
     assert fast.engine.name == EXACT and 'not faster' in repr(fast.engine)
 
 
+def test_where_few_bits_are_no_faster_all_of_them_are_compiled(monkeypatch):
+    monkeypatch.setattr(Builder, 'build', lambda self, way: self.model.module)
+    of_speed(monkeypatch, bfloat16=1.5, compiled=.5)
+    fast = as_model(net_of(), fast=True, **OPTIONS)
+    fast.label(disc())
+    assert fast.engine.name == 'compiled' and 'not faster without being compiled' in repr(fast.engine)
+
+
 def test_without_a_compiler_it_is_not_here(monkeypatch):
     from torch._inductor import cpp_builder
     def none(): raise type('InvalidCxxCompiler', (RuntimeError,), {})('No working C++ compiler found')
@@ -175,7 +183,7 @@ class Deciding(nn.Module):
 
 def test_a_network_that_cannot_be_traced(monkeypatch):
     without(monkeypatch, 'openvino')
-    of_speed(monkeypatch, onnxruntime=.1, compiled=.1, compiled_bfloat16=.1, channels_last=.5)
+    of_speed(monkeypatch, onnxruntime=.1, compiled=.1, compiled_bfloat16=.1, channels_last=.5, bfloat16=.9)
     fast, exact = as_model(Deciding(), fast=True, **OPTIONS), as_model(Deciding(), **OPTIONS)
     dark = disc().replace(image=disc().image*.1)
     for sample in (disc(), dark): same(fast, exact, sample)

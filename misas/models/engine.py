@@ -24,7 +24,7 @@ from .ways import WAYS, Builder, NotHere, ways
 
 # %% auto #0
 __all__ = ['LABELS', 'SCORES', 'EXACT', 'GAIN', 'FIRST', 'EVERY', 'SIZES', 'Agreement', 'agreement', 'Tried', 'seconds', 'raced',
-           'harder', 'Trial', 'answer', 'Engine', 'weights_of', 'give_engine', 'in_one_go']
+           'harder', 'answer', 'Trial', 'Engine', 'weights_of', 'give_engine', 'in_one_go']
 
 # %% ../../nbs/api/models/engine.ipynb #4e080395
 LABELS, SCORES = .999, 1e-3  # share of voxels with the same label; by how much a score may differ
@@ -131,7 +131,26 @@ def harder(
     mean = x.mean()
     return [x + .2*x.std()*noise, mean + .6*(x.flip(-1) - mean)]
 
-# %% ../../nbs/api/models/engine.ipynb #c13075c9
+# %% ../../nbs/api/models/engine.ipynb #962ec5d3
+def _ratio(one): return one.ratio
+def _line(error): return (str(error).strip() or type(error).__name__).splitlines()[0][:60]
+
+
+def answer(
+    model: Model,
+    run: Callable,  # from `Builder.build`
+    x: torch.Tensor,  # (N, C, *S), prepared
+) -> torch.Tensor:  # as `Model.exactly` gives it
+    "The output of a network that is run in another way. ValueError for one that it could not have."
+    with torch.inference_mode(False), torch.no_grad():
+        x = (x.clone() if x.is_inference() else x.detach()).contiguous()
+        raw = model.plain(run(x))
+    check_finite(raw, model.name)
+    out = resized(raw, tuple(x.shape[2:]), model.known.kind)
+    if model.known.kind not in ('softmax', 'sigmoid'): model.read(out, x.ndim - 2, False)  # it may be none of its kind
+    return out
+
+# %% ../../nbs/api/models/engine.ipynb #a3f4a312
 class Trial:
     "Ways to run a network, tried on one batch."
     def __init__(
@@ -164,24 +183,30 @@ class Trial:
     def _needless(self, way):
         "Why a way that takes long to prepare need not be tried; '' if it should."
         if way.backend != 'compiled': return ''
-        known = {one.name: one for one in self.tried}
-        same = [one.said for one in known.values() if WAYS[one.name].precision == way.precision is not None]
-        if 'differs' in same: return 'differs without being compiled'
-        done = [one.name for one in known.values() if WAYS[one.name].backend == 'compiled' and one.name in self.runs]
+        alone = [one for one in self.tried if WAYS[one.name].precision == way.precision is not None][:1]
+        if alone and alone[0].name not in self.runs: return f'{alone[0].said} without being compiled'
+        if alone and self._times([alone[0].name])[alone[0].name] > GAIN: return 'not faster without being compiled'
+        done = [one.name for one in self.tried if WAYS[one.name].backend == 'compiled' and one.name in self.runs]
         return f'not tried, as {done[0]} agrees' if done else ''
 
     def best(
         self, gain: float = GAIN,  # of the time of the exact network, that may be taken at most
     ) -> str:
         "The name of the fastest that agrees, on changed images as well; EXACT where there is none."
-        times = raced({EXACT: self.model.exactly} | {name: partial(answer, self.model, run)
-                                                     for name, run in self.runs.items()}, self.x)
-        for one in self.tried:
-            if one.name in times: one.ratio = times[one.name]/times[EXACT]
-        for one in sorted((one for one in self.tried if one.name in self.runs), key=_ratio):
+        ratios, chosen = self._times(self.runs), EXACT
+        able = [one for one in self.tried if one.name in self.runs]
+        for one in able: one.ratio = ratios[one.name]
+        for one in sorted(able, key=_ratio):
             if one.ratio > gain: one.said = 'not faster'
-            elif self._holds(one): return one.name
-        return EXACT
+            elif chosen != EXACT: one.said = 'slower'
+            elif self._holds(one): chosen = one.name
+        return chosen
+
+    def _times(self, names):
+        "The time of some ways to that of the exact network."
+        asked = {name: partial(answer, self.model, self.runs[name]) for name in names}
+        times = raced({EXACT: self.model.exactly} | asked, self.x)
+        return {name: seconds/times[EXACT] for name, seconds in times.items()}
 
     def _holds(self, one):
         "Does it agree on changed images, too?"
@@ -195,25 +220,6 @@ class Trial:
             if one.said: return False
         one.said = 'taken'
         return True
-
-
-def _ratio(one): return one.ratio
-def _line(error): return (str(error).strip() or type(error).__name__).splitlines()[0][:60]
-
-
-def answer(
-    model: Model,
-    run: Callable,  # from `Builder.build`
-    x: torch.Tensor,  # (N, C, *S), prepared
-) -> torch.Tensor:  # as `Model.exactly` gives it
-    "The output of a network that is run in another way. ValueError for one that it could not have."
-    with torch.inference_mode(False), torch.no_grad():
-        x = (x.clone() if x.is_inference() else x.detach()).contiguous()
-        raw = model.plain(run(x))
-    check_finite(raw, model.name)
-    out = resized(raw, tuple(x.shape[2:]), model.known.kind)
-    if model.known.kind not in ('softmax', 'sigmoid'): model.read(out, x.ndim - 2, False)  # it may be none of its kind
-    return out
 
 # %% ../../nbs/api/models/engine.ipynb #da3481ef
 FIRST, EVERY = 3, 50  # so many answers are compared at first; later one of so many
