@@ -13,6 +13,7 @@ from misas.inside.question import Question, Refused
 from misas.inside.target import Target
 from misas.models.adapt import as_model
 from misas.models.hold import trace
+from misas.models.lean import able, lean
 
 SEED = 4  # one where the deepest features speak for the target
 QUICK = dict(n_steps=40, n_samples=3)
@@ -554,3 +555,132 @@ def test_dice_of_nothing_is_undefined():
     sample = SAMPLES[2]
     never = as_model(lambda x: torch.stack([x[:, 0]*0, x[:, 0] - 100], 1), activation='softmax')
     assert stability(attribute(never, sample, Target(1, sample.labels == 1), 'saliency'), Flip()).frame.dice.isna().all()
+
+
+def passes_of(net):
+    "Counts how often a network works."
+    seen = []
+    net.register_forward_hook(lambda *_: seen.append(1))
+    return seen
+
+
+@pytest.mark.parametrize('d', [2, 3])
+def test_the_pass_that_predicts_serves(d):
+    "From the second map on: one pass for a gradient of the image, the score of the image for the others."
+    net, sample = unet(d).eval(), SAMPLES[d]
+    seen, model, target = passes_of(net), as_model(net, activation='softmax'), Target(1, sample.labels == 1)
+    first = {name: attribute(model, sample, target, name, progress=False, **quick(name)) for name in METHODS}
+    wanted = dict(saliency=1, input_x_gradient=1, guided_backprop=1, deconvolution=1, grad_cam=1, layer_cam=1,
+                  layer_activation=1, layer_gradient_x_activation=1, guided_grad_cam=2)
+    for name, before in first.items():
+        seen.clear()
+        again = attribute(model, sample, target, name, progress=False, **quick(name))
+        assert again.passes == before.passes and np.array_equal(again.prediction, before.prediction)
+        size = np.abs(before.map).max()
+        assert np.allclose(again.map, before.map, atol=2e-4*size), name
+        assert again.score == pytest.approx(before.score, rel=1e-4, abs=1e-5)
+        if name in wanted: assert len(seen) == wanted[name], f'{name}: {len(seen)} passes'
+        if METHODS[name].family != 'relevance': assert len(seen) <= sum(again.passes) + 1  # that looks for its way first
+
+
+class Switched(nn.Module):
+    "Its activation may be another one."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.act, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)
+        self.how, self.names = 'module', {'act': 'relu'}
+
+    def forward(self, x):
+        x = self.one(x)
+        if self.how == 'module' and self.names['act'] == 'relu': return self.two(self.act(x))
+        return self.two(torch.nn.functional.softplus(x))
+
+
+def patched(self, x): return self.two(torch.tanh(self.one(x)))
+
+
+CHANGES = dict(
+    module=lambda net: setattr(net, 'act', nn.SiLU()), switch=lambda net: setattr(net, 'how', 'else'),
+    names=lambda net: net.names.update(act='else'), own_forward=lambda net: setattr(net, 'forward', patched.__get__(net)),
+    of_class=lambda net: setattr(type(net), 'forward', patched))
+
+
+@pytest.mark.parametrize('how', CHANGES)
+def test_another_network_is_looked_at_again(how, monkeypatch):
+    "What was found out holds as long as modules, switches and code are the same."
+    monkeypatch.setattr(Switched, 'forward', Switched.forward)  # put back afterwards
+    net, sample = Switched(), SAMPLES[2]
+    model, target = as_model(net, activation='softmax'), Target(1, sample.labels == 1)
+    def activations(): return Question(model, sample, target, progress=False).anatomy.activations
+    before = activations()
+    for _ in range(2): attribute(model, sample, target, 'guided_backprop', progress=False)
+    CHANGES[how](net)
+    assert activations() != before
+    with pytest.raises(Refused): attribute(model, sample, target, 'guided_backprop', progress=False)
+
+
+def test_a_gradient_that_is_cut_later():
+    "A cut that came with other weights, or other code, is found."
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two, self.cut = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1), False
+
+        def forward(self, x):
+            found = self.one(x)
+            return self.two(found*(found.detach() if self.cut else found))
+    net, sample = Gate(), SAMPLES[2]
+    model, target = as_model(net, activation='softmax'), Target(1, sample.labels == 1)
+    for _ in range(2): assert attribute(model, sample, target, 'saliency', progress=False).doubt is None
+    net.cut = True
+    with pytest.warns(UserWarning, match='detach'): found = attribute(model, sample, target, 'saliency', progress=False)
+    assert found.doubt
+
+
+def test_weights_that_change_between_maps():
+    net, sample = unet(2).eval(), SAMPLES[2]
+    model, target = as_model(net, activation='softmax'), Target(1, sample.labels == 1)
+    for _ in range(2): before = attribute(model, sample, target, 'saliency', progress=False)
+    with torch.no_grad(): net.last[2].weight.mul_(2)
+    after = attribute(model, sample, target, 'saliency', progress=False)
+    assert np.allclose(after.map, 2*before.map, rtol=1e-3, atol=1e-4*np.abs(after.map).max())
+
+
+CONVOLUTIONS = dict(
+    plain=lambda: nn.Conv3d(4, 6, 3, padding=1), strided=lambda: nn.Conv3d(4, 6, 3, 2, 1), one=lambda: nn.Conv3d(4, 6, 1),
+    dilated=lambda: nn.Conv3d(4, 6, (3, 1, 3), 1, (2, 0, 2), 2, bias=False), grouped=lambda: nn.Conv3d(4, 8, 3, groups=2),
+    of_one=lambda: nn.Conv3d(1, 6, 3, padding=1), each=lambda: nn.Conv3d(4, 4, 3, groups=4), same=lambda: nn.Conv3d(4, 6, 3, padding='same'),
+    mirrored=lambda: nn.Conv3d(4, 6, 3, padding=1, padding_mode='reflect'), double=lambda: nn.Conv3d(4, 6, 3).double(),
+    turned=lambda: nn.ConvTranspose3d(4, 6, 3, 2, 1, 1), turned_in_groups=lambda: nn.ConvTranspose3d(4, 6, 2, 2, groups=2))
+
+
+@pytest.mark.parametrize('name', CONVOLUTIONS)
+def test_single_volumes(name):
+    "The quick way gives what torch gives: forwards, backwards, and backwards twice."
+    net = nn.Sequential(CONVOLUTIONS[name]().requires_grad_(False))
+    conv = net[0]
+    torch.manual_seed(0)
+    image = torch.randn(1, conv.in_channels, 9, 8, 7, dtype=conv.weight.dtype)
+    def found():
+        leaf = image.clone().requires_grad_()
+        out = net(leaf)
+        slope = torch.autograd.grad(out.sin().sum(), leaf, create_graph=True)[0]
+        return out, slope, torch.autograd.grad(slope.square().sum(), leaf)[0]
+    usual, before = found(), trace(net)
+    with lean(able(net)): quick = found()
+    with lean(able(net)), torch.no_grad(): last = net(image)
+    assert trace(net) == before
+    for one, other in zip((*quick, last), (*usual, usual[0])): assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_quick_way_is_left_to_those_who_follow():
+    conv = nn.Conv3d(4, 6, 3, padding=1).requires_grad_(False)
+    image = torch.randn(1, 4, 8, 8, 8)
+    usual = conv(image)
+    with lean(able(conv)):
+        with torch.autocast('cpu', torch.bfloat16): assert conv(image).dtype == torch.bfloat16
+        with torch.no_grad(): assert torch.allclose(torch.func.vmap(conv)(image[None])[0], usual, atol=1e-4)
+        conv.weight.requires_grad_(True)
+    with lean(able(conv)) as changed: assert not changed

@@ -9,7 +9,8 @@ import torch
 
 from .method import Method, Raw, no_difference
 from .modified import ahead_guided, foresee_guided, guided_backprop, refuse_guided
-from ..inside.layers import Features, ahead_of, channels, features, listen, mean_removed_by, pick_layer, refuse_layers
+from ..inside.layers import (
+    Features, ahead_of, channels, features, listen, mean_removed_by, pick_layer, refuse_layers)
 from ..inside.question import Question, Refused
 
 # %% auto #0
@@ -162,9 +163,12 @@ def _each_feature(q, options):
 WEIGHTED, EACH = 'weighted features', '{score}'  # units of maps
 
 
+def _listens(options): return ahead_of(options['layer'])
+
+
 def _cam(name, run, words, origin, cost, refuse, unit, needs='features', slope=False, foresee=None, **options):
     options = {'layer': 'auto', **options}
-    ahead = (lambda options: ahead_of(options['layer'])) if needs == 'features' else foresee and ahead_guided
+    ahead = _listens if needs == 'features' else foresee and ahead_guided
     return Method(name, 'class activation', run, words, origin, cost, refuse, needs, options, 'misas', unit, slope,
                   foresee=foresee, ahead=ahead)
 

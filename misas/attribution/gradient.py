@@ -178,7 +178,8 @@ def _shap(q, o): return o['n_samples'] + 1 + len(several(q, o['baseline'])), o['
 
 
 def _gradient(name, run, words, origin, cost, unit, refuse=None, **options):
-    more = dict(options=options, library='misas', unit=unit, slope=unit == SLOPE, ahead=_ahead if cost is _once else None)
+    ahead = _ahead if cost is _once else None
+    more = dict(options=options, library='misas', unit=unit, slope=unit == SLOPE, ahead=ahead)
     return Method(name, 'gradient', run, words, origin, cost, refuse, **more)
 
 

@@ -102,6 +102,8 @@ def refuse_path(q, options):
     return refuse_layers(q, options) or refuse_constant(q, options)
 
 
+def _looks(options): return ahead_of(options['layer'], grads=False)
+def _listens(options): return ahead_of(options['layer'])
 def _forward(q, options): return 1, 0
 def _once(q, options): return 1, 1
 def _points(q, options): return options['n_steps'], options['n_steps']
@@ -109,8 +111,7 @@ def _ends(q, options): return options['n_steps'] + 1, options['n_steps'] + 1
 
 
 def _layer(name, run, words, origin, cost, refuse, unit, needs='features', **options):
-    alone = cost in (_forward, _once)
-    ahead = (lambda options: ahead_of(options['layer'], cost is _once)) if alone else None
+    ahead = {_forward: _looks, _once: _listens}.get(cost)
     options = {'layer': 'auto', **options}
     return Method(name, 'layer', run, words, origin, cost, refuse, needs, options, 'misas', unit, ahead=ahead)
 

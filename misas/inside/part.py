@@ -122,9 +122,6 @@ class Reach:
     known: bool = False
     confirmed: int = 0  # regions for which it was compared with the whole image in all that was asked
 
-
-def _reach_before(q): return Reach(q.known.get('margin', LEAST))  # as far as it was seen with other images
-
 # %% ../../nbs/api/inside/part.ipynb #aa1a1a80
 class Part:
     "The part of an image that a region's logits depend on, asked in place of the whole where they are the same there."
@@ -134,7 +131,7 @@ class Part:
         whole: Callable | None = None,  # whole(x): logits of an image, to compare with; None: `Question.look`
     ):
         self.q, self.target, self.box = q, target or q.target, None
-        self.reach, self.margin = q.once('reach', partial(_reach_before, q)), None  # None: not begun
+        self.reach, self.margin = q.once('reach', lambda: Reach(q.known.get('margin', LEAST))), None  # None: not begun
         self.whole, self.logits = whole or q.look, None  # (n, K, *s) of the last parts
         self.useless = self.target.reduce == 'dice' or bool(q.anatomy.norms)  # or if it would be nearly the whole
         self.steps = coarseness(q)

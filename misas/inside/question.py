@@ -33,7 +33,7 @@ from ..models.lean import able, lean
 from ..models.output import NoGradient, NoLogits, no_gradient
 
 # %% auto #0
-__all__ = ['Refused', 'check_count', 'images_at_once', 'batches', 'Passes', 'Question', 'known_of', 'Ahead', 'refused', 'Whole']
+__all__ = ['Refused', 'check_count', 'images_at_once', 'batches', 'known_of', 'Ahead', 'Passes', 'Question', 'refused', 'Whole']
 
 # %% ../../nbs/api/inside/question.ipynb #23b979c4
 class Refused(ValueError):
@@ -68,6 +68,37 @@ def batches(
     cuts = [*range(0, n, size), n]
     if join and size > 1 and len(cuts) > 2 and cuts[-1] - cuts[-2] == 1: del cuts[-2]
     return list(zip(cuts, cuts[1:]))
+
+# %% ../../nbs/api/inside/question.ipynb #6c5f9084
+def known_of(model) -> dict:
+    "To keep what is found out about a model in; empty once its network is another one."
+    inner = model.innermost
+    state = inner.examined[0] if inner.examined else state_of(inner)  # just found by `steady`
+    now = id(model), id(inner.preprocess), state  # a copy may be another one
+    if vars(model).get('_known', (None,))[0] != now: model._known = now, {}
+    return model._known[1]
+
+
+def _nothing_more(question): return nullcontext()
+
+
+@dataclass(frozen=True)
+class Ahead:
+    "What a method wants of the pass in which the image is predicted: a gradient that comes back from its score."
+    open: Callable = _nothing_more  # open(question): a context around the pass; it may give a note
+    image: bool = True  # does the gradient go back to the image?
+    gradient: bool = True  # is one wanted at all?
+
+
+def _recorded(model):
+    "A copy that is asked exactly, and a list of what its network will answer."
+    asked, answers = differentiable(model), []
+    ask, asked.engine = asked.forward, None
+    def forward(x):
+        answers.append(ask(x))
+        return answers[-1]
+    asked.forward = forward
+    return asked, answers
 
 # %% ../../nbs/api/inside/question.ipynb #69e55459
 @dataclass
@@ -118,27 +149,7 @@ class Question:
     def generator(self): "The same for torch, on the CPU."; return torch.Generator().manual_seed(self.seed)
     def baseline(self, spec='blur'): "See `make_baseline`."; return make_baseline(self.x, spec, self.sample.spacing)
 
-# %% ../../nbs/api/inside/question.ipynb #0688d18e
-def known_of(model) -> dict:
-    "To keep what is found out about a model in; empty once its network is another one."
-    inner = model.innermost
-    state = inner.examined[0] if inner.examined else state_of(inner)  # just found by `steady`
-    now = id(model), id(inner.preprocess), state  # a copy may be another one
-    if vars(model).get('_known', (None,))[0] != now: model._known = now, {}
-    return model._known[1]
-
-
-def _nothing_more(question): return nullcontext()
-
-
-@dataclass(frozen=True)
-class Ahead:
-    "What a method wants of the pass in which the image is predicted: a gradient that comes back from its score."
-    open: Callable = _nothing_more  # open(question): a context around the pass; it may give a note
-    image: bool = True  # does the gradient go back to the image?
-    gradient: bool = True  # is one wanted at all?
-
-
+# %% ../../nbs/api/inside/question.ipynb #dff6caac
 @patch
 def _predict(self: Question):
     "Watched, where nothing is around the network."
@@ -148,6 +159,15 @@ def _predict(self: Question):
     if inner.noise_seen != before: return  # it was asked about noise, too
     self._anatomy = seen()  # so it need not be asked once more
     if own and self._anatomy: self.known['anatomy', self.shape] = self._anatomy
+
+
+@patch
+def _known_of_network(self: Question, target):
+    "Its anatomy, if its answers depend on nothing but the image, and are what the target asks for; else None."
+    inner, others = self.model.innermost, isinstance(target, (Target, Frozen)) and _asks_odds(target)
+    uneasy = inner.habits is None or inner.habits.bad or inner.habits.writes
+    if uneasy or others or inner.known.kind not in ('softmax', 'sigmoid'): return None
+    return self.known.get(('anatomy', self.shape))
 
 
 @patch
@@ -173,40 +193,6 @@ def _predict_once(self: Question, target, ahead):
 
 
 def _detached(value): return value.detach() if isinstance(value, torch.Tensor) else value
-
-
-def _recorded(model):
-    "A copy that is asked exactly, and a list of what its network will answer."
-    asked, answers = differentiable(model), []
-    ask, asked.engine = asked.forward, None
-    def forward(x):
-        answers.append(ask(x))
-        return answers[-1]
-    asked.forward = forward
-    return asked, answers
-
-
-@patch
-def _known_of_network(self: Question, target):
-    "Its anatomy, if its answers depend on nothing but the image, and are what the target asks for; else None."
-    inner, others = self.model.innermost, isinstance(target, (Target, Frozen)) and _asks_odds(target)
-    uneasy = inner.habits is None or inner.habits.bad or inner.habits.writes
-    if uneasy or others or inner.known.kind not in ('softmax', 'sigmoid'): return None
-    return self.known.get(('anatomy', self.shape))
-
-
-@patch
-def take_first(
-    self: Question,
-) -> tuple | None:  # image, score (1,) that depends on it, what was noted; None: the image has to be asked
-    "The pass in which the image was predicted, once: then it is over. It is counted now."
-    if self.first is None: return None
-    (image, logits, note), self.first = self.first, None
-    self.passes.forwards += 1
-    with torch.enable_grad(): score = self.target.of(logits)
-    self.remember(score.detach(), logits.detach())
-    if image.requires_grad: score.register_hook(self._backward)
-    return image, score, note
 
 # %% ../../nbs/api/inside/question.ipynb #3d4e8224
 @patch
@@ -369,6 +355,20 @@ def _look_once(self: Question):
 
 @patch
 def _backward(self: Question, gradients): self.passes.backwards += len(gradients)
+
+# %% ../../nbs/api/inside/question.ipynb #8dac7d40
+@patch
+def take_first(
+    self: Question,
+) -> tuple | None:  # image, score (1,) that depends on it, what was noted; None: the image has to be asked
+    "The pass in which the image was predicted, once: then it is over. It is counted now."
+    if self.first is None: return None
+    (image, logits, note), self.first = self.first, None
+    self.passes.forwards += 1
+    with torch.enable_grad(): score = self.target.of(logits)
+    self.remember(score.detach(), logits.detach())
+    if image.requires_grad: score.register_hook(self._backward)
+    return image, score, note
 
 # %% ../../nbs/api/inside/question.ipynb #facdc217
 @patch
