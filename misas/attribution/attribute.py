@@ -404,15 +404,13 @@ def attribute(
     "Where the model looks. Refused where the method would be wrong; ValueError for maps not to be believed."
     how, common = method_of(method), dict(baseline=baseline, n_steps=n_steps, layer=layer)
     options = own_options(how, common, kw)
-    model = as_model(model)
+    model, asking = as_model(model), dict(internal_batch=internal_batch, seed=seed, progress=progress)
     with noted_once(model.network):
-        question = Question(model, sample, target, internal_batch=internal_batch, seed=seed, progress=progress,
-                            ahead=how.ahead and how.ahead(options))
+        question = Question(model, sample, target, **asking, ahead=how.ahead and how.ahead(options))
         check_refusal(how, question, options)
         _foretell(how, question)
         raw = run_method(how, question, options)
-        asked = dict(common, internal_batch=internal_batch, seed=seed, progress=progress, **kw)
-        return explained(question, how, options, raw, asked)
+        return explained(question, how, options, raw, {**common, **asking, **kw})
 
 # %% ../../nbs/api/attribution/attribute.ipynb #37c6f2bc
 @patch
