@@ -150,7 +150,7 @@ def answer(
     if model.known.kind not in ('softmax', 'sigmoid'): model.read(out, x.ndim - 2, False)  # it may be none of its kind
     return out
 
-# %% ../../nbs/api/models/engine.ipynb #a3f4a312
+# %% ../../nbs/api/models/engine.ipynb #fe1a2a52
 class Trial:
     "Ways to run a network, tried on one batch."
     def __init__(
@@ -189,37 +189,43 @@ class Trial:
         done = [one.name for one in self.tried if WAYS[one.name].backend == 'compiled' and one.name in self.runs]
         return f'not tried, as {done[0]} agrees' if done else ''
 
-    def best(
-        self, gain: float = GAIN,  # of the time of the exact network, that may be taken at most
-    ) -> str:
-        "The name of the fastest that agrees, on changed images as well; EXACT where there is none."
-        ratios, chosen = self._times(self.runs), EXACT
-        able = [one for one in self.tried if one.name in self.runs]
-        for one in able: one.ratio = ratios[one.name]
-        for one in sorted(able, key=_ratio):
-            if one.ratio > gain: one.said = 'not faster'
-            elif chosen != EXACT: one.said = 'slower'
-            elif self._holds(one): chosen = one.name
-        return chosen
+# %% ../../nbs/api/models/engine.ipynb #2fd80f94
+@patch
+def best(
+    self: Trial, gain: float = GAIN,  # of the time of the exact network, that may be taken at most
+) -> str:
+    "The name of the fastest that agrees, on changed images as well; EXACT where there is none."
+    ratios, chosen = self._times(self.runs), EXACT
+    able = [one for one in self.tried if one.name in self.runs]
+    for one in able: one.ratio = ratios[one.name]
+    for one in sorted(able, key=_ratio):
+        if one.ratio > gain: one.said = 'not faster'
+        elif chosen != EXACT: one.said = 'slower'
+        elif self._holds(one): chosen = one.name
+    return chosen
 
-    def _times(self, names):
-        "The time of some ways to that of the exact network."
-        asked = {name: partial(answer, self.model, self.runs[name]) for name in names}
-        times = raced({EXACT: self.model.exactly} | asked, self.x)
-        return {name: seconds/times[EXACT] for name, seconds in times.items()}
 
-    def _holds(self, one):
-        "Does it agree on changed images, too?"
-        run = self.runs[one.name]
-        for x in harder(self.x):
-            try: exact = self.model.exactly(x)
-            except ValueError: continue  # it is more than the network bears
-            try: one.agrees |= self.compare(run, x, exact)
-            except Exception as e: one.said = f'fails on a changed image: {_line(e)}'
-            if not one.agrees.fine: one.said = 'differs on a changed image'
-            if one.said: return False
-        one.said = 'taken'
-        return True
+@patch
+def _times(self: Trial, names):
+    "The time of some ways to that of the exact network."
+    asked = {name: partial(answer, self.model, self.runs[name]) for name in names}
+    times = raced({EXACT: self.model.exactly} | asked, self.x)
+    return {name: seconds/times[EXACT] for name, seconds in times.items()}
+
+
+@patch
+def _holds(self: Trial, one):
+    "Does it agree on changed images, too?"
+    run = self.runs[one.name]
+    for x in harder(self.x):
+        try: exact = self.model.exactly(x)
+        except ValueError: continue  # it is more than the network bears
+        try: one.agrees |= self.compare(run, x, exact)
+        except Exception as e: one.said = f'fails on a changed image: {_line(e)}'
+        if not one.agrees.fine: one.said = 'differs on a changed image'
+        if one.said: return False
+    one.said = 'taken'
+    return True
 
 # %% ../../nbs/api/models/engine.ipynb #da3481ef
 FIRST, EVERY = 3, 50  # so many answers are compared at first; later one of so many
@@ -232,7 +238,8 @@ class Engine:
         self, wanted: bool | str = True,  # name of a way, see `WAYS`; True: the fastest that agrees
         never: str = '',  # why there can be none
     ):
-        if wanted is not True and wanted not in WAYS: raise ValueError(
+        named = isinstance(wanted, str) and wanted in WAYS
+        if wanted is not True and not named: raise ValueError(
             f'fast must be True, False or one of {", ".join(WAYS)}, got {wanted!r}')
         self.wanted, self.never, self.only = wanted, never, None
         self.forget()
@@ -439,13 +446,13 @@ def keep_to(
     self.forget()
     self.only = name
 
-# %% ../../nbs/api/models/engine.ipynb #c4c11252
+# %% ../../nbs/api/models/engine.ipynb #cc3550c5
 def _unsuited(model):
     "Why nothing else can run what a model is made of; '' if something can."
     if isinstance(model, TorchModel) and isinstance(model.module, torch.jit.ScriptModule):
         return 'TorchScript cannot be taken apart'
     if isinstance(model, TorchModel) and type(model).forward is TorchModel.forward: return ''
-    return f'fast=True is for networks in torch, and not for a {type(model).__name__}'
+    return f'fast=True is for networks in torch, which {type(model).__name__} is not'
 
 
 def give_engine(
