@@ -196,10 +196,10 @@ def watching(
     def heard(ask, x):
         if not x.requires_grad or not torch.is_grad_enabled(): return ask(x)
         q.heard = None
-        try: out, places = _watched(ask, x, q.module)
+        try: places = _watched(ask, x, q.module)[1]
         except Exception: return ask(x)  # whatever is wrong, it is said without an audience
         q.once('where cut', lambda: places)
-        return out
+        return ask(x)  # as it will be asked when nobody listens, bit by bit
     try:
         if wanted and not is_known(q): q.heard = heard
         yield

@@ -187,6 +187,13 @@ def ahead_of(
     return Ahead(heard, image=False, gradient=grads)
 
 
+def _place_once(q, name, module, follower):
+    "The pass in which it is found where a layer lies is another one than those in which it is listened to."
+    if q.known.get(('placed', name)): return
+    with follower: listen(q, module, False, lambda: q.target.of(q.look(q.x)))
+    q.known['placed', name] = True
+
+
 def _heard_before(q, name):
     "Features, grids and score of the pass that predicted; None where nobody listened to this layer then."
     if q.first is None or name not in (q.first[2] or ()): return None
@@ -213,6 +220,7 @@ def features(
     name, module = pick_layer(q, layer)
     def ask(): return q.score(x)
     follower, before = _follower(q, name, module), _heard_before(q, name) if x is None else None
+    if not before: _place_once(q, name, module, follower)
     if before: kept, grids, score = before
     else:
         with follower: kept, grids, score = listen(q, module, grads, ask)
