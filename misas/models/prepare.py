@@ -303,13 +303,16 @@ def check_finite(
         raise ValueError(f'{name} returned NaN or infinite values')
 
 
-def _portion(model, x, logits, own):
-    """Probabilities or logits on the images' own grid for one forward pass.
+def _batches(images, own):
+    "What goes through together. A network may write into what it gets: that is a copy, unless the images are our own."
+    if len({o.shape for o in images}) > 1 or own and len(images) == 1: return [o[None] for o in images]
+    return [torch.stack(images)]
 
-    A network may write into what it gets: that is a copy, unless the images are our `own`."""
+
+def _portion(model, x, logits, own):
+    "Probabilities or logits on the images' own grid for one forward pass."
     images, undos = zip(*(model.prepare(image) for image in x))
-    same = len({o.shape for o in images}) == 1 and not (own and len(images) == 1)
-    batches = [torch.stack(images)] if same else [o[None] for o in images]
+    batches = _batches(images, own)
     raw = model.raw(batches[0])
     if len(batches) > 1: raw = torch.cat([raw.clone(), *(model.raw(batch).clone() for batch in batches[1:])])
     out = model.read(raw, x.ndim - 2, logits)

@@ -190,7 +190,7 @@ def bundle(
 
 def said(widget) -> str:
     "The texts in a box, without their tags, one after the other."
-    own = unescape(re.sub('<[^>]*>|■', ' ', widget.value)) if isinstance(widget, W.HTML) else ''
+    own = unescape(re.sub('(?s)<style>.*?</style>|<[^>]*>|■', ' ', widget.value)) if isinstance(widget, W.HTML) else ''
     texts = [own, *map(said, getattr(widget, 'children', ()))]
     return ' '.join(' '.join(texts).split())
 
