@@ -194,6 +194,12 @@ def _place_once(q, name, module, follower):
     q.known['placed', name] = True
 
 
+def _heard_now(q, name, module, grads, ask):
+    follower = _follower(q, name, module)
+    _place_once(q, name, module, follower)
+    with follower: return listen(q, module, grads, ask)
+
+
 def _heard_before(q, name):
     "Features, grids and score of the pass that predicted; None where nobody listened to this layer then."
     if q.first is None or name not in (q.first[2] or ()): return None
@@ -220,10 +226,7 @@ def features(
     name, module = pick_layer(q, layer)
     def ask(): return q.score(x)
     follower, before = _follower(q, name, module), _heard_before(q, name) if x is None else None
-    if not before: _place_once(q, name, module, follower)
-    if before: kept, grids, score = before
-    else:
-        with follower: kept, grids, score = listen(q, module, grads, ask)
+    kept, grids, score = before or _heard_now(q, name, module, grads, ask)
     places = [placement(follower, name, grid, map.shape[2:]) for grid, map in zip(grids, kept)]
     found = Features(name, _plain(kept), [], grids, places)
     if not grads: return found
