@@ -215,7 +215,7 @@ def _back_to(kept, score):
     found = torch.autograd.grad(score, kept, allow_unused=True)
     return _plain(torch.zeros_like(map) if grad is None else grad for map, grad in zip(kept, found))
 
-
+# %% ../../nbs/api/inside/layers.ipynb #f3a7c1d2
 def features(
     q: Question,
     layer: str = 'auto',  # see `pick_layer`

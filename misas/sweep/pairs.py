@@ -14,6 +14,8 @@ from fastcore.basics import patch
 from ..doors import door
 from ..metrics.limits import check_drop, directed, holds as within, room, usual_drop
 from ..metrics.metric import Metric
+from ..models.adapt import as_model
+from ..models.engine import in_one_go
 from .ceiling import ceilings, forgiven
 from .scoring import Probe, Scoring, unpack_labels
 from ..transforms.base import Stack, Transform, sweep_values
@@ -127,9 +129,11 @@ def sensitivity_grid(
     "How predictions for one sample change with two transforms at once; one prediction a pair of values."
     stack = as_pair(transforms)
     values = [thinned(t) if v is None else sweep_values(t, v) for t, v in zip(stack.free, _two_lists(values, stack))]
-    probe = Probe(model, sample, stack, Scoring(metrics, reference, space))
-    pairs = [(v, w) for v in values[0] for w in values[1]]
-    return SensitivityGrid(probe, values, {at: (packed, table) for at, packed, table in probe.at(pairs, progress)})
+    pairs, model = [(v, w) for v in values[0] for w in values[1]], as_model(model)
+    def asked():
+        probe = Probe(model, sample, stack, Scoring(metrics, reference, space))
+        return SensitivityGrid(probe, values, {at: (packed, table) for at, packed, table in probe.at(pairs, progress)})
+    return in_one_go(model, asked)
 
 
 def _two_lists(values, stack):

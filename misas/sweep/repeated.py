@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from ..doors import door
 from ..metrics.limits import usual_drop
 from ..metrics.metric import Metric
+from ..models.engine import in_one_go
 from .scoring import Probe, as_transform
 from .sensitivity import Sensitivity, sensitivity
 from ..transforms.base import Transform
@@ -72,9 +73,11 @@ def repeated(
 def _drawn_again(sweep, transform, progress):
     "A sweep by a transform with another seed; what the model says of the unchanged image is known."
     known = sweep._probe
-    probe = Probe(known.model, known.sample, transform, sweep.scoring, sweep.predictions[sweep._same])
-    found = probe.at(sweep.values, progress)
-    return Sensitivity(probe, {value: (packed, table) for value, packed, table in found})
+    def asked():
+        probe = Probe(known.model, known.sample, transform, sweep.scoring, sweep.predictions[sweep._same])
+        found = probe.at(sweep.values, progress)
+        return Sensitivity(probe, {value: (packed, table) for value, packed, table in found})
+    return in_one_go(known.model, asked)
 
 # %% ../../nbs/api/sweep/repeated.ipynb #4409b179
 @patch

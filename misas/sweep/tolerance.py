@@ -13,6 +13,8 @@ from fastcore.basics import patch
 
 from ..doors import door
 from ..metrics.limits import check_drop, excess, holds, reach
+from ..models.adapt import as_model
+from ..models.engine import in_one_go
 from .ceiling import ceilings, forgiven
 from .scoring import Probe, Scoring, as_transform
 from .sensitivity import Sensitivity, curves_of, judged_bad
@@ -222,8 +224,12 @@ def tolerance(
     "How far one can go in both directions before a class gets worse by more than `drop`; by bisection."
     transform, scoring = as_transform(transform), Scoring(metric, reference, space)
     if len(scoring.metrics) > 1: raise ValueError(f'metric must be one metric, got {", ".join(scoring.metrics)}')
-    values = tolerance_values(transform, resolution)
-    probe = Probe(model, sample, transform, scoring)
+    values, model = tolerance_values(transform, resolution), as_model(model)
+    return in_one_go(model, lambda: _found(Probe(model, sample, transform, scoring), values, drop))
+
+
+def _found(probe, values, drop):
+    "The range, by bisection."
     search = _Search(probe, values)
     at = search.same
     search.metric.bad([])  # refuses a metric in which nothing is better or worse
