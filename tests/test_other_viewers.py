@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from test_widgets import TIMES, View, opened, until
+from test_widgets import TIMES, View, lab, opened, until  # noqa: F401  (`lab` is a fixture)
 
 PROTOTYPE = Path(os.environ.get('MISAS_DATA', 'data')).resolve().parent/'prototypes'/'viewer.py'
 TURNS = 20
