@@ -85,7 +85,7 @@ def turn_wheel(page, canvas, k):
     return clocked(page, lambda: page.mouse.wheel(0, 100 if k % 6 < 3 else -100))
 
 
-def test_wheel_to_painted_picture(lab):
+def test_wheel_to_painted_picture(lab):  # noqa: F811
     "Three slices of 197 x 233 x 189 with labels, and values of a finished sweep of 256 x 256."
     page = opened(lab, None, OURS + (NIIVUE if importlib.util.find_spec('ipyniivue') else '')
                   + (PROTOTYPED.format(file=str(PROTOTYPE)) if PROTOTYPE.is_file() else ''))
