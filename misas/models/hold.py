@@ -23,7 +23,7 @@ from .kept import Kept
 
 # %% auto #0
 __all__ = ['CONVOLUTIONS', 'NORMS', 'same_luck', 'evaluating', 'evaluated_once', 'hookable', 'untouched', 'noted_once',
-           'out_of_place', 'forgetful', 'frugal', 'trace']
+           'out_of_place', 'is_linear', 'forgetful', 'frugal', 'trace']
 
 # %% ../../nbs/api/models/hold.ipynb #618b1555
 def _luck():
@@ -271,12 +271,15 @@ CONVOLUTIONS = {getattr(nn, f'Conv{kind}{n}d') for kind in ('', 'Transpose') for
 NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 
 
-def _linear(m):
+def is_linear(
+    m: nn.Module,
+) -> bool:
     "Is it linear in what it gets, with weights that want no gradient? No subclasses: they may do more."
-    if type(m) not in CONVOLUTIONS | NORMS or 'forward' in vars(m): return False
+    if not (type(m) in CONVOLUTIONS or type(m) in NORMS) or 'forward' in m.__dict__: return False
     if type(m) in NORMS and (m.training or m.running_mean is None): return False
-    own = {'weight', 'bias'} <= m._parameters.keys()  # computed from others they might depend on the image
-    return own and not any(weight.requires_grad for weight in m.parameters(recurse=False))
+    own = m._parameters
+    if 'weight' not in own or 'bias' not in own: return False  # computed from others, they might depend on the image
+    return not any(weight is not None and weight.requires_grad for weight in own.values())
 
 
 def _others_decide():
@@ -301,7 +304,7 @@ def frugal(
 ) -> changed_for_a_while:
     "Inside, convolutions and BatchNorms do not keep their inputs for the gradient, which does not need them."
     able = hookable(module) and torch.is_grad_enabled()
-    changed = [m for m in module.modules() if _linear(m)] if able else []
+    changed = [m for m in module.modules() if is_linear(m)] if able else []
     def begin():
         for m in changed: m.__dict__['forward'] = partial(forgetful, m.forward)
         return changed

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..doors import changed_for_a_while
-from .hold import CONVOLUTIONS, NORMS, forgetful, hookable
+from .hold import CONVOLUTIONS, NORMS, forgetful, hookable, is_linear
 
 # %% auto #0
 __all__ = ['SLOW', 'VOLUMES', 'able', 'lean']
@@ -95,14 +95,6 @@ def able(
 def _is_common(m): return m.padding_mode == 'zeros' and not isinstance(m.padding, str)
 
 
-def _linear(m):
-    "Is it linear in what it gets, with weights that want no gradient?"
-    if 'forward' in m.__dict__ or type(m) in NORMS and (m.training or m.running_mean is None): return False
-    own = m._parameters
-    if 'weight' not in own or 'bias' not in own: return False  # computed from others, they might depend on the image
-    return not any(weight is not None and weight.requires_grad for weight in own.values())
-
-
 def _in_little(m, gradients):
     forward = partial(forgetful, m.forward) if gradients else m.forward
     return partial(_volume, m, forward) if type(m) in VOLUMES else forward
@@ -113,7 +105,7 @@ def lean(
 ) -> changed_for_a_while:  # gives those that are changed
     "Inside, these keep nothing for the gradient that it does not need, and take the quick way through single volumes."
     gradients = torch.is_grad_enabled()
-    changed = [m for m in parts if _linear(m) and (gradients or type(m) in VOLUMES)]
+    changed = [m for m in parts if is_linear(m) and (gradients or type(m) in VOLUMES)]
     def begin():
         for m in changed: m.__dict__['forward'] = _in_little(m, gradients)
         return changed
