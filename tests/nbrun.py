@@ -7,6 +7,7 @@ Each has a process of its own, where the same things are imported: what a notebo
 import argparse
 import atexit
 import base64
+import importlib
 import io
 import json
 import multiprocessing
@@ -68,6 +69,15 @@ def same_luck():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+class Later:
+    "A module that is imported when something of it is asked for, and takes no memory until then."
+    def __init__(self, name): self._name = name
+
+    def __getattr__(self, what):
+        if what.startswith('_'): raise AttributeError(what)  # as pytest asks of everything it sees
+        return getattr(importlib.import_module(self._name), what)
 
 
 def give_back():

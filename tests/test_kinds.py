@@ -5,19 +5,14 @@ import subprocess
 import sys
 import zipfile
 
-import monai.transforms as mt
 import numpy as np
 import pytest
-import segmentation_models_pytorch as smp
-import timm
 import torch
 import torch.nn.functional as F
-import torchvision.models.segmentation as tv
-import transformers
-from monai.bundle import init_bundle
 from PIL import Image
 from torch import nn
 
+import nbrun
 from misas.all import Brightness, Study, Target, as_model, attribute, load, sensitivity
 from misas.data.fingerprint import fingerprint
 from misas.data.phantom import short_axis, short_axis_stack
@@ -25,6 +20,9 @@ from misas.data.sample import Sample
 from misas.models.bundle import load_bundle
 from misas.models.output import NoGradient
 
+# libraries that are imported by the tests that use them: together they take 300 MB, which the notebooks would find taken
+mt, bundles, smp, timm, tv, transformers = map(nbrun.Later, (
+    'monai.transforms', 'monai.bundle', 'segmentation_models_pytorch', 'timm', 'torchvision.models.segmentation', 'transformers'))
 SHAPE = dict(depths=[1]*4, hidden_sizes=[8, 16, 16, 16], num_attention_heads=[1]*4, decoder_hidden_size=16)
 
 
@@ -177,7 +175,7 @@ def bundle(folder, net, network, before, after=(), inferer='SimpleInferer', clas
         network_def=network, preprocessing=step('Compose', transforms=composed),
         inferer=step('SlidingWindowInferer', roi_size=[24, 24, 8]) if inferer == 'windows' else step(inferer),
         postprocessing=step('Compose', transforms=list(after)))
-    init_bundle(folder, network=net, metadata_str=dict(network_data_format=formats), inference_str=config)
+    bundles.init_bundle(folder, network=net, metadata_str=dict(network_data_format=formats), inference_str=config)
     return folder
 
 
