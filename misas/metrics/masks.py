@@ -5,13 +5,17 @@
 # %% ../../nbs/api/metrics/masks.ipynb #96a1a428
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
+from fastcore.basics import patch
 
 from ..data.labels import as_labels, is_stack, to_numpy
 from ..data.sample import Spacing, voxel_size
 
 # %% auto #0
-__all__ = ['confusion', 'counts', 'check_spacing', 'surface_distance', 'depth_mm', 'outline_mm', 'volume']
+__all__ = ['PER_QUESTION', 'KEPT', 'confusion', 'counts', 'check_spacing', 'surface_distance', 'Outline', 'Apart', 'depth_mm',
+           'outline_mm', 'volume']
 
 # %% ../../nbs/api/metrics/masks.ipynb #4d482093
 def confusion(
@@ -100,12 +104,7 @@ def surface_distance(
     spacing = check_spacing(spacing, truth.ndim)
     if percentile is not None and not 0 < percentile <= 100:
         raise ValueError(f'percentile must be above 0 and at most 100, got {percentile}')
-    found = prediction.any(), truth.any()
-    if not all(found): return np.inf if any(found) else np.nan  # MONAI: NaN or infinite, depending on the percentile
-    places = [_surface(mask > 0, spacing) for mask in (prediction, truth)]
-    apart = [_nearest(here, there) for here, there in (places, places[::-1])]
-    if percentile is None: return float(np.concatenate(apart).mean())
-    return float(max(np.percentile(one, percentile) for one in apart))
+    return Apart(*(Outline(mask > 0, spacing) for mask in (prediction, truth))).distance(percentile)
 
 
 def _two_masks(prediction, truth):
@@ -119,15 +118,33 @@ def _two_masks(prediction, truth):
     return prediction, truth
 
 # %% ../../nbs/api/metrics/masks.ipynb #9f57c663
-def _surface(mask, spacing):
-    "Where the outermost voxels of a mask lie in mm: (n, axes). Outside the image is outside the mask."
+class Outline:
+    "The outermost voxels of a mask. Outside the image is outside the mask."
+    def __init__(
+        self, mask: np.ndarray,  # (*S) bool
+        spacing: tuple,  # mm, as `check_spacing` returns it
+        start=0,  # voxels along each axis: where the mask begins in the image
+    ):
+        self.spacing, self._tree, self._field = spacing, None, None
+        self.voxels = _outermost(mask) + start if mask.any() else np.empty((0, mask.ndim), int)  # (n, axes)
+
+    def __len__(self): return len(self.voxels)
+
+    @cached_property
+    def places(self):
+        "Where the voxels lie in mm: (n, axes)."
+        return _in_mm(self.voxels, self.spacing)
+
+
+def _outermost(mask):
+    "Which voxels of a mask that is not empty have a neighbour outside: (n, axes)."
     box = tuple(_box(mask))
     wide = np.pad(mask[box], 1)
     middle = (slice(1, -1),)*mask.ndim
     deep = wide[middle].copy()
     for axis in range(mask.ndim):
         for side in (slice(None, -2), slice(2, None)): deep &= wide[(*middle[:axis], side, *middle[axis + 1:])]
-    return _places(wide[middle] & ~deep, spacing, [part.start for part in box])
+    return np.argwhere(wide[middle] & ~deep) + [part.start for part in box]
 
 
 def _box(mask):
@@ -137,16 +154,66 @@ def _box(mask):
         yield slice(along.argmax(), len(along) - along[::-1].argmax())
 
 
-def _places(mask, spacing, start=0):
-    "Where the voxels of a mask that begins at `start` lie in mm."
-    at = np.argwhere(mask) + start
-    return at @ spacing.steps.T if isinstance(spacing, Spacing) else at*spacing
+def _in_mm(voxels, spacing):
+    "Where voxels (n, axes) lie in mm."
+    return voxels @ spacing.steps.T if isinstance(spacing, Spacing) else voxels*spacing
+
+# %% ../../nbs/api/metrics/masks.ipynb #a1511c41
+PER_QUESTION = 8  # voxels of a box whose nearest ones a transform finds while a tree answers one question
+KEPT = 2**24  # bytes: a larger transform is not kept for the next outline
 
 
-def _nearest(here, there):
-    "How far each place is from the nearest of the others."
+@patch
+def distances(
+    self: Outline,
+    other: Outline,  # on the same grid
+) -> np.ndarray:  # (n of the other,) mm
+    "How far each voxel of another outline is from the nearest one of this."
     from scipy.spatial import cKDTree
-    return cKDTree(there, balanced_tree=False, compact_nodes=False).query(here)[0]
+    pair = self.voxels, other.voxels
+    low, high = np.min([o.min(0) for o in pair], 0), np.max([o.max(0) for o in pair], 0)
+    crowded = np.prod(high + 1 - low) < PER_QUESTION*len(other)
+    if crowded and not isinstance(self.spacing, Spacing): return _by_transform(self, other.voxels, low, high)
+    if self._tree is None: self._tree = cKDTree(self.places, balanced_tree=False, compact_nodes=False)
+    return self._tree.query(other.places)[0]
+
+
+def _by_transform(outline, voxels, low, high):
+    "How far voxels are from an outline, all of them between `low` and `high`."
+    start, nearest = _nearest_in(outline, low, high)
+    steps = nearest[(slice(None), *(voxels - start).T)].T + start - voxels
+    return np.linalg.norm(steps*outline.spacing, axis=1)
+
+
+def _nearest_in(outline, low, high):
+    "Where a box begins that holds `low` and `high`, and at each of its voxels the nearest one of an outline."
+    from scipy.ndimage import distance_transform_edt
+    known = outline._field
+    if known and (known[0] <= low).all() and (high < known[0] + known[1].shape[1:]).all(): return known
+    away = np.ones(high + 1 - low, bool)
+    away[tuple((outline.voxels - low).T)] = False
+    found = low, distance_transform_edt(away, outline.spacing, return_distances=False, return_indices=True)
+    if found[1].nbytes <= KEPT: outline._field = found
+    return found
+
+# %% ../../nbs/api/metrics/masks.ipynb #fc565e45
+class Apart:
+    "How far the outlines of a prediction and of a truth are from each other."
+    def __init__(self, prediction: Outline, truth: Outline): self.prediction, self.truth = prediction, truth
+
+    @cached_property
+    def mm(self):
+        "From each voxel of the prediction's outline to the truth's, and the other way round."
+        return self.truth.distances(self.prediction), self.prediction.distances(self.truth)
+
+    def distance(
+        self, percentile: float | None = None,  # of the distances; None: their mean
+    ) -> float:  # mm; NaN where both are empty, infinite where one is
+        "`assd`, or with `percentile=95` `hausdorff95`."
+        found = len(self.prediction), len(self.truth)
+        if not all(found): return np.inf if any(found) else np.nan
+        if percentile is None: return float(np.concatenate(self.mm).mean())
+        return float(max(np.percentile(one, percentile) for one in self.mm))
 
 # %% ../../nbs/api/metrics/masks.ipynb #8b5c1d03
 def depth_mm(
@@ -160,8 +227,8 @@ def depth_mm(
     if not isinstance(spacing, Spacing): return distance_transform_edt(mask, spacing)  # its numbers, also of no border
     reach = 1 + int(np.ceil(np.abs(np.linalg.inv(spacing.steps)*spacing.steps.T).max()))
     near = binary_dilation(mask, np.ones((3,)*mask.ndim), reach) & ~mask  # no voxel further out is the nearest
-    out = np.zeros(mask.shape)
-    out[mask] = cKDTree(_places(near, spacing)).query(_places(mask, spacing))[0] if near.any() else np.inf
+    out, border = np.zeros(mask.shape), _in_mm(np.argwhere(near), spacing)
+    out[mask] = cKDTree(border).query(_in_mm(np.argwhere(mask), spacing))[0] if len(border) else np.inf
     return out
 
 # %% ../../nbs/api/metrics/masks.ipynb #9ce92cd3

@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .instances import INSTANCE_SCORES, components, large, overlaps, sensitivity_by_volume
-from .masks import surface_distance, volume
+from .masks import Apart, Outline, volume
 
 # %% auto #0
 __all__ = ['BETTER', 'NEEDS', 'OVERLAP', 'METRICS', 'Metric', 'sensitivity_in', 'instance_metric', 'as_metric', 'as_metrics']
@@ -27,7 +27,7 @@ BETTER = (
     '',
     'unknown',
 )  # 'zero': the nearer to 0 the better; '': neither way; 'unknown': only the name is known
-NEEDS = 'spacing', 'counts', 'instances'  # the last: f(Overlaps), see `misas.metrics.instances`; also with 'spacing'
+NEEDS = 'spacing', 'counts', 'instances', 'outlines'  # the last two: f(Overlaps) and f(Apart), also with 'spacing'
 
 # %% ../../nbs/api/metrics/metric.ipynb #fcbc8945
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def _volume_outside(prediction, truth, spacing): return volume(prediction & ~tru
 
 OVERLAP = dict(dice=_dice, iou=_iou, precision=_precision, recall=_recall, specificity=_specificity)
 _MEASURED = [
-    Metric('hausdorff95', partial(surface_distance, percentile=95), 'lower', 'mm', ('spacing',)),
-    Metric('assd', surface_distance, 'lower', 'mm', ('spacing',)),
+    Metric('hausdorff95', partial(Apart.distance, percentile=95), 'lower', 'mm', ('outlines', 'spacing')),
+    Metric('assd', Apart.distance, 'lower', 'mm', ('outlines', 'spacing')),
     Metric('volume_difference', _volume_difference, 'zero', 'mL', ('spacing',), absent=0.),
     Metric('volume', _volume_of, '', 'mL', ('spacing',), absent=0.),
     Metric('false_positive_volume', _volume_outside, 'lower', 'mL', ('spacing',), absent=0.)]
@@ -132,7 +132,9 @@ def _of_small(metric, prediction, truth):
         above, below = metric.f(*(np.array([float(mask.sum())]) for mask in pairs))
         return float(above[0]/below[0])
     if 'instances' in metric.needs: return metric.f(overlaps(components(prediction), components(truth), 1.))
-    more = [(1.,)*prediction.ndim] if 'spacing' in metric.needs else []
+    size = (1.,)*prediction.ndim
+    if 'outlines' in metric.needs: return metric.f(Apart(Outline(prediction, size), Outline(truth, size)))
+    more = [size] if 'spacing' in metric.needs else []
     return float(metric.f(prediction, truth, *more))
 
 # %% ../../nbs/api/metrics/metric.ipynb #d928ad8c

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,14 +16,17 @@ from ..doors import door
 from .instances import components, overlaps
 from ..data.sample import Spacing, voxel_size
 from .metric import METRICS, Metric, as_metrics
-from .masks import check_spacing, counts
+from .masks import Apart, Outline, check_spacing, counts
 
 if TYPE_CHECKING: import pandas
 
 # %% auto #0
-__all__ = ['scores', 'score']
+__all__ = ['MEASURED', 'scores', 'score']
 
 # %% ../../nbs/api/metrics/scores.ipynb #b520614b
+MEASURED = {'spacing', 'instances', 'outlines'}  # needs of metrics that are computed in the box around a class
+
+
 def scores(
     prediction: np.ndarray,  # (*S) label map, or (K, *S) bool: masks of classes that may overlap
     labels: np.ndarray,  # the truth, in the same form
@@ -30,6 +34,7 @@ def scores(
     n_classes: int,  # label values, background included; or masks
     valid: np.ndarray | None = None,  # (*S) bool: the voxels that count
     spacing: float | tuple | None = None,  # mm: one number, or one for each axis; for metrics in mm and mL
+    outlines: dict | None = None,  # label value -> `Outline` of these labels; filled, for the next call with them
 ) -> np.ndarray:  # (classes without background, metrics), NaN where undefined
     "Scores of every class as an array: what `score` and the sweeps are made of."
     metrics = as_metrics(metrics)
@@ -44,9 +49,11 @@ def scores(
     for j, metric in enumerate(metrics.values()):
         if metric.absent is not None and sum(four).any(): out[~here, j] = metric.absent
         if 'counts' in metric.needs: out[:, j] = _ratio(metric, four)
-        elif {'spacing', 'instances'} & set(metric.needs): measured[j] = metric
+        elif MEASURED & set(metric.needs): measured[j] = metric
         else: out[here, j] = _of_masks(metric, prediction, labels, valid, np.flatnonzero(here) + 1)
-    if measured and here.any(): _measure(out, measured, prediction, labels, valid, spacing)
+    if measured and here.any():
+        known = {} if outlines is None else outlines
+        _measure(out, measured, prediction, labels, valid, spacing, known)
     return out
 
 
@@ -60,7 +67,7 @@ def _spacing_for(metrics, spacing, ndim):
     "Spacing as one number an axis. ValueError where a metric needs it and it is not there."
     if spacing is not None: spacing = check_spacing(spacing, ndim)
     for metric in metrics.values():
-        if not {'spacing', 'instances'} & set(metric.needs): continue
+        if not MEASURED & set(metric.needs): continue
         _check_shear(metric, spacing)
         if spacing is None and 'spacing' in metric.needs: raise ValueError(
             f'{metric.name} is measured in {metric.unit_in(ndim) or "mm"}: pass spacing=..., the size of a voxel in mm')
@@ -70,7 +77,8 @@ def _spacing_for(metrics, spacing, ndim):
 
 def _check_shear(metric, spacing):
     "ValueError where a function gets a size an axis, and the axes are not at right angles."
-    if not isinstance(spacing, Spacing) or 'instances' in metric.needs or METRICS.get(metric.name) == metric: return
+    if not isinstance(spacing, Spacing) or METRICS.get(metric.name) == metric: return
+    if {'instances', 'outlines'} & set(metric.needs): return
     raise ValueError(
         f'metric {metric.name} takes one size for each axis, but the voxels are sheared (a tilted gantry?): resample '
         f'image and labels to right angles, or choose one of {", ".join(o for o in METRICS if METRICS[o].unit)}')
@@ -95,23 +103,37 @@ def _number(metric, value):
     return float(value)
 
 # %% ../../nbs/api/metrics/scores.ipynb #a66b999e
-def _measure(out, measured, prediction, labels, valid, spacing):
-    "Fill in the scores of metrics that need the spacing or instances; `measured`: column -> Metric."
+def _measure(out, measured, prediction, labels, valid, spacing, outlines):
+    "Fill in the scores of metrics that need the spacing, instances or outlines; `measured`: column -> Metric."
     keep = True if valid is None else to_numpy(valid).astype(bool)
     for k in range(1, len(out) + 1):
         pair = [mask_of(a, k) & keep for a in (prediction, labels)]
         box = _box(pair[0] | pair[1])
         if box is None: continue
-        pair = [mask[box] for mask in pair]
-        found = _instances(pair, spacing) if any('instances' in o.needs for o in measured.values()) else None
-        for j, metric in measured.items():
-            value = metric.f(found) if 'instances' in metric.needs else metric.f(*pair, spacing)
-            out[k - 1, j] = _number(metric, value)
+        found = _Found([mask[box] for mask in pair], spacing, [side.start for side in box], k, outlines)
+        for j, metric in measured.items(): out[k - 1, j] = _number(metric, found.score(metric))
 
 
-def _instances(pair, spacing):
-    "What the instances of prediction and truth share."
-    return overlaps(*map(components, pair), voxel=None if spacing is None else voxel_size(spacing))
+class _Found:
+    "Prediction and truth of a class in the box around both, and what metrics need of them, found when it is asked for."
+    def __init__(self, pair, spacing, start, k, outlines):
+        self.pair, self.spacing, self.start, self.k, self.outlines = pair, spacing, start, k, outlines
+
+    def score(self, metric):
+        if 'instances' in metric.needs: return metric.f(self.instances)
+        return metric.f(self.apart) if 'outlines' in metric.needs else metric.f(*self.pair, self.spacing)
+
+    @cached_property
+    def instances(self):
+        "What the instances of prediction and truth share."
+        return overlaps(*map(components, self.pair), voxel=None if self.spacing is None else voxel_size(self.spacing))
+
+    @cached_property
+    def apart(self):
+        "How far the outlines are from each other; that of the truth is kept in `outlines`."
+        prediction, truth = self.pair
+        if self.k not in self.outlines: self.outlines[self.k] = Outline(truth, self.spacing, self.start)
+        return Apart(Outline(prediction, self.spacing, self.start), self.outlines[self.k])
 
 
 def _box(mask):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from ..transforms.namesakes import not_ours
 
 # %% auto #0
 __all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'check_count', 'as_transform', 'in_pixels', 'told_in', 'in_units_of',
-           'Series', 'pack_labels', 'unpack_labels', 'one_ahead', 'all_ours', 'Probe']
+           'Series', 'pack_labels', 'unpack_labels', 'one_ahead', 'one_behind', 'all_ours', 'Probe']
 
 # %% ../../nbs/api/sweep/scoring.ipynb #87c55f5c
 def _one_of(what, choice, allowed):
@@ -50,6 +50,11 @@ class Scoring:
 
     def __repr__(self):
         return f'Scoring({", ".join(self.metrics)}; against the {self.reference}; in the {self.space} space)'
+
+    @property
+    def ours(self):
+        "Are all metrics those of misas?"
+        return all(METRICS.get(metric.name) == metric for metric in self.metrics.values())
 
     def check(self, sample: Sample) -> None:
         "ValueError where the sample lacks labels, or the spacing that a metric needs."
@@ -111,11 +116,14 @@ def at(
     value,  # of the transform
     prediction: np.ndarray,  # for the moved one
     n_classes: int | None = None,  # see `of`
+    outlines: dict | None = None,  # of the unchanged labels, see `misas.metrics.scores.scores`
 ) -> np.ndarray:  # (classes without background, metrics)
     "Scores at one value of a transform, in the space asked for."
     n_classes = _class_total(prediction, sample) if n_classes is None else n_classes
     found = pair(transform, sample, moved, value, prediction, self.space)
-    return scores(found.prediction, found.truth, self.metrics, n_classes, found.valid, found.spacing)
+    unchanged = found.truth is sample.labels and found.valid is sample.valid and found.spacing == sample.spacing
+    known = outlines if unchanged else None
+    return scores(found.prediction, found.truth, self.metrics, n_classes, found.valid, found.spacing, known)
 
 # %% ../../nbs/api/sweep/scoring.ipynb #bb9d06ce
 def _of_metric(metric):
@@ -249,6 +257,20 @@ def one_ahead(
             yield item
 
 
+def one_behind(
+    f: Callable,  # of one item
+    items: Iterable,
+) -> Iterator:
+    "f of each item, in order; worked out in a thread while the next item is made."
+    with ThreadPoolExecutor(1) as beside:
+        last = None
+        for item in items:
+            coming = beside.submit(f, item)
+            if last: yield last.result()
+            last = coming
+        if last: yield last.result()
+
+
 def all_ours(
     transform: Transform,
 ) -> bool:
@@ -318,15 +340,25 @@ def at(
 ) -> Iterator[tuple]:  # of value, packed prediction, (classes without background, metrics) scores
     "Transform, predict and score, one prediction a value."
     def moved(part): return self.transform.many(self.sample, part)
-    name, network = f'{self.transform.name}, {self.model.name}', getattr(self.model.innermost, 'module', None)
-    with _progress(values, progress, name) as bar, evaluated_once(network):
-        groups = _groups(values, self.model, self.sample.ndim, moved)
-        for group in one_ahead(groups) if len(values) > 2 and all_ours(self.transform) else groups:
-            new = [one for value, one in group if value not in self.known]
-            predicted = iter(self.model.segment(new) if new else ())
-            self.predictions += len(new)
-            for value, one in group:
-                prediction = self.known[value] if value in self.known else next(predicted)
-                table = self.scoring.at(self.transform, self.sample, one, value, prediction, self.model.n_classes)
-                yield value, pack_labels(prediction), table
-                bar.update()
+    network, outlines = getattr(self.model.innermost, 'module', None), {}
+    def scored(asked):
+        value, one, prediction = asked
+        found = self.transform, self.sample, one, value, prediction, self.model.n_classes
+        return value, pack_labels(prediction), self.scoring.at(*found, outlines)
+    with _progress(values, progress, f'{self.transform.name}, {self.model.name}') as bar, evaluated_once(network):
+        groups, several = _groups(values, self.model, self.sample.ndim, moved), len(values) > 2
+        groups = one_ahead(groups) if several and all_ours(self.transform) else groups
+        asked = _answers(self, groups)
+        beside = several and self.scoring.ours and all_ours(self.transform)
+        for answer in one_behind(scored, asked) if beside else map(scored, asked):
+            yield answer
+            bar.update()
+
+
+def _answers(probe, groups):
+    "(value, changed sample, prediction) of each value: what is known already, or what the model says."
+    for group in groups:
+        new = [one for value, one in group if value not in probe.known]
+        predicted = iter(probe.model.segment(new) if new else ())
+        probe.predictions += len(new)
+        for value, one in group: yield value, one, probe.known[value] if value in probe.known else next(predicted)
