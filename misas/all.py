@@ -44,7 +44,7 @@ from .models.prompted import Prompted, Sam, holding
 from .data.sample import Sample
 from .sweep.sensitivity import Sensitivity, sensitivity
 from .study.study import Study
-from .sweep.tolerance import Tolerance, tolerance
+from .sweep.tolerance import Tolerance, tolerance, tolerances
 from .transforms.artifact import BiasField, Ghosting, Gibbs, Motion, Spike, SpikePosition, Undersampling
 from .transforms.base import Transform
 from .transforms.catalogue import transforms
@@ -89,4 +89,4 @@ __all__ = ['Attribution', 'BiasField', 'Blur', 'Brightness', 'Channel', 'Channel
     'localisation', 'map_features', 'max_sensitivity', 'maximise', 'methods', 'parts', 'phantom', 'plot',
     'predict_instances', 'random_target', 'randomisation_check', 'rank_methods', 'repeated', 'risk_coverage', 'save',
     'save_labels', 'save_map', 'score', 'sensitivity', 'sensitivity_grid', 'show_map', 'side_by_side', 'stability',
-    'tcav', 'to_html', 'tolerance', 'transforms', 'traverse', 'with_prompt', 'zoo']
+    'tcav', 'to_html', 'tolerance', 'tolerances', 'transforms', 'traverse', 'with_prompt', 'zoo']

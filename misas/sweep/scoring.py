@@ -28,11 +28,15 @@ from ..transforms.base import FunctionTransform, Transform
 from ..transforms.namesakes import not_ours
 
 # %% auto #0
-__all__ = ['Scoring', 'Compared', 'pair', 'match_classes', 'check_count', 'as_transform', 'in_pixels', 'told_in', 'in_units_of',
-           'Series', 'pack_labels', 'unpack_labels', 'one_ahead', 'one_behind', 'all_ours', 'Probe']
+__all__ = ['one_of', 'Scoring', 'Compared', 'pair', 'match_classes', 'check_count', 'as_transform', 'in_pixels', 'told_in',
+           'in_units_of', 'Series', 'pack_labels', 'unpack_labels', 'one_ahead', 'one_behind', 'all_ours', 'Probe']
 
 # %% ../../nbs/api/sweep/scoring.ipynb #87c55f5c
-def _one_of(what, choice, allowed):
+def one_of(
+    what: str,  # the argument, for the error
+    choice,
+    allowed: tuple,
+) -> None:
     "Raise ValueError for a choice that there is not."
     if choice not in allowed: raise ValueError(f'{what} must be {" or ".join(map(repr, allowed))}, got {choice!r}')
 
@@ -44,8 +48,8 @@ class Scoring:
         reference: str = 'labels',  # compare with the 'labels', or with the model's 'prediction' on the unchanged image
         space: str = 'transformed',  # score on the 'transformed' image, or bring predictions back to the 'original' one
     ):
-        _one_of('reference', reference, ('labels', 'prediction'))
-        _one_of('space', space, ('transformed', 'original'))
+        one_of('reference', reference, ('labels', 'prediction'))
+        one_of('space', space, ('transformed', 'original'))
         self.metrics, self.reference, self.space = as_metrics(metrics), reference, space  # metrics: name -> Metric
 
     def __repr__(self):
@@ -312,6 +316,7 @@ class Probe:
         new = unchanged is None or asked is not sample
         first = self.model.segment(asked)[0] if new else unchanged
         self.known = {self.transform.identity: first} if asked is zero else {}
+        self.unchanged = first if asked is sample else None  # what may serve other probes of this sample
         self.predictions = int(new)  # so far
         return first
 

@@ -20,7 +20,8 @@ from ..metrics.metric import Metric
 from ..models.adapt import as_model
 from ..models.engine import in_one_go
 from .ceiling import ceiling_sentence, ceilings, forgiven
-from .scoring import Probe, Scoring, Series, as_transform, in_pixels, pair, unpack_labels
+from .early import coarse_first, drawn
+from .scoring import Probe, Scoring, Series, as_transform, in_pixels, one_of, pair, unpack_labels
 from .sentences import Curve, curve_sentence, first_to_break, remarks
 from .stored import Stored, read_sweep, write_sweep
 from ..transforms.base import Transform, sweep_values
@@ -85,14 +86,19 @@ def sensitivity(
     *, metrics: Any = ('dice',),  # names, functions f(prediction == k, truth == k), or Metrics
     reference: str = 'labels',  # compare with the 'labels', or with the model's own 'prediction' on the unchanged image
     space: str = 'transformed',  # score on the 'transformed' image, or bring predictions back to the 'original' one
-    progress: bool = True,  # show a progress bar?
+    progress: bool | str = True,  # show a progress bar? 'plot': and the curve, coarse at first
 ) -> Sensitivity:
     "How predictions for one sample change with one transform; one prediction a value."
+    one_of('progress', progress, (True, False, 'plot'))
     transform = as_transform(transform)
     values, model = sweep_values(transform, values), as_model(model)
+    order = coarse_first(values, transform.identity) if progress == 'plot' else values
     def asked():
-        probe = Probe(model, sample, transform, Scoring(metrics, reference, space))
-        return Sensitivity(probe, {value: (packed, table) for value, packed, table in probe.at(values, progress)})
+        probe, found = Probe(model, sample, transform, Scoring(metrics, reference, space)), {}
+        answers = probe.at(order, bool(progress))
+        for value, packed, table in drawn(answers, lambda: Sensitivity(probe, found).plot(), progress == 'plot'):
+            found[value] = packed, table
+        return Sensitivity(probe, found)
     return in_one_go(model, asked)
 
 # %% ../../nbs/api/sweep/sensitivity.ipynb #06a7ef4c

@@ -5,12 +5,14 @@
 # %% ../../nbs/api/sweep/tolerance.ipynb #5199f5d8
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastcore.basics import patch
 
+from ..data.io import as_sample
 from ..doors import door
 from ..metrics.limits import check_drop, excess, holds, reach
 from ..models.adapt import as_model
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['STEPS', 'PROBES', 'tolerance_values', 'Tolerance', 'tolerance']
+__all__ = ['STEPS', 'PROBES', 'tolerance_values', 'Tolerance', 'tolerance', 'tolerances']
 
 # %% ../../nbs/api/sweep/tolerance.ipynb #c3e97fe4
 STEPS = 32  # on the longer side, where nobody says how many
@@ -222,10 +224,24 @@ def tolerance(
     space: str = 'transformed',  # or 'original'; see `sensitivity`
 ) -> Tolerance:
     "How far one can go in both directions before a class gets worse by more than `drop`; by bisection."
-    transform, scoring = as_transform(transform), Scoring(metric, reference, space)
+    [found] = _each(model, sample, [as_transform(transform)], metric, drop, resolution, reference, space)
+    return found
+
+
+def _each(model, sample, transforms, metric, drop, resolution, reference, space):
+    "The range of each transform; what the model says of the unchanged image is passed on."
+    scoring = Scoring(metric, reference, space)
     if len(scoring.metrics) > 1: raise ValueError(f'metric must be one metric, got {", ".join(scoring.metrics)}')
-    values, model = tolerance_values(transform, resolution), as_model(model)
-    return in_one_go(model, lambda: _found(Probe(model, sample, transform, scoring), values, drop))
+    steps = [tolerance_values(one, resolution) for one in transforms]
+    model, sample = as_model(model), as_sample(sample)
+    def asked():
+        unchanged, found = None, []
+        for transform, values in zip(transforms, steps):
+            probe = Probe(model, sample, transform, scoring, unchanged)
+            if unchanged is None: unchanged = probe.unchanged
+            found.append(_found(probe, values, drop))
+        return found
+    return in_one_go(model, asked)
 
 
 def _found(probe, values, drop):
@@ -241,3 +257,22 @@ def _found(probe, values, drop):
         for k in range(len(probe.foreground)): search.go(side, k, drop)
     sweep = Sensitivity(probe, {values[i]: known for i, known in search.found.items()}, search.ceiling())
     return Tolerance(sweep, drop, values, probe.predictions)
+
+# %% ../../nbs/api/sweep/tolerance.ipynb #33aa5103
+@door
+def tolerances(
+    model: Any,  # a Model, or anything `as_model` takes
+    sample: Any,  # a Sample, or anything `as_sample` takes
+    transforms: Iterable[Transform | type],  # what to change, one after the other
+    *, metric: Any = 'dice',  # see `tolerance`, also for what follows
+    drop: float | None = None,
+    reference: str = 'labels',
+    space: str = 'transformed',
+) -> dict:  # name of a transform -> Tolerance
+    "`tolerance` of several transforms. The unchanged image is predicted once for all of them."
+    changes = [as_transform(one) for one in transforms]
+    if not changes: raise ValueError('transforms is empty; name at least one, e.g. [Rotation()]')
+    names = [one.name for one in changes]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice: raise ValueError(f'two transforms are called {twice[0]!r}: ask about them one after the other')
+    return dict(zip(names, _each(model, sample, changes, metric, drop, None, reference, space)))
