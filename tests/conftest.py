@@ -78,7 +78,8 @@ def measured():
     alone = max(LARGEST.values(), default=0) + server
     return dict(worker=os.environ.get('PYTEST_XDIST_WORKER', 'pytest'), alone=alone, largest=LARGEST,
                 notebooks={name: (ours - shared(), its) for name, (ours, its) in nbrun.PEAKS.items()},
-                times=getattr(sys.modules.get('test_widgets'), 'TIMES', {}))
+                times=getattr(sys.modules.get('test_widgets'), 'TIMES', {}),
+                imports=getattr(sys.modules.get('test_imports'), 'TOLD', {}))
 
 
 def peak(one):
@@ -100,7 +101,15 @@ def pytest_testnodedown(node, error): MEASURED.extend(o for o in [getattr(node, 
 
 def pytest_terminal_summary(terminalreporter):
     tell_times(terminalreporter)
+    tell_imports(terminalreporter)
     tell_memory(terminalreporter)
+
+
+def tell_imports(terminalreporter):
+    "How much processor time imports take."
+    found = {what: seconds for one in MEASURED for what, seconds in one['imports'].items()}
+    if found: terminalreporter.section('imports, seconds of processor time')
+    for what, seconds in found.items(): terminalreporter.write_line(f'{what:60} {seconds:.2f}')
 
 
 def tell_times(terminalreporter):
