@@ -174,7 +174,7 @@ def distances(
     low, high = np.min([o.min(0) for o in pair], 0), np.max([o.max(0) for o in pair], 0)
     crowded = np.prod(high + 1 - low) < PER_QUESTION*len(other)
     if crowded and not isinstance(self.spacing, Spacing): return _by_transform(self, other.voxels, low, high)
-    if self._tree is None: self._tree = cKDTree(self.places, balanced_tree=False, compact_nodes=False)
+    if self._tree is None: self._tree = cKDTree(self.places, leafsize=64, balanced_tree=False, compact_nodes=False)
     return self._tree.query(other.places)[0]
 
 
