@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .rules import LAYERS, EpsilonRule, called, hand_on, lives, merged, named, norm_of, steady
 from ..inside.operations import PRODUCTS, Followed, behind, is_linear, kind, leading, without_axes
-from ..models.hold import forgetful
+from ..models.lean import forgetful
 
 # %% auto #0
 __all__ = ['OURS', 'NO', 'PASSING', 'SWITCHES', 'SHARING', 'SCALING', 'WRITING', 'PREPARED', 'FOR_RELEVANCE', 'OTHERS',

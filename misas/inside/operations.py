@@ -14,7 +14,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..models.hold import evaluating, frugal
+from ..models.hold import evaluating
+from ..models.lean import able, lean
 
 # %% auto #0
 __all__ = ['LINEAR', 'PRODUCTS', 'IN_WORDS', 'NO_VALUES', 'AS_ANOTHER', 'first_tensor', 'kind', 'behind', 'graph', 'without_axes',
@@ -64,7 +65,7 @@ def graph(
     leaves = [m for m in module.modules() if not any(True for _ in m.children())]
     try:
         for leaf in leaves: hooks.append(leaf.register_forward_hook(note))
-        with evaluating(module), torch.enable_grad(), frugal(module):
+        with evaluating(module), torch.enable_grad(), lean(able(module), quick=False):
             out = first_tensor(module(x.detach().requires_grad_().clone()))
     finally:
         for hook in hooks: hook.remove()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 import warnings
 from collections import deque
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from weakref import WeakKeyDictionary
@@ -22,8 +21,7 @@ from ..doors import changed_for_a_while, open_changes
 from .kept import Kept
 
 # %% auto #0
-__all__ = ['CONVOLUTIONS', 'NORMS', 'same_luck', 'evaluating', 'evaluated_once', 'hookable', 'untouched', 'noted_once',
-           'out_of_place', 'is_linear', 'forgetful', 'frugal', 'trace']
+__all__ = ['same_luck', 'evaluating', 'evaluated_once', 'hookable', 'untouched', 'noted_once', 'out_of_place', 'trace']
 
 # %% ../../nbs/api/models/hold.ipynb #618b1555
 def _luck():
@@ -265,52 +263,6 @@ def out_of_place(
         for m in changed: m.inplace = inplace
         return changed
     return changed_for_a_while(partial(to, False), partial(to, True))
-
-# %% ../../nbs/api/models/hold.ipynb #911dcfbd
-CONVOLUTIONS = {getattr(nn, f'Conv{kind}{n}d') for kind in ('', 'Transpose') for n in (1, 2, 3)}
-NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
-
-
-def is_linear(
-    m: nn.Module,
-) -> bool:
-    "Is it linear in what it gets, with weights that want no gradient? No subclasses: they may do more."
-    if not (type(m) in CONVOLUTIONS or type(m) in NORMS) or 'forward' in m.__dict__: return False
-    if type(m) in NORMS and (m.training or m.running_mean is None): return False
-    own = m._parameters
-    if 'weight' not in own or 'bias' not in own: return False  # computed from others, they might depend on the image
-    return not any(weight is not None and weight.requires_grad for weight in own.values())
-
-
-def _others_decide():
-    "Does somebody else decide what is kept, such as checkpoints of torch? Before 2.8 it does not say."
-    ask = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
-    return ask is None or ask(False) is not None
-
-
-def forgetful(
-    forward: Callable, input: torch.Tensor, *args, **kwargs,  # linear in its input, with weights that want no gradient
-) -> torch.Tensor:
-    "What an operation says; of its input it keeps nothing but the shape."
-    if _others_decide(): return forward(input, *args, **kwargs)
-    place, shape = input.data_ptr(), input.shape  # not the input: what `keep` knows lives as long as the graph
-    def keep(t): return (t.new_empty(0), t.shape, t.stride()) if (t.data_ptr(), t.shape) == (place, shape) else t
-    def give(kept): return kept if isinstance(kept, torch.Tensor) else kept[0].new_empty_strided(*kept[1:])
-    with saved_tensors_hooks(keep, give): return forward(input, *args, **kwargs)
-
-
-def frugal(
-    module: nn.Module | None,
-) -> changed_for_a_while:
-    "Inside, convolutions and BatchNorms do not keep their inputs for the gradient, which does not need them."
-    able = hookable(module) and torch.is_grad_enabled()
-    changed = [m for m in module.modules() if is_linear(m)] if able else []
-    def begin():
-        for m in changed: m.__dict__['forward'] = partial(forgetful, m.forward)
-        return changed
-    def end():
-        for m in changed: m.__dict__.pop('forward', None)
-    return changed_for_a_while(begin, end)
 
 # %% ../../nbs/api/models/hold.ipynb #36b7caeb
 def _bytes(tensor):

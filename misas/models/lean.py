@@ -5,16 +5,50 @@
 # %% ../../nbs/api/models/lean.ipynb #3106c7ed
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from ..doors import changed_for_a_while
-from .hold import CONVOLUTIONS, NORMS, forgetful, hookable, is_linear
+from .hold import hookable
 
 # %% auto #0
-__all__ = ['SLOW', 'VOLUMES', 'able', 'lean']
+__all__ = ['CONVOLUTIONS', 'NORMS', 'SLOW', 'VOLUMES', 'is_linear', 'forgetful', 'able', 'lean']
+
+# %% ../../nbs/api/models/lean.ipynb #911dcfbd
+CONVOLUTIONS = {getattr(nn, f'Conv{kind}{n}d') for kind in ('', 'Transpose') for n in (1, 2, 3)}
+NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
+
+
+def is_linear(
+    m: nn.Module,
+) -> bool:
+    "Is it linear in what it gets, with weights that want no gradient? No subclasses: they may do more."
+    if not (type(m) in CONVOLUTIONS or type(m) in NORMS) or 'forward' in m.__dict__: return False
+    if type(m) in NORMS and (m.training or m.running_mean is None): return False
+    own = m._parameters
+    if 'weight' not in own or 'bias' not in own: return False  # computed from others, they might depend on the image
+    return not any(weight is not None and weight.requires_grad for weight in own.values())
+
+
+def _others_decide():
+    "Does somebody else decide what is kept, such as checkpoints of torch? Before 2.8 it does not say."
+    ask = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', None)
+    return ask is None or ask(False) is not None
+
+
+def forgetful(
+    forward: Callable, input: torch.Tensor, *args, **kwargs,  # linear in its input, with weights that want no gradient
+) -> torch.Tensor:
+    "What an operation says; of its input it keeps nothing but the shape."
+    if _others_decide(): return forward(input, *args, **kwargs)
+    place, shape = input.data_ptr(), input.shape  # not the input: what `keep` knows lives as long as the graph
+    def keep(t): return (t.new_empty(0), t.shape, t.stride()) if (t.data_ptr(), t.shape) == (place, shape) else t
+    def give(kept): return kept if isinstance(kept, torch.Tensor) else kept[0].new_empty_strided(*kept[1:])
+    with saved_tensors_hooks(keep, give): return forward(input, *args, **kwargs)
 
 # %% ../../nbs/api/models/lean.ipynb #3efb74d8
 SLOW = 20480  # up to that number of values (without the last axis) torch takes the slow way for a single volume
@@ -89,25 +123,26 @@ def able(
 ) -> list:  # of convolutions and BatchNorms; no subclasses: they may do more
     "Modules of a network that can do with less."
     parts = module.modules() if hookable(module) else ()
-    return [m for m in parts if type(m) in NORMS or type(m) in CONVOLUTIONS and _is_common(m)]
+    return [m for m in parts if type(m) in NORMS or type(m) in CONVOLUTIONS]
 
 
-def _is_common(m): return m.padding_mode == 'zeros' and not isinstance(m.padding, str)
+def _is_volume(m): return type(m) in VOLUMES and m.padding_mode == 'zeros' and not isinstance(m.padding, str)
 
 
-def _in_little(m, gradients):
+def _in_little(m, gradients, quick):
     forward = partial(forgetful, m.forward) if gradients else m.forward
-    return partial(_volume, m, forward) if type(m) in VOLUMES else forward
+    return partial(_volume, m, forward) if quick and _is_volume(m) else forward
 
 
 def lean(
     parts: list,  # of a network, see `able`
+    quick: bool = True,  # take the quick way, too? Operations then have other names
 ) -> changed_for_a_while:  # gives those that are changed
     "Inside, these keep nothing for the gradient that it does not need, and take the quick way through single volumes."
     gradients = torch.is_grad_enabled()
-    changed = [m for m in parts if is_linear(m) and (gradients or type(m) in VOLUMES)]
+    changed = [m for m in parts if is_linear(m) and (gradients or quick and _is_volume(m))]
     def begin():
-        for m in changed: m.__dict__['forward'] = _in_little(m, gradients)
+        for m in changed: m.__dict__['forward'] = _in_little(m, gradients, quick)
         return changed
     def end():
         for m in changed: m.__dict__.pop('forward', None)
