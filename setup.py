@@ -9,7 +9,8 @@ ini = ConfigParser(delimiters=['='])
 ini.read(here/'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
 extras = {o: cfg[f'{o}_requirements'].split() for o in ('demo', 'onnx', 'mri', 'dask', 'nnunet', 'huggingface', 'dicom', 'dev')}
-extras['dev'] = sorted({o for v in extras.values() for o in v})  # the tests run everything
+extras['dev'] = sorted({o for v in extras.values() for o in v})  # the tests run everything but what stands below
+extras['openvino'] = cfg['openvino_requirements'].split()  # one more way for `fast=True`
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], keywords=cfg['keywords'],
