@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from misas.data.phantom import OracleModel, ThresholdModel, disc
 from misas.data.sample import Sample
 from misas.data.slices import take_slice
-from misas.metrics.masks import confusion
+from misas.metrics.masks import Outline, confusion
 from misas.metrics.metric import METRICS, OVERLAP
 from misas.metrics.scores import score
 from misas.models.adapt import as_model
+from misas.sweep.scoring import Scoring
 from misas.sweep.sensitivity import sensitivity
 from misas.sweep.tolerance import tolerance
 from misas.transforms.base import Transform, from_function, sweep_values
@@ -492,6 +493,39 @@ def test_metrics_in_mm_move_with_the_axes(case, data):
     got = [numbers(move(p), move(t), m, 4, keep, [mm[i] for i in axes]) for m in IN_MM]
     assert np.allclose(want, got, equal_nan=True, rtol=1e-5)
     if valid is not None: assert np.allclose(want, [numbers(np.where(valid, p, 3), np.where(valid, t, 1), m, 4, valid, mm) for m in IN_MM], equal_nan=True)
+
+
+@some(60)
+@given(st.integers(0, 10**6), st.sampled_from([(9, 13), (24, 20), (6, 9, 7), (12, 5, 10)]), st.sampled_from([.02, .2, .5, .9]),
+       st.sampled_from([.02, .2, .9]))
+def test_distances_of_sparse_and_of_crowded_outlines(seed, shape, share, other_share):
+    "A tree and a transform give what every voxel against every other one gives, and what was kept is no worse."
+    rng = np.random.default_rng(seed)
+    spacing = tuple(rng.choice([.5, 1., 3.], len(shape)).tolist())
+    masks = [(rng.random(shape) < one) | (np.arange(np.prod(shape)).reshape(shape) == k) for one, k in ((share, 3), (other_share, 17))]
+    outlines = [Outline(mask, spacing) for mask in masks]
+    apart = np.linalg.norm(((outlines[0].voxels[:, None] - outlines[1].voxels)*spacing), axis=-1)
+    for _ in range(2):  # the second time from what was kept
+        assert np.allclose(outlines[1].distances(outlines[0]), apart.min(1), rtol=1e-12, atol=0)
+        assert np.allclose(outlines[0].distances(outlines[1]), apart.min(0), rtol=1e-12, atol=0)
+    part = Outline(masks[0][:len(masks[0])//2 + 1], spacing)  # asks within the box of what was kept
+    if len(part): assert (outlines[1].distances(part) >= 0).all()
+
+
+@pytest.mark.parametrize('space', ['transformed', 'original'])
+@pytest.mark.parametrize('transform', [Noise(), Rotation(), Zoom(), Flip()], ids=lambda o: o.name)
+def test_outlines_of_a_truth_are_kept_only_where_it_stays(transform, space):
+    "Scores of a sweep are those of each value for itself."
+    rng = np.random.default_rng(0)
+    image = rng.random((1, 20, 24))
+    labels = np.zeros((20, 24), int)
+    labels[4:12, 5:15], labels[9:17, 10:20] = 1, 2
+    s = Sample(image + labels, labels, spacing=(1.5, 1.), valid=rng.random((20, 24)) > .05, classes=('background', 'a', 'b'))
+    model = as_model(lambda x: (x[:, 0] > 1.2).astype(int) + (x[:, 0] > 2.2), classes=s.classes)
+    found = sensitivity(model, s, transform, metrics=('hausdorff95', 'assd'), space=space, progress=False)
+    scoring = Scoring(('hausdorff95', 'assd'), space=space)
+    each = [scoring.at(transform, s, moved, value, prediction, 3) for value, moved, prediction in zip(found.values, found.samples, found.predictions)]
+    assert np.array_equal(np.ravel(each), found.frame.score.to_numpy(), equal_nan=True)
 
 
 def test_two_functions_are_two_metrics():
