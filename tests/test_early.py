@@ -75,3 +75,17 @@ try: sensitivity(as_model(tired, classes=('background', 'disc')), disc(), Bright
 except KeyboardInterrupt: pass
 '''))
     assert shown and 'image/png' in data[-1]
+
+
+def test_a_picture_that_fails_costs_no_sweep(kernel):
+    messages = told(kernel, SETUP + '''
+from misas.sweep.sensitivity import Sensitivity
+tried = []
+def broken(self, *args, **kw):
+    tried.append(1)
+    raise ValueError('no picture')
+plot, Sensitivity.plot = Sensitivity.plot, broken
+try: print(len(sensitivity(model, disc(), Brightness(), values, progress='plot').values), len(tried))
+finally: Sensitivity.plot = plot
+''')
+    assert ('stdout', '17 1\n') in [(o.get('name'), o.get('text')) for _, o in messages]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
+from math import inf
 from time import perf_counter
 
 # %% auto #0
@@ -15,25 +16,26 @@ __all__ = ['SHARE', 'coarse_first', 'in_notebook', 'Growing', 'drawn']
 
 # %% ../../nbs/api/sweep/early.ipynb #729f1cdf
 def coarse_first(
-    values: Sequence,  # sorted
+    values: Sequence,  # sorted, one at least
     first=None,  # one of them, e.g. the identity
 ) -> list:  # the same values
     "Values in an order in which the widest gap is always halved next: first ends, then middles."
-    last = len(values) - 1
-    known = [0, *([values.index(first)] if first in values else []), last]
-    order, gaps = list(dict.fromkeys([*known[1:2], 0, last]))[:len(values)], sorted(zip(known, known[1:]), key=_narrow)
+    begin = [values.index(first)] if first in values else []
+    order = list(dict.fromkeys([*begin, 0, len(values) - 1]))
+    known = sorted(order)
+    gaps = list(zip(known, known[1:]))
     while gaps:
-        low, high = gaps.pop(0)
-        if high - low < 2: continue
+        widest = max(gaps, key=_width)
+        gaps.remove(widest)
+        if _width(widest) < 2: continue
+        low, high = widest
         middle = (low + high)//2
         order.append(middle)
-        gaps = sorted([*gaps, (low, middle), (middle, high)], key=_narrow)
+        gaps += [(low, middle), (middle, high)]
     return [values[i] for i in order]
 
 
-def _narrow(gap):
-    "The widest gaps come first."
-    return gap[0] - gap[1]
+def _width(gap): return gap[1] - gap[0]
 
 # %% ../../nbs/api/sweep/early.ipynb #d779265c
 SHARE = .1  # of the time may go into drawing
@@ -58,7 +60,10 @@ class Growing:
         if perf_counter() < self.idle_until or not in_notebook(): return
         import matplotlib.pyplot  # noqa: F401 (paid for once, and not by the picture)
         begun = perf_counter()
-        self._show(self.draw())
+        try: self._show(self.draw())
+        except Exception:  # a sweep is not lost for its picture; whoever draws the result is told
+            self.idle_until = inf
+            return
         done = perf_counter()
         self.idle_until = done + (done - begun)/SHARE
 
