@@ -199,7 +199,9 @@ def test_nothing_is_left_where_it_is_stopped(tmp_path):
     temporary.mkdir()
     words = script(tmp_path, f'import os, time\nopen({str(started)!r}, "w").write(str(os.getpid()))\ntime.sleep(600)')
     (tmp_path/'ask.py').write_text(
-        'import numpy as np\nfrom misas.data.sample import Sample\nfrom misas.models.command import CommandModel\n'
+        'import signal\nimport numpy as np\nfrom misas.data.sample import Sample\n'
+        'from misas.models.command import CommandModel\n'
+        'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # what runs in the background is told to ignore it
         f'model = CommandModel({words!r}, classes=("a", "b"))\n'
         'try: model.label(Sample(np.zeros((1, 4, 4, 4), np.float32), spacing=1.))\n'
         'except KeyboardInterrupt: print("stopped")')
