@@ -508,6 +508,9 @@ def test_distances_of_sparse_and_of_crowded_outlines(seed, shape, share, other_s
     for _ in range(2):  # the second time from what was kept
         assert np.allclose(outlines[1].distances(outlines[0]), apart.min(1), rtol=1e-12, atol=0)
         assert np.allclose(outlines[0].distances(outlines[1]), apart.min(0), rtol=1e-12, atol=0)
+    few = Outline(np.arange(np.prod(shape)).reshape(shape) == 5, spacing)  # asks the part of the other that is nearby
+    alone = np.linalg.norm((outlines[1].voxels - few.voxels)*spacing, axis=1).min()
+    assert np.isclose(Outline(masks[1], spacing).distances(few)[0], alone, rtol=1e-12, atol=0)
     part = Outline(masks[0][:len(masks[0])//2 + 1], spacing)  # asks within the box of what was kept
     if len(part): assert (outlines[1].distances(part) >= 0).all()
 

@@ -14,8 +14,8 @@ from ..data.labels import as_labels, is_stack, to_numpy
 from ..data.sample import Spacing, voxel_size
 
 # %% auto #0
-__all__ = ['PER_QUESTION', 'KEPT', 'confusion', 'counts', 'check_spacing', 'surface_distance', 'Outline', 'Apart', 'depth_mm',
-           'outline_mm', 'volume']
+__all__ = ['PER_QUESTION', 'KEPT', 'MUCH', 'MARGIN', 'confusion', 'counts', 'check_spacing', 'surface_distance', 'Outline',
+           'Apart', 'depth_mm', 'outline_mm', 'volume']
 
 # %% ../../nbs/api/metrics/masks.ipynb #4d482093
 def confusion(
@@ -161,6 +161,7 @@ def _in_mm(voxels, spacing):
 # %% ../../nbs/api/metrics/masks.ipynb #a1511c41
 PER_QUESTION = 8  # voxels of a box whose nearest ones a transform finds while a tree answers one question
 KEPT = 2**24  # bytes: a larger transform is not kept for the next outline
+MUCH, MARGIN = 16, 6  # so many times larger is one whose part around the other, with so many voxels more, may do
 
 
 @patch
@@ -169,13 +170,29 @@ def distances(
     other: Outline,  # on the same grid
 ) -> np.ndarray:  # (n of the other,) mm
     "How far each voxel of another outline is from the nearest one of this."
-    from scipy.spatial import cKDTree
     pair = self.voxels, other.voxels
     low, high = np.min([o.min(0) for o in pair], 0), np.max([o.max(0) for o in pair], 0)
     crowded = np.prod(high + 1 - low) < PER_QUESTION*len(other)
     if crowded and not isinstance(self.spacing, Spacing): return _by_transform(self, other.voxels, low, high)
-    if self._tree is None: self._tree = cKDTree(self.places, leafsize=64, balanced_tree=False, compact_nodes=False)
+    if self._tree is None and len(self) > MUCH*len(other):
+        found = _from_nearby(self, other)
+        if found is not None: return found
+    if self._tree is None: self._tree = _tree(self.places)
     return self._tree.query(other.places)[0]
+
+
+def _tree(places):
+    from scipy.spatial import cKDTree
+    return cKDTree(places, leafsize=64, balanced_tree=False, compact_nodes=False)
+
+
+def _from_nearby(outline, other):
+    "The same from the part of a large outline around a small one; None where that might not hold the nearest."
+    around = [other.voxels.min(0) - MARGIN, other.voxels.max(0) + MARGIN]
+    near = outline.places[((outline.voxels >= around[0]) & (outline.voxels <= around[1])).all(1)]
+    if isinstance(outline.spacing, Spacing) or not len(near): return None
+    found = _tree(near).query(other.places)[0]
+    return found if found.max() <= MARGIN*min(outline.spacing) else None
 
 
 def _by_transform(outline, voxels, low, high):
