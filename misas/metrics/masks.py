@@ -161,7 +161,8 @@ def _in_mm(voxels, spacing):
 # %% ../../nbs/api/metrics/masks.ipynb #a1511c41
 PER_QUESTION = 8  # voxels of a box whose nearest ones a transform finds while a tree answers one question
 KEPT = 2**24  # bytes: a larger transform is not kept for the next outline
-MUCH, MARGIN = 16, 6  # so many times larger is one whose part around the other, with so many voxels more, may do
+MUCH = 16  # times as many voxels: of an outline that large, the part around the other may do
+MARGIN = 6  # voxels on each side of the other that belong to that part
 
 
 @patch
@@ -188,9 +189,10 @@ def _tree(places):
 
 def _from_nearby(outline, other):
     "The same from the part of a large outline around a small one; None where that might not hold the nearest."
+    if isinstance(outline.spacing, Spacing): return None
     around = [other.voxels.min(0) - MARGIN, other.voxels.max(0) + MARGIN]
     near = outline.places[((outline.voxels >= around[0]) & (outline.voxels <= around[1])).all(1)]
-    if isinstance(outline.spacing, Spacing) or not len(near): return None
+    if not len(near): return None
     found = _tree(near).query(other.places)[0]
     return found if found.max() <= MARGIN*min(outline.spacing) else None
 
