@@ -5,7 +5,7 @@
 # %% ../../nbs/api/data/sample.ipynb #55bd7c28
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def _misfit(image, labels, hints):
     return f'image must be (C, H, W) or (C, X, Y, Z), got shape {image.shape}'
 
 # %% ../../nbs/api/data/sample.ipynb #de5308d7
-def _fields(sample): return {f.name: getattr(sample, f.name) for f in fields(Sample)}
+def _fields(sample): return {name: getattr(sample, name) for name in Sample.__match_args__}
 def _remake(given): return Sample(**given)
 
 
@@ -152,7 +152,7 @@ def _spacing(spacing, affine, n):
     mm = np.broadcast_to(np.asarray(spacing, float), np.shape(spacing) or (n,))
     if not (np.isfinite(mm).all() and (mm > 0).all()):
         raise ValueError(f'spacing must be positive mm values, got {tuple(mm.tolist())}')
-    if not np.allclose(mm, from_affine, rtol=1e-3):
+    if (np.abs(mm - from_affine) > 1e-3*np.abs(from_affine)).any():
         raise ValueError(
             f'spacing {tuple(mm.tolist())} contradicts the affine, whose voxels are '
             f'{tuple(from_affine.round(4).tolist())} mm')
@@ -235,8 +235,8 @@ class Sample:
 
     def replace(self, **changes: object) -> Sample:
         "A new sample with some fields changed; the arrays of the others are shared."
-        unknown = [k for k in changes if k not in _fields(self)]
-        if unknown: raise TypeError(f'a Sample has no {unknown[0]}; it has {", ".join(_fields(self))}')
+        unknown = [k for k in changes if k not in Sample.__match_args__]
+        if unknown: raise TypeError(f'a Sample has no {unknown[0]}; it has {", ".join(Sample.__match_args__)}')
         if 'spacing' in changes or 'affine' in changes: changes.setdefault('spacing_known', None)
         new = object.__new__(Sample)
         new._keep({**_fields(self), **changes}, new=[k for k in ARRAYS if k in changes])

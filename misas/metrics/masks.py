@@ -27,14 +27,16 @@ def confusion(
     "Confusion matrix of two label maps. Raises ValueError where they do not fit each other or `n_classes`."
     prediction, labels = as_labels(prediction, 'prediction'), as_labels(labels)
     keep = _counted(prediction.shape, labels.shape, valid)
-    if keep is not None: prediction, labels = prediction[keep], labels[keep]
+    if keep is not None: prediction, labels = prediction*keep, labels*keep  # sooner than picking them out
     for what, values in (('prediction', prediction), ('labels', labels)):
         if values.size and values.max() >= n_classes:
             raise ValueError(
                 f'{what} hold the value {values.max()}, but n_classes={n_classes} means 0 to {n_classes - 1}')
     small = np.uint8 if n_classes <= 16 else np.intp
     code = labels.astype(small)*small(n_classes) + prediction.astype(small, copy=False)
-    return np.bincount(code.ravel(), minlength=n_classes**2).reshape(n_classes, n_classes)
+    matrix = np.bincount(code.ravel(), minlength=n_classes**2).reshape(n_classes, n_classes)
+    if keep is not None: matrix[0, 0] -= keep.size - np.count_nonzero(keep)
+    return matrix
 
 
 def _counted(prediction, labels, valid):
@@ -70,10 +72,10 @@ def _counts_of_masks(prediction, labels, n_classes, valid):
             f'prediction of shape {prediction.shape} and labels of shape {labels.shape} must both have {n_classes} '
             'masks of one size')
     keep = _counted(prediction.shape[1:], labels.shape[1:], valid)
-    pair = [a.reshape(n_classes, -1) if keep is None else a[:, keep] for a in (prediction, labels)]
+    pair = [(a if keep is None else a & keep).reshape(n_classes, -1) for a in (prediction, labels)]
     predicted, true = (a.sum(1).astype(float) for a in pair)
-    hits = (pair[0] & pair[1]).sum(1).astype(float)
-    return hits, predicted - hits, true - hits, pair[0].shape[1] - predicted - true + hits
+    hits, total = (pair[0] & pair[1]).sum(1).astype(float), pair[0].shape[1] if keep is None else np.count_nonzero(keep)
+    return hits, predicted - hits, true - hits, total - predicted - true + hits
 
 # %% ../../nbs/api/metrics/masks.ipynb #15b8c4b3
 def check_spacing(

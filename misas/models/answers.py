@@ -241,6 +241,15 @@ def segment(self: Answers, x) -> np.ndarray:
 
 
 @patch
+def begin(
+    self: Answers, x: list,  # of Samples, as many as go through the network together
+) -> Callable:  # () -> what `segment` gives
+    "Ask the network. What is left to do may be done in another thread; of most models that is nothing."
+    found = self.segment(x)
+    return lambda: found
+
+
+@patch
 @door
 def label(self: Answers, x) -> np.ndarray:
     "Label maps (N, *S). ValueError where classes may overlap."

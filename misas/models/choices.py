@@ -110,9 +110,12 @@ class Kept(Choice):
         table[self.index] = range(1, len(self.classes))
         return table[found]
 
-    def segment(self, x):
-        found = self.model.segment(x)
-        return found[:, self.index] if self.model.overlapping else self._renamed(found)
+    def segment(self, x): return self._kept(self.model.segment(x))
+    def _kept(self, found): return found[:, self.index] if self.model.overlapping else self._renamed(found)
+
+    def begin(self, x):
+        rest = self.model.begin(x)
+        return lambda: self._kept(rest())
 
     def decide(self, p):
         if self.model.overlapping: return self.decide_among(p, self.index)[:, self.index]

@@ -312,12 +312,13 @@ def _probabilities(out, output):
 def best_class(
     p: np.ndarray,  # (N, K, *S) probabilities or logits
 ) -> np.ndarray:  # (N, *S) whole numbers; of equal ones the first
-    "The most probable class. (`argmax` does the same, several times slower, as it runs across classes voxel by voxel.)"
+    "The most probable class. (`argmax`, voxel by voxel, and `best[better] = k` take several times as long.)"
     best = np.zeros((len(p), *p.shape[2:]), np.uint8 if p.shape[1] <= 256 else np.int32)
-    top = p[:, 0].copy()
+    top = p[:, 0]
     for k in range(1, p.shape[1]):
-        best[p[:, k] > top] = k
-        np.maximum(top, p[:, k], out=top)
+        better = p[:, k] > top
+        np.maximum(best, better*best.dtype.type(k), out=best)
+        top = np.maximum(top, p[:, k])
     return best
 
 

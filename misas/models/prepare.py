@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from traceback import walk_tb
 from types import TracebackType
@@ -23,9 +24,9 @@ from .output import Missing, NoGradient, NoLogits, Signs, no_gradient, noise, si
 from .several import choose_output
 
 # %% auto #0
-__all__ = ['MULTIPLES', 'as_size', 'resize_to', 'pad_to', 'as_batch', 'volumes', 'made_ready', 'own_frames', 'padded_hint',
-           'tried_hint', 'naming', 'checked', 'resized', 'nothing', 'bring_back', 'check_finite', 'ask',
-           'signs_of_noise']
+__all__ = ['MULTIPLES', 'SMALL', 'as_size', 'resize_to', 'pad_to', 'as_batch', 'volumes', 'made_ready', 'own_frames',
+           'padded_hint', 'tried_hint', 'naming', 'checked', 'resized', 'nothing', 'bring_back', 'check_finite', 'ask',
+           'begun', 'signs_of_noise']
 
 # %% ../../nbs/api/models/prepare.ipynb #992679c3
 def as_size(
@@ -309,16 +310,28 @@ def _batches(images, own):
     return [torch.stack(images)]
 
 
-def _portion(model, x, logits, own):
-    "Probabilities or logits on the images' own grid for one forward pass."
+def _passed(model, x, own):
+    "What the network returns for images that go through it together, and their ways back."
     images, undos = zip(*(model.prepare(image) for image in x))
     batches = _batches(images, own)
     raw = model.raw(batches[0])
     if len(batches) > 1: raw = torch.cat([raw.clone(), *(model.raw(batch).clone() for batch in batches[1:])])
-    out = model.read(raw, x.ndim - 2, logits)
+    return raw, undos
+
+
+def _understood(model, raw, undos, shape, logits):
+    "Probabilities or logits on the images' own grid, from what the network returned."
+    out = model.read(raw, len(shape), logits)
+    if not any(undos): return out
     empty = nothing(out.shape[1], model.overlapping, logits, out)
-    back = [bring_back(y, undo, empty, x.shape[2:]) for y, undo in zip(out, undos)]
-    found = torch.stack(back) if len(back) > 1 else back[0][None]
+    back = [bring_back(y, undo, empty, shape) for y, undo in zip(out, undos)]
+    return torch.stack(back) if len(back) > 1 else back[0][None]
+
+
+def _portion(model, x, logits, own):
+    "The same for one forward pass."
+    raw, undos = _passed(model, x, own)
+    found = _understood(model, raw, undos, x.shape[2:], logits)
     return found.clone() if not found.requires_grad and _one_memory(found, raw) else found  # it may be used again
 
 
@@ -337,6 +350,19 @@ def ask(
     out = [_portion(model, part.to(model.device), logits, own) for part in x.split(at_once)]
     if not logits: out = [o.cpu() for o in out]
     return torch.cat(out) if len(out) > 1 else out[0]
+
+
+SMALL = 2**18  # values in an image, up to which several are held at once to gain time
+
+
+def begun(
+    model,  # a Model on a CPU: prepare, raw, read
+    x,  # Samples of one size, as many as go through the network together
+) -> Callable:  # () -> what `ask` gives, probabilities
+    "`ask` in two parts: the network has answered; what is left to do with it may be done in another thread."
+    x = as_batch(x)
+    raw, undos = _passed(model, x, own=True)
+    return partial(_understood, model, raw.clone(), undos, x.shape[2:], False)  # the network may use its memory again
 
 # %% ../../nbs/api/models/prepare.ipynb #92869283
 def signs_of_noise(

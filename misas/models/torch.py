@@ -15,6 +15,7 @@ from torch import nn
 from ..loading import hushed
 from .base import Model
 from .hold import evaluating
+from .prepare import SMALL, begun
 
 # %% auto #0
 __all__ = ['as_device', 'TorchModel']
@@ -49,6 +50,15 @@ class TorchModel(Model):
 
     def forward(self, x):
         with evaluating(self.module) as asked: return asked.answer(x.to(self.dtype))
+
+    def begin(self, x):
+        usual = type(self).predict is Model.predict and type(self).segment is Model.segment
+        small = x[0].image.size <= SMALL and len(x) <= self.portion(x[0].ndim)
+        if not usual or not small or self.preprocess is not None or self.device.type != 'cpu': return super().begin(x)
+        with torch.no_grad(): rest = begun(self, x)
+        def finish():
+            with torch.no_grad(): return self.decide(rest().numpy())
+        return finish
 
     def plain(self, out):
         if not isinstance(out, torch.Tensor): return out

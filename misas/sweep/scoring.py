@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from copy import copy
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from ..metrics.scores import scores
 from ..models.adapt import as_model
 from ..models.base import Model, check_overlap
 from ..models.hold import evaluated_once
+from ..models.prepare import SMALL
 from ..models.steady import steady
 from ..transforms.base import FunctionTransform, Transform
 from ..transforms.namesakes import not_ours
@@ -251,28 +254,43 @@ _END = object()
 
 def one_ahead(
     items: Iterable,
+    beside: Executor,  # of one thread
 ) -> Iterator:
-    "The same items, in order; the next one is made in a thread while one is worked on."
+    "The same items, in order; the next one is made beside while one is worked on."
     items = iter(items)
-    with ThreadPoolExecutor(1) as beside:
+    item = next(items, _END)
+    while item is not _END:
         coming = beside.submit(next, items, _END)
-        while (item := coming.result()) is not _END:
-            coming = beside.submit(next, items, _END)
-            yield item
+        yield item
+        item = coming.result()
 
 
 def one_behind(
     f: Callable,  # of one item
     items: Iterable,
+    beside: Executor,  # of one thread
 ) -> Iterator:
-    "f of each item, in order; worked out in a thread while the next item is made."
-    with ThreadPoolExecutor(1) as beside:
-        last = None
-        for item in items:
-            coming = beside.submit(f, item)
-            if last: yield last.result()
-            last = coming
+    "f of each item, in order; worked out beside while the next item is made."
+    last = None
+    for item in items:
+        coming = beside.submit(f, item)
         if last: yield last.result()
+        last = coming
+    if last: yield last.result()
+
+
+def _made(values, moved, first, then):
+    "(value, changed sample) of neighbouring values: `first` of them, `then` more at a time."
+    starts = [0, *range(first, len(values), then)]
+    for i, j in zip(starts, [*starts[1:], len(values)]): yield list(zip(values[i:j], moved(values[i:j])))
+
+
+def _groups(made, size):
+    "The same, as groups of which all images have one shape, at most `size` of them."
+    for part in made:
+        for shape in dict.fromkeys(one.shape for _, one in part):
+            alike = [pair for pair in part if pair[1].shape == shape]
+            for i in range(0, len(alike), size): yield alike[i:i + size]
 
 
 def all_ours(
@@ -321,16 +339,6 @@ class Probe:
         return first
 
 # %% ../../nbs/api/sweep/scoring.ipynb #7323c348
-def _groups(values, model, ndim, moved):
-    "(value, sample) of neighbouring values whose images have one shape, at most a batch at a time."
-    size = model.portion(ndim)
-    for i in range(0, len(values), size):
-        part = values[i:i + size]
-        samples = moved(part)
-        for shape in dict.fromkeys(one.shape for one in samples):
-            yield [(value, one) for value, one in zip(part, samples) if one.shape == shape]
-
-
 def _progress(values, on, what):
     "A progress bar for notebooks and terminals."
     from tqdm.auto import tqdm
@@ -344,26 +352,40 @@ def at(
     progress: bool = False,  # show a progress bar?
 ) -> Iterator[tuple]:  # of value, packed prediction, (classes without background, metrics) scores
     "Transform, predict and score, one prediction a value."
-    def moved(part): return self.transform.many(self.sample, part)
-    network, outlines = getattr(self.model.innermost, 'module', None), {}
-    def scored(asked):
-        value, one, prediction = asked
-        found = self.transform, self.sample, one, value, prediction, self.model.n_classes
-        return value, pack_labels(prediction), self.scoring.at(*found, outlines)
-    with _progress(values, progress, f'{self.transform.name}, {self.model.name}') as bar, evaluated_once(network):
-        groups, several = _groups(values, self.model, self.sample.ndim, moved), len(values) > 2
-        groups = one_ahead(groups) if several and all_ours(self.transform) else groups
-        asked = _answers(self, groups)
-        beside = several and self.scoring.ours and all_ours(self.transform)
-        for answer in one_behind(scored, asked) if beside else map(scored, asked):
+    network = getattr(self.model.innermost, 'module', None)
+    with _progress(values, progress, f'{self.transform.name}, {self.model.name}') as bar, \
+            evaluated_once(network), ThreadPoolExecutor(1) as beside:
+        for answer in _answers(self, values, beside):
             yield answer
             bar.update()
 
 
-def _answers(probe, groups):
-    "(value, changed sample, prediction) of each value: what is known already, or what the model says."
+def _answers(probe, values, beside):
+    "What `at` gives; where nothing is somebody else's, images are made and answers scored beside the network's work."
+    ours, size = len(values) > 2 and all_ours(probe.transform), probe.model.portion(probe.sample.ndim)
+    at_a_time = max(size, SMALL//probe.sample.image.size) if ours else size
+    made = _made(values, partial(probe.transform.many, probe.sample), size, at_a_time)
+    asked = _asked(probe, _groups(one_ahead(made, beside) if ours else made, size))
+    scored = partial(_scored, probe, {})
+    in_step = one_behind(scored, asked, beside) if ours and probe.scoring.ours else map(scored, asked)
+    return chain.from_iterable(in_step)
+
+
+def _asked(probe, groups):
+    "Groups of (value, changed sample), and what gives the predictions that are not known; see `Answers.begin`."
     for group in groups:
         new = [one for value, one in group if value not in probe.known]
-        predicted = iter(probe.model.segment(new) if new else ())
+        rest = probe.model.begin(new) if new else list
         probe.predictions += len(new)
-        for value, one in group: yield value, one, probe.known[value] if value in probe.known else next(predicted)
+        yield group, rest
+
+
+def _scored(probe, outlines, asked):
+    "Values, packed predictions and scores of a group; `outlines` as in `Scoring.at`."
+    (group, rest), found = asked, []
+    new = iter(rest())
+    for value, one in group:
+        prediction = probe.known[value] if value in probe.known else next(new)
+        compared = probe.transform, probe.sample, one, value, prediction, probe.model.n_classes
+        found.append((value, pack_labels(prediction), probe.scoring.at(*compared, outlines)))
+    return found

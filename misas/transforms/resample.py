@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -34,19 +35,20 @@ def _nearest(values, at):
     """`values` (..., *S), a tensor, at the voxels nearest to the coordinates: (B, ..., *T).
 
     Halfway between two, the one nearer to the centre, so that flips commute."""
-    shape, flat = values.shape[-len(at):], 0
+    shape, flat = values.shape[-len(at):], None
     for axis, n in zip(at, shape):
-        near = axis.mul(1 - 1e-9).add_(.5 + 1e-9*(n - 1)/2).floor_().clamp_(0, n - 1).long()
-        flat = near.add_(flat*n)
+        near = axis.mul(1 - 1e-9).add_(.5 + 1e-9*(n - 1)/2).clamp_(0, n - 1).long()  # which rounds down
+        flat = near if flat is None else near.add_(flat.mul_(n))
     lead = values.shape[:-len(at)]
-    found = values.reshape(-1, int(np.prod(shape)))[:, flat]
-    return found.movedim(0, 1).reshape(len(flat), *lead, *flat.shape[1:])
+    found = np.take(values.reshape(-1, int(np.prod(shape))).numpy(), flat.numpy(), 1)  # sooner than an index in torch
+    return torch.from_numpy(found).movedim(0, 1).reshape(len(flat), *lead, *flat.shape[1:])
 
 
 def _linear(image, at):
     "`image` (C, *S), a double tensor, at the coordinates, by linear interpolation."
-    scaled = [axis.mul(2/max(n - 1, 1)).sub_(1) for axis, n in zip(at[::-1], image.shape[:0:-1])]
-    grid = torch.stack(scaled, -1)
+    grid = at[0].new_empty(*at[0].shape, len(at))
+    for k, (axis, n) in enumerate(zip(at[::-1], image.shape[:0:-1])): torch.mul(axis, 2/max(n - 1, 1), out=grid[..., k])
+    grid.sub_(1)
     return F.grid_sample(image.expand(len(grid), *image.shape), grid, padding_mode='border', align_corners=True)
 
 
@@ -82,31 +84,30 @@ def _halfway(maps):
     "Which axes of which maps ask halfway between voxels everywhere, (B, n)."
     linear, offset = (np.stack(part) for part in zip(*maps))
     whole = np.abs(linear - linear.round()).max(-1) < 1e-9
-    return torch.tensor(whole & (np.abs(offset - np.floor(offset) - .5) < 1e-9))
+    return whole & (np.abs(offset - np.floor(offset) - .5) < 1e-9)
 
 
 def _leaning(at, halfway, shape):
     "Coordinates, a little nearer to the centre where they lie halfway between voxels everywhere."
     if not halfway.any(): return at
-    lean = [LEAN*on.view(-1, *[1]*len(shape)) for on in halfway.T]
+    lean = [torch.from_numpy(LEAN*on).view(-1, *[1]*len(shape)) for on in halfway.T]
     return [axis - by*torch.sign(axis - (n - 1)/2) for axis, by, n in zip(at, lean, shape)]
 
 # %% ../../nbs/api/transforms/resample.ipynb #c03ef0ae
 def _coordinates(maps, shape, first, last):
     "Old voxel coordinates, a list of n tensors (B, last - first, ...), of the new voxels in rows `first` to `last`."
-    axes, linear, offset = range(len(shape)), *(torch.tensor(np.stack(part)) for part in zip(*maps))
-    ends = [(first, last)] + [(0, length) for length in shape[1:]]
+    axes, (linear, offset) = range(len(shape)), (np.stack(part) for part in zip(*maps))
+    index = [np.arange(first, last)] + [np.arange(length) for length in shape[1:]]
     along = [[-1 if i == j else 1 for j in axes] for i in axes]
-    index = [torch.arange(*end, dtype=torch.float64).view(view) for end, view in zip(ends, along)]
-    def one_a_map(numbers): return numbers.view(-1, *[1]*len(shape))
-    return [one_a_map(offset[:, k]) + sum(one_a_map(linear[:, k, j])*index[j] for j in axes) for k in axes]
+    def step(k, j): return torch.from_numpy(linear[:, k, j, None]*index[j]).view(len(maps), *along[j])
+    def start(k): return torch.from_numpy(offset[:, k]).view(-1, *[1]*len(shape))
+    return [sum((step(k, j) for j in axes[1:]), step(k, 0)).add_(start(k)) for k in axes]
 
 
 def _inside(at, shape):
     "Which coordinates lie in the field of view of a grid."
-    ok = torch.ones((), dtype=torch.bool)
-    for axis, n in zip(at, shape): ok = ok & ((axis - (n - 1)/2).abs_() <= n/2 + 1e-6)
-    return ok
+    near = [axis.sub((n - 1)/2).abs_() <= n/2 + 1e-6 for axis, n in zip(at, shape)]
+    return reduce(torch.Tensor.logical_and_, near)
 
 
 def _blocks(maps, old_shape, shape) -> Iterator[tuple]:  # (rows, coordinates, which of them lie inside)
@@ -127,18 +128,19 @@ def resample(
 ) -> list[tuple]:  # (image, labels, valid) for each result; labels are a label map or masks, as those of the sample
     "The core: pull image, labels and valid voxels of a sample through any number of maps at once."
     shape = tuple(shape or sample.shape)
-    kinds = ['exact' if _centres_meet(pair) else 'halfway' if _halfway([pair]).any() else 'between' for pair in maps]
-    out = [None]*len(maps)
+    if not len(maps): return []
+    out, halfway = [None]*len(maps), _halfway(maps)
+    kinds = ['exact' if _centres_meet(pair) else bool(half.any()) for pair, half in zip(maps, halfway)]
     for kind in dict.fromkeys(kinds):
         part, how = [i for i, one in enumerate(kinds) if one == kind], 0 if kind == 'exact' else order
-        for i, one in zip(part, _resampled(sample, [maps[i] for i in part], shape, how, fill)): out[i] = one
+        found = _resampled(sample, [maps[i] for i in part], halfway[part], shape, how, fill)
+        for i, one in zip(part, found): out[i] = one
     return out
 
 
-def _resampled(sample, maps, shape, order, fill):
-    "The same for maps that are read in one way."
+def _resampled(sample, maps, halfway, shape, order, fill):
+    "The same for maps that are read in one way; `halfway` from `_halfway`."
     count, read, outside = len(maps), _reader(sample.image, order), _outside(sample.image, fill)
-    halfway = _halfway(maps)
     image, known = torch.empty(count, sample.n_channels, *shape), torch.empty(count, *shape, dtype=torch.bool)
     old = {k: torch.tensor(getattr(sample, k)) for k in ('labels', 'valid') if getattr(sample, k) is not None}
     new = {k: torch.empty(count, *a.shape[:-len(shape)], *shape, dtype=a.dtype) for k, a in old.items()}
