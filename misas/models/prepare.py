@@ -352,7 +352,7 @@ def ask(
     return torch.cat(out) if len(out) > 1 else out[0]
 
 
-SMALL = 2**18  # values in an image, up to which several are held at once to gain time
+SMALL = 2**18  # values in an image, of which what the network returned may wait while it goes on
 
 
 def begun(

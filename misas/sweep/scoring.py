@@ -25,7 +25,6 @@ from ..metrics.scores import scores
 from ..models.adapt import as_model
 from ..models.base import Model, check_overlap
 from ..models.hold import evaluated_once
-from ..models.prepare import SMALL
 from ..models.steady import steady
 from ..transforms.base import FunctionTransform, Transform
 from ..transforms.namesakes import not_ours
@@ -279,18 +278,23 @@ def one_behind(
     if last: yield last.result()
 
 
-def _made(values, moved, first, then):
-    "(value, changed sample) of neighbouring values: `first` of them, `then` more at a time."
-    starts = [0, *range(first, len(values), then)]
-    for i, j in zip(starts, [*starts[1:], len(values)]): yield list(zip(values[i:j], moved(values[i:j])))
+def _parts(values, known, size):
+    "Neighbouring values of which `size` have to be asked for; those that are known come with others."
+    part = []
+    for value in values:
+        part.append(value)
+        if sum(one not in known for one in part) < size: continue
+        yield part
+        part = []
+    if part: yield part
 
 
-def _groups(made, size):
-    "The same, as groups of which all images have one shape, at most `size` of them."
-    for part in made:
-        for shape in dict.fromkeys(one.shape for _, one in part):
-            alike = [pair for pair in part if pair[1].shape == shape]
-            for i in range(0, len(alike), size): yield alike[i:i + size]
+def _groups(parts, moved):
+    "(value, changed sample) of the values of each part, those with images of one shape together."
+    for part in parts:
+        samples = moved(part)
+        for shape in dict.fromkeys(one.shape for one in samples):
+            yield [(value, one) for value, one in zip(part, samples) if one.shape == shape]
 
 
 def all_ours(
@@ -363,9 +367,8 @@ def at(
 def _answers(probe, values, beside):
     "What `at` gives; where nothing is somebody else's, images are made and answers scored beside the network's work."
     ours, size = len(values) > 2 and all_ours(probe.transform), probe.model.portion(probe.sample.ndim)
-    at_a_time = max(size, SMALL//probe.sample.image.size) if ours else size
-    made = _made(values, partial(probe.transform.many, probe.sample), size, at_a_time)
-    asked = _asked(probe, _groups(one_ahead(made, beside) if ours else made, size))
+    groups = _groups(_parts(values, probe.known, size), partial(probe.transform.many, probe.sample))
+    asked = _asked(probe, one_ahead(groups, beside) if ours else groups)
     scored = partial(_scored, probe, {})
     in_step = one_behind(scored, asked, beside) if ours and probe.scoring.ours else map(scored, asked)
     return chain.from_iterable(in_step)
