@@ -20,7 +20,7 @@ from misas.sweep.sensitivity import sensitivity
 from misas.sweep.tolerance import tolerance
 from misas.transforms.base import Transform, from_function, sweep_values
 from misas.transforms.catalogue import CATALOGUE
-from misas.transforms.intensity import Noise
+from misas.transforms.intensity import Brightness, Noise
 from misas.transforms.spatial import Rotation, Scale, Shear, Translation, Zoom
 from misas.transforms.voxels import Crop, Dihedral, Flip, Resize, Resolution
 
@@ -577,6 +577,64 @@ def test_an_object_stays_where_it_is(size, kind):
     p = as_model(grey, activation='none', **{kind: size}).predict(s)[0, 1]
     at = lambda a: np.array([(i*a).sum()/a.sum() for i in np.indices(a.shape)])
     assert np.abs(at(p) - at(s.labels)).max() < .1
+
+
+class Net(torch.nn.Module):
+    "Logits of `channels`; every `step`th voxel, into memory that it uses again."
+    def __init__(self, channels=3, step=1):
+        super().__init__()
+        self.conv, self.out = torch.nn.Conv2d(1, channels, 3, step, 1), None
+    def forward(self, x):
+        found = self.conv(x)
+        if self.out is None or self.out.shape != found.shape: self.out = torch.empty_like(found)
+        return self.out.copy_(found)
+
+
+def cut(x): return x[..., 2:], lambda y, empty: torch.nn.functional.pad(y, (2, 0))
+
+
+TWO_PARTS = {
+    'softmax': lambda: as_model(Net(), activation='softmax'),
+    'masks': lambda: as_model(Net(2), activation='sigmoid', classes=('a', 'b'), threshold=dict(a=.3)),
+    'one channel': lambda: as_model(Net(1), activation='sigmoid', threshold=.6),
+    'padded': lambda: as_model(Net(), activation='softmax', multiple_of=16),
+    'resized': lambda: as_model(Net(), activation='softmax', size=(24, 32)),
+    'preprocessed': lambda: as_model(Net(), activation='softmax', preprocess=lambda x: 2*x - 1),
+    'cut': lambda: as_model(Net(), activation='softmax', preprocess=cut),
+    'coarse': lambda: as_model(Net(step=2), activation='softmax', resize_output=True),
+    'double': lambda: as_model(Net().double(), activation='softmax'),
+    'kept': lambda: as_model(Net(), activation='softmax', classes=('background', 'a', 'b')).keep('b'),
+    'kept masks': lambda: as_model(Net(2), activation='sigmoid', classes=('a', 'b')).keep('b'),
+    'regions': lambda: as_model(Net(), activation='softmax').regions(both=(1, 2), one=1),
+    'channel': lambda: as_model(Net(2), activation='sigmoid', classes=('a', 'b')).channel('a'),
+    'windows': lambda: as_model(Net(), activation='softmax').sliding(12),
+    'a function': lambda: as_model(grey, activation='none'),
+    'label maps': lambda: as_model(lambda x: (x[:, 0] > .5).astype(int), classes=('background', 'a'))}
+
+
+@pytest.mark.parametrize('kind', TWO_PARTS)
+def test_an_answer_in_two_parts_is_that_of_one(kind):
+    "Also where the network has gone on in between, and for several images."
+    torch.manual_seed(0)
+    one, other = (Sample(np.random.default_rng(k).random((1, 20, 26)), spacing=1.) for k in (0, 1))
+    model = TWO_PARTS[kind]()
+    wanted = [model.segment([s]) for s in (one, other)]
+    rests = [model.begin([s]) for s in (one, other)]
+    for found, want in zip([rest() for rest in rests[::-1]][::-1], wanted):
+        assert found.dtype == want.dtype and np.array_equal(found, want)
+    assert np.array_equal(model.begin([one, other])(), np.concatenate(wanted))
+
+
+def test_an_answer_that_cannot_be_read_ends_the_sweep():
+    "In one sentence, although it was read in another thread."
+    class Odd(torch.nn.Module):
+        def forward(self, x): return torch.cat([.5 - x, x - .5, x - 2][:2 + bool(x.max() > 2.2)], 1)
+    s = disc((20, 24), background=0., object=1.)
+    model = as_model(Odd(), activation='softmax', name='odd')
+    with pytest.raises(ValueError, match='odd: it returned 3 classes where it has 2') as told:
+        sensitivity(model, s, Brightness([.5, 1, 1.5, 2, 2.5, 3]), progress=False)
+    assert 'futures' not in ''.join(map(str, told.traceback))
+    assert sensitivity(model, s, Brightness([.5, 1, 2]), progress=False).values == [.5, 1, 2]
 
 
 @some(30)
