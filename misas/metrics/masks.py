@@ -74,7 +74,8 @@ def _counts_of_masks(prediction, labels, n_classes, valid):
     keep = _counted(prediction.shape[1:], labels.shape[1:], valid)
     pair = [(a if keep is None else a & keep).reshape(n_classes, -1) for a in (prediction, labels)]
     predicted, true = (a.sum(1).astype(float) for a in pair)
-    hits, total = (pair[0] & pair[1]).sum(1).astype(float), pair[0].shape[1] if keep is None else np.count_nonzero(keep)
+    hits = (pair[0] & pair[1]).sum(1).astype(float)
+    total = pair[0].shape[1] if keep is None else np.count_nonzero(keep)
     return hits, predicted - hits, true - hits, total - predicted - true + hits
 
 # %% ../../nbs/api/metrics/masks.ipynb #15b8c4b3

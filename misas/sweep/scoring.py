@@ -385,8 +385,8 @@ def _asked(probe, groups):
 
 def _scored(probe, outlines, asked):
     "Values, packed predictions and scores of a group; `outlines` as in `Scoring.at`."
-    (group, rest), found = asked, []
-    new = iter(rest())
+    group, rest = asked
+    new, found = iter(rest()), []
     for value, one in group:
         prediction = probe.known[value] if value in probe.known else next(new)
         compared = probe.transform, probe.sample, one, value, prediction, probe.model.n_classes
